@@ -1,0 +1,244 @@
+"""Chat templates: find one, attach it to a tokenizer, and render through it, the same way everywhere.
+
+Training, inspection, evaluation and serving checks all render through `ChatRenderer`. A template is a `.jinja` text:
+one of ours (`chat_templates/*.jinja`), the tokenizer's own, or any file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sft_recipes.data.turns import TurnLayout, TurnLayouts
+from sft_recipes.errors import CheckFailed, InputError, Problem
+from sft_recipes.messages import Message
+from sft_recipes.recipe import TemplateSettings
+
+SHIPPED_TEMPLATES = Path(__file__).parent / "chat_templates"
+
+# What a template may raise on a row that it cannot render: its own raise_exception, or a type it did not expect.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+
+PROBE: Sequence[Message] = ({"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."})
+
+
+def shipped_template_names() -> list[str]:
+    """Names that `chat_template:` accepts without a path."""
+    return sorted(path.stem for path in SHIPPED_TEMPLATES.glob("*.jinja"))
+
+
+def load_chat_template(name_or_path: str) -> str:
+    """The text of a shipped template or of a `.jinja` file."""
+    shipped = SHIPPED_TEMPLATES / f"{name_or_path}.jinja"
+    if re.fullmatch(r"[a-z0-9_]+", name_or_path) and shipped.is_file():
+        return shipped.read_text(encoding="utf-8").strip("\n")
+    path = Path(name_or_path)
+    if path.suffix in (".jinja", ".j2") and path.is_file():
+        return path.read_text(encoding="utf-8")
+    names = shipped_template_names()
+    close = get_close_matches(name_or_path, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}, 'tokenizer' or a .jinja file"
+    raise InputError(Problem("recipe", "chat_template", f"there is no template {name_or_path!r}", hint))
+
+
+class ChatRenderer:
+    """Renders conversations with one tokenizer, its template and the recipe's `chat_template_kwargs`.
+
+    `stop_ids`: the ids that end an assistant turn when served: turn terminators, then the tokenizer's EOS.
+    """
+
+    def __init__(self, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.layouts = TurnLayouts(self)
+
+    @property
+    def template_text(self) -> str:
+        """The template's source; of several named templates, all of them."""
+        template = self.tokenizer.chat_template
+        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of every added token the tokenizer calls special."""
+        return {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str] | None:
+        """Matches text that would become a control token: special tokens and added tokens the template writes."""
+        tokens = [
+            token.content
+            for token in self.tokenizer.added_tokens_decoder.values()
+            if token.special or (token.content in self.template_text and not token.content.isspace())
+        ]
+        longest_first = sorted(tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn when served, the usual terminator first."""
+        layouts = [self.layouts.find(PROBE, None), *self._tool_call_layouts()]
+        ids = [self.special_tokens[layout.terminator] for layout in layouts if layout is not None and layout.terminator]
+        if self.tokenizer.eos_token_id is not None:
+            ids.append(self.tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(ids))
+
+    @cached_property
+    def template_segments(self) -> tuple[str, ...]:
+        """The template's own literal lines, such as `### Response:`, for telling whether a model writes them itself."""
+        user: Message = {"role": "user", "content": "QZuserZQ", "instruction": "QZaskZQ", "input": "QZinputZQ"}
+        conversation = [user, {"role": "assistant", "content": "QZanswerZQ"}] * 2
+        text = re.sub(r"QZ[a-z]+ZQ", "\n", self.render(conversation, add_generation_prompt=True))
+        lines = (line.strip() for line in text.splitlines())
+        return tuple(dict.fromkeys(line for line in lines if len(line) > 2))
+
+    def _tool_call_layouts(self) -> list[TurnLayout | None]:
+        if "tool_calls" not in self.template_text:
+            return []
+        call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
+        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+        tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+        return [self.layouts.find([PROBE[0], turn], [tool])]
+
+    def render_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> list[str]:
+        """Render conversations that share `tools`. Raises one of TEMPLATE_ERRORS if the template refuses one."""
+        if not conversations:
+            return []
+        return self.tokenizer.apply_chat_template(
+            [list(conversation) for conversation in conversations],
+            tools=list(tools) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **self.chat_template_kwargs,
+        )
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Render one conversation."""
+        return self.render_batch([messages], tools, add_generation_prompt)[0]
+
+    def sanitized_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> list[int]:
+        """Ids of one conversation in which text that spells a control token stays text."""
+        return self.tokenizer.apply_chat_template(
+            list(messages),
+            tools=list(tools) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+            **self.chat_template_kwargs,
+        )
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+        """Ids of the generation prompt after `messages`, as served: no second BOS, text never a control token."""
+        if self.spells_control_tokens(messages, tools):
+            return self.sanitized_ids(messages, tools, add_generation_prompt=True)
+        text = self.render(messages, tools, add_generation_prompt=True)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def spells_control_tokens(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> bool:
+        """Whether any text in the messages or tools would become a control token if tokenized as it stands."""
+        pattern = self.control_pattern
+        if pattern is None:
+            return False
+        for message in messages:
+            for key, value in message.items():
+                if key != "role" and value and _any_match(pattern, value):
+                    return True
+        return bool(tools) and _any_match(pattern, list(tools or ()))
+
+
+def _any_match(pattern: re.Pattern[str], value: Any) -> bool:
+    if isinstance(value, str):
+        return pattern.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(_any_match(pattern, item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_any_match(pattern, item) for item in value)
+    return False
+
+
+def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRenderer:
+    """Give the tokenizer the recipe's template, EOS and PAD, and return the renderer for everything that follows.
+
+    Without `chat_template` the tokenizer's own is kept; a tokenizer without one (a base model) gets the chapter's
+    instruction template as plain text, which needs no new token. Raises InputError if the tokenizer cannot be used,
+    CheckFailed if a model trained with the template would not learn to stop.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        fix = "use a model whose tokenizer has a tokenizer.json"
+        raise InputError(Problem("recipe", "model_name_or_path", "its tokenizer has no character offsets", fix))
+    name = settings.chat_template or ("tokenizer" if tokenizer.chat_template else "instruction")
+    if name != "tokenizer":
+        tokenizer.chat_template = _with_bos(
+            tokenizer, load_chat_template(name), shipped=name in shipped_template_names()
+        )
+    elif not tokenizer.chat_template:
+        fix = f"set chat_template to one of {', '.join(shipped_template_names())}"
+        raise InputError(Problem("recipe", "chat_template", "the tokenizer has no chat template of its own", fix))
+    renderer = ChatRenderer(tokenizer, settings.chat_template_kwargs)
+    _agree_on_end_of_turn(renderer, name)
+    _choose_pad_token(renderer)
+    return renderer
+
+
+def _with_bos(tokenizer: Any, template: str, shipped: bool) -> str:
+    # Our plain-text templates know no BOS; a model that was pretrained with one must see it in training too.
+    ids = tokenizer("a")["input_ids"]
+    adds_bos = tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
+    return "{{- bos_token -}}" + template if shipped and adds_bos else template
+
+
+def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:
+    """Make the tokenizer's EOS the token that ends a turn, unless the template itself writes `eos_token`."""
+    tokenizer = renderer.tokenizer
+    if tokenizer.eos_token is None and "eos_token" in renderer.template_text:
+        fix = "use a tokenizer with an EOS token or a template that ends turns with a special token"
+        raise CheckFailed(str(Problem(name, "chat_template", "the model would not learn to stop: no EOS token", fix)))
+    layout = renderer.layouts.find(PROBE, None)
+    if layout is None or layout.terminator is None:
+        what = "the model would not learn to stop: no special token ends an assistant turn"
+        fix = "end the assistant turn with {{ eos_token }}, or use chat_template: instruction"
+        raise CheckFailed(str(Problem(name, "chat_template", what, fix)))
+    ends_with_role_token = bool(layout.closing)
+    if not ends_with_role_token and "eos_token" not in renderer.template_text:
+        tokenizer.eos_token = layout.terminator
+
+
+def _choose_pad_token(renderer: ChatRenderer) -> None:
+    """PAD is an existing token that is neither EOS nor an end of turn: pad, else reserved or unknown, else any."""
+    tokenizer = renderer.tokenizer
+    taken = {*renderer.stop_ids, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
+        return
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if index not in taken}
+    for hint in ("pad", "reserved", "unused", "unk"):
+        named = sorted((index, text) for text, index in added.items() if hint in text.lower())
+        if named:
+            tokenizer.pad_token = named[0][1]
+            return
+    # Padding is masked by attention and labels, so any token that cannot be mistaken for the end will do.
+    free = next(index for index in range(len(tokenizer)) if index not in taken)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free)

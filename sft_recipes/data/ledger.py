@@ -1,0 +1,144 @@
+"""The account of every input row: trained, or listed with source, line and reason."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.data.labels import LabelledBatch
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.messages import Example
+
+SHOWN_PLACES = 5
+
+
+@dataclass(slots=True)
+class SourceLedger:
+    """Counts of one source. Rows are input rows; training rows can be more (turns that became rows of their own).
+
+    `rows_in = rows_rejected + rows_kept + rows_dropped`, always. Tokens of rows that could not be verified are not
+    known; they count as rows in `dropped`.
+    """
+
+    source: str
+    split: str
+    rows_in: int = 0
+    rows_rejected: int = 0
+    rows_kept: int = 0
+    rows_dropped: int = 0
+    rows_cut: int = 0
+    rows_neutralized: int = 0
+    training_rows: int = 0
+    turns_masked: int = 0
+    tokens_kept: int = 0
+    trained_tokens_kept: int = 0
+    trained_tokens_lost: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    unused_columns: list[str] = field(default_factory=list)
+
+    def add(self, examples: Sequence[Example], batch: LabelledBatch) -> None:
+        """Account for a labelled batch."""
+        kept = {row.example for row in batch.rows}
+        self.rows_in += len(examples)
+        self.rows_kept += len(kept)
+        self.rows_dropped += len(examples) - len(kept)
+        self.turns_masked += batch.masked_turns
+        self.training_rows += len(batch.rows)
+        for row in batch.rows:
+            self.tokens_kept += len(row.input_ids)
+            self.trained_tokens_kept += row.trained_tokens
+            self.trained_tokens_lost += row.lost_tokens
+        self.rows_cut += len({row.example for row in batch.rows if row.lost_tokens})
+        self.rows_neutralized += len({row.example for row in batch.rows if row.neutralized})
+        for lost in batch.dropped:
+            self.trained_tokens_lost += lost.trained_tokens
+            self.dropped[lost.reason] += 1
+            places = self.places.setdefault(lost.reason, [])
+            if len(places) < SHOWN_PLACES:
+                places.append(f"{examples[lost.example].where} ({lost.detail})")
+
+    @property
+    def lost_share(self) -> float:
+        """The larger of two shares: trained tokens lost where they could be counted, rows dropped where not."""
+        total = self.trained_tokens_kept + self.trained_tokens_lost
+        rows_unknown = sum(count for reason, count in self.dropped.items() if reason != "overlength")
+        by_tokens = self.trained_tokens_lost / total if total else 0.0
+        by_rows = rows_unknown / max(self.rows_kept + self.rows_dropped, 1)
+        return max(by_tokens, by_rows)
+
+    def check(self, max_lost: float) -> None:
+        """Raise InputError with the table of reasons if nothing is left or more than `max_lost` is lost."""
+        if self.training_rows and self.lost_share <= max_lost:
+            return
+        reasons = "; ".join(
+            f"{reason}: {count} rows, first {self.places[reason][0]}" for reason, count in self.dropped.most_common()
+        )
+        if not self.training_rows:
+            fix = "look at rows with `sft-recipes inspect`; raise max_length if they are too long"
+            raise InputError(Problem(self.source, "", f"no row is left to train ({reasons or 'no rows'})", fix))
+        what = (
+            f"{self.lost_share:.1%} of the trained tokens or rows would be lost, max_lost is {max_lost:.1%} ({reasons})"
+        )
+        fix = "raise max_length, change overlength or the rows named, or raise max_lost if this is intended"
+        raise InputError(Problem(self.source, "", what, fix))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for `data.json`."""
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "dropped"}
+        return {**fields, "dropped": dict(self.dropped.most_common())}
+
+
+def ledger_lines(ledgers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The ledger for the terminal: a line per source and one per reason that lost rows."""
+    lines: list[str] = []
+    for entry in ledgers:
+        trained = entry["trained_tokens_kept"]
+        share = trained / entry["tokens_kept"] if entry["tokens_kept"] else 0.0
+        lines.append(
+            f"{entry['source']} [{entry['split']}]: {entry['rows_in']:,} rows in, {entry['rows_kept']:,} kept as "
+            f"{entry['training_rows']:,} training rows, {entry['rows_dropped']:,} dropped, "
+            f"{entry['rows_rejected']:,} rejected; {trained:,} of {entry['tokens_kept']:,} tokens trained ({share:.1%})"
+        )
+        notes = (
+            ("rows_cut", "rows lost whole trailing turns to max_length"),
+            ("rows_neutralized", "rows spell control tokens; the text stays text"),
+            ("turns_masked", "turns left untrained (history: mask)"),
+        )
+        lines += [f"  {entry[key]:,} {text}" for key, text in notes if entry[key]]
+        if entry["trained_tokens_lost"]:
+            lines.append(f"  {entry['trained_tokens_lost']:,} trained tokens lost")
+        for reason, count in entry["dropped"].items():
+            lines.append(f"  dropped, {reason}: {count:,} (first: {'; '.join(entry['places'][reason][:2])})")
+        if entry["unused_columns"]:
+            lines.append(f"  columns not used: {', '.join(entry['unused_columns'])}")
+    return lines
+
+
+class DroppedLog:
+    """Writes every dropped row with source, line and reason to `dropped.jsonl`; the file exists only if one is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._path.unlink(missing_ok=True)
+
+    def write(self, examples: Sequence[Example], batch: LabelledBatch) -> None:
+        """Append a batch's dropped rows."""
+        if not batch.dropped:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            for lost in batch.dropped:
+                example = examples[lost.example]
+                entry = {
+                    "source": example.source,
+                    "line": example.line,
+                    "row": example.row,
+                    "reason": lost.reason,
+                    "detail": lost.detail,
+                    "trained_tokens": lost.trained_tokens,
+                }
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")

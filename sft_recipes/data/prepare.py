@@ -1,0 +1,252 @@
+"""From a recipe to token ids on disk: one streaming pass, memory bounded, every row accounted for.
+
+The folder holds `train.arrow` (and `test.arrow`) with columns input_ids, labels, source, row, group; `manifest.json`
+with the fingerprint of everything the ids depend on; `dropped.jsonl` and `rejects.jsonl` where rows were lost;
+`eval_examples.jsonl` with the held-out examples that generation is tried on. All ranks load it, none tokenizes again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from tqdm import tqdm
+
+import sft_recipes
+from sft_recipes import run_folder
+from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.labels import LabelledBatch, Labeller
+from sft_recipes.data.ledger import DroppedLog, SourceLedger
+from sft_recipes.data.loading import RejectLog, iter_examples, source_files
+from sft_recipes.data.mixture import Indices, mix, prompt_group, split_eval
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.messages import Example
+from sft_recipes.recipe import Recipe, as_dict
+
+BATCH_ROWS = 1000
+# Held-out examples kept as messages for generation; evaluating more of them is the `evaluate` command's work.
+KEPT_EVAL_EXAMPLES = 1000
+# Columns that evaluation reads where a data set has them.
+EVALUATION_COLUMNS = ("task_type", "expected_format")
+
+MANIFEST = "manifest.json"
+_SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "source": pa.int16(),
+        "row": pa.int32(),
+        "group": pa.int64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Rows ready for the trainer. `train` and `eval` hold input_ids and labels; `summary` is what `data.json` says."""
+
+    folder: Path
+    train: Dataset
+    eval: Dataset | None
+    eval_examples: Sequence[Example]
+    summary: Mapping[str, Any]
+
+
+def prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: bool = True) -> PreparedData:
+    """Prepare the recipe's data in `folder`, or load what is already there if nothing it depends on has changed.
+
+    Raises InputError for bad rows, lost tokens beyond `max_lost`, and overlap between train and its own eval split.
+    """
+    expected = fingerprint(recipe, renderer)
+    manifest = folder / MANIFEST
+    if not manifest.is_file() or run_folder.read_json(manifest).get("fingerprint") != expected:
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest.unlink(missing_ok=True)
+        content = _prepare(recipe, renderer, folder, progress)
+        run_folder.write_json(manifest, {"fingerprint": expected, **content})
+    return load_prepared(recipe, folder)
+
+
+def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
+    """SHA-256 of everything the prepared ids depend on: files, settings, template, tokenizer, this code's version."""
+    data = as_dict(recipe.data)
+    parts: list[Any] = [
+        sft_recipes.__version__,
+        [data["datasets"], data["test_split"], data["on_bad_rows"], data["allow_empty_output"], data["seed"]],
+        as_dict(recipe.labels),
+        renderer.template_text,
+        renderer.chat_template_kwargs,
+        renderer.tokenizer.backend_tokenizer.to_str(),
+        renderer.tokenizer.special_tokens_map,
+        [_sha256(path) for source in recipe.data.datasets for path in _files(recipe, source)],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _files(recipe: Recipe, source: Any) -> list[Path]:
+    files = list(source_files(source, source.split))
+    return files + list(source_files(source, recipe.data.test_split)) if recipe.data.test_split else files
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: bool) -> dict[str, Any]:
+    labeller = Labeller(renderer, recipe.labels)
+    rejects = RejectLog(recipe.data, folder / "rejects.jsonl")
+    dropped = DroppedLog(folder / "dropped.jsonl")
+    splits: list[tuple[str, str | None]] = [("train", None)]
+    if recipe.data.test_split:
+        splits.append(("test", recipe.data.test_split))
+    ledgers: list[SourceLedger] = []
+    for name, split in splits:
+        candidates = _EvalCandidates()
+        with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+            for number, source in enumerate(recipe.data.datasets):
+                ledger = SourceLedger(source.path, split or source.split)
+                examples = iter_examples(source, recipe.data, split=split, columns=EVALUATION_COLUMNS, rejects=rejects)
+                bar = tqdm(desc=f"preparing {Path(source.path).name}", unit=" rows", disable=not progress, leave=False)
+                for batch_examples in _batches(examples, bar):
+                    batch = labeller.label(batch_examples)
+                    groups = [prompt_group(example, recipe.data.seed) for example in batch_examples]
+                    writer.write_batch(_record_batch(batch, batch_examples, groups, number))
+                    ledger.add(batch_examples, batch)
+                    dropped.write(batch_examples, batch)
+                    candidates.add(batch_examples, batch, groups)
+                bar.close()
+                _add_rejected(ledger, rejects, source.path)
+                ledger.check(recipe.labels.max_lost)
+                ledgers.append(ledger)
+        if split or len(splits) == 1:
+            candidates.write(folder / "eval_examples.jsonl")
+    return {"sources": [ledger.as_json() for ledger in ledgers]}
+
+
+def _add_rejected(ledger: SourceLedger, rejects: RejectLog, path: str) -> None:
+    ledger.rows_rejected = rejects.rejected[path].total()
+    ledger.rows_in += ledger.rows_rejected
+    ledger.unused_columns = list(rejects.unused_columns.get(path, []))
+
+
+def _batches(examples: Iterator[Example], bar: Any) -> Iterable[list[Example]]:
+    while batch := list(islice(examples, BATCH_ROWS)):
+        yield batch
+        bar.update(len(batch))
+
+
+def _record_batch(
+    batch: LabelledBatch, examples: Sequence[Example], groups: Sequence[int], source: int
+) -> pa.RecordBatch:
+    rows = batch.rows
+    lengths = np.fromiter((len(row.input_ids) for row in rows), dtype=np.int32, count=len(rows))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
+    total = int(lengths.sum())
+    ids = np.fromiter((token for row in rows for token in row.input_ids), dtype=np.int32, count=total)
+    labels = np.fromiter((token for row in rows for token in row.labels), dtype=np.int32, count=total)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.ListArray.from_arrays(offsets, pa.array(ids)),
+            pa.ListArray.from_arrays(offsets, pa.array(labels)),
+            pa.array(np.full(len(rows), source), type=pa.int16()),
+            pa.array([examples[row.example].row for row in rows], type=pa.int32()),
+            pa.array([groups[row.example] for row in rows], type=pa.int64()),
+        ],
+        schema=_SCHEMA,
+    )
+
+
+class _EvalCandidates:
+    """The kept examples with the smallest group hashes: those that a seeded split holds out first."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Example]] = []
+        self._count = 0
+
+    def add(self, examples: Sequence[Example], batch: LabelledBatch, groups: Sequence[int]) -> None:
+        for index in sorted({row.example for row in batch.rows}):
+            self._count += 1
+            entry = (-groups[index], -self._count, examples[index])
+            if len(self._heap) < KEPT_EVAL_EXAMPLES:
+                heapq.heappush(self._heap, entry)
+            elif entry > self._heap[0]:
+                heapq.heapreplace(self._heap, entry)
+
+    def write(self, path: Path) -> None:
+        ordered = sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))
+        with path.open("w", encoding="utf-8") as file:
+            for negated, _, example in ordered:
+                content = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
+                file.write(json.dumps({"group": -negated, **content}, ensure_ascii=False) + "\n")
+
+
+def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
+    """Load a prepared folder and draw the recipe's split and mixture from it."""
+    rows = Dataset.from_file(str(folder / "train.arrow"))
+    groups = np.asarray(rows.data.column("group"), dtype=np.int64)
+    sources = np.asarray(rows.data.column("source"), dtype=np.int64)
+    held_out: Dataset | None = None
+    keep = np.arange(len(rows))
+    eval_groups: Indices = np.empty(0, dtype=np.int64)
+    if recipe.data.test_split:
+        held_out = Dataset.from_file(str(folder / "test.arrow"))
+        eval_groups = np.asarray(held_out.data.column("group"), dtype=np.int64)
+        _check_overlap(recipe, rows, groups, eval_groups)
+    elif recipe.data.eval_split:
+        keep, chosen = split_eval(groups, recipe.data.eval_split)
+        if not len(keep):
+            fix = "make eval_split smaller"
+            raise InputError(Problem(recipe.name, "eval_split", "no row is left to train", fix))
+        held_out, eval_groups = rows.select(chosen), groups[chosen]
+    train = rows.select(keep[mix(recipe.data.datasets, sources[keep], recipe.data.seed, recipe.data.max_rows)])
+    train = train.select_columns(["input_ids", "labels"])
+    held_out = held_out.select_columns(["input_ids", "labels"]) if held_out is not None and len(held_out) else None
+    manifest = run_folder.read_json(folder / MANIFEST)
+    summary = {**manifest, "train": _counts(train), "eval": _counts(held_out) if held_out is not None else None}
+    examples = _read_eval_examples(folder / "eval_examples.jsonl", set(eval_groups.tolist()))
+    return PreparedData(folder, train, held_out, examples, summary)
+
+
+def _check_overlap(recipe: Recipe, rows: Dataset, groups: Indices, eval_groups: Indices) -> None:
+    shared = np.isin(groups, eval_groups)
+    if not shared.any():
+        return
+    sources, numbers = rows.data.column("source").to_pylist(), rows.data.column("row").to_pylist()
+    problems = [
+        Problem(
+            f"{recipe.data.datasets[sources[index]].path} row {numbers[index]}",
+            "dataset_test_split",
+            f"the same prompt stands in the {recipe.data.test_split!r} split",
+            "remove it from one of them; an evaluation on trained prompts says nothing",
+        )
+        for index in np.flatnonzero(shared)[:20]
+    ]
+    raise InputError(problems, total=int(shared.sum()))
+
+
+def _counts(rows: Dataset) -> dict[str, int]:
+    tokens = trained = 0
+    for batch in rows.with_format("arrow").iter(10_000):
+        lengths = batch.column("labels").combine_chunks().flatten()
+        tokens += len(lengths)
+        trained += int((np.asarray(lengths) != -100).sum())
+    return {"rows": len(rows), "tokens": tokens, "trained_tokens": trained}
+
+
+def _read_eval_examples(path: Path, groups: set[int]) -> list[Example]:
+    if not groups or not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        entries = [json.loads(line) for line in file]
+    return [Example(**entry) for entry in entries if entry.pop("group") in groups]

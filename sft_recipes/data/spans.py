@@ -1,0 +1,144 @@
+"""Trained spans of a conversation in characters of its rendering, each verified before anything is tokenized."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sft_recipes.data.chat_templates import TEMPLATE_ERRORS, ChatRenderer
+from sft_recipes.data.turns import TurnLayout
+from sft_recipes.messages import Example, Message
+
+Conversation = tuple[Sequence[Message], Sequence[Mapping[str, Any]] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters `start:end` of `text` are trained for message `turn`; `text` is the rendering that ends with it."""
+
+    turn: int
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRendering:
+    """The two renderings a turn's span follows from: the generation prompt before it, and the one ending with it."""
+
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renderings:
+    """All renderings a batch of examples needs, by position in the batch; `failed` holds what the template refused."""
+
+    full: Mapping[int, str]
+    turns: Mapping[tuple[int, int], TurnRendering]
+    failed: Mapping[int, str]
+
+
+def render_examples(
+    renderer: ChatRenderer, examples: Mapping[int, Example], trained_turns: Callable[[Example], Sequence[int]]
+) -> Renderings:
+    """Render each example whole, and up to each of its trained turns, in two batched calls per set of tools."""
+    prompts: list[tuple[int, int]] = []
+    texts: list[tuple[int, int]] = []
+    for index, example in examples.items():
+        turns = list(trained_turns(example))
+        prompts += [(index, turn) for turn in turns]
+        texts += [(index, turn) for turn in {*turns, len(example.messages) - 1}]
+    failed: dict[int, str] = {}
+    prompt_texts = _render_all(renderer, examples, [(i, turn) for i, turn in prompts], True, failed)
+    ending_texts = _render_all(renderer, examples, [(i, turn + 1) for i, turn in texts], False, failed)
+    turn_renderings = {
+        (i, turn): TurnRendering(prompt_texts[i, turn], ending_texts[i, turn + 1])
+        for i, turn in prompts
+        if i not in failed
+    }
+    full = {i: ending_texts[i, len(example.messages)] for i, example in examples.items() if i not in failed}
+    return Renderings(full, turn_renderings, failed)
+
+
+def _render_all(
+    renderer: ChatRenderer,
+    examples: Mapping[int, Example],
+    wanted: Sequence[tuple[int, int]],
+    add_generation_prompt: bool,
+    failed: dict[int, str],
+) -> dict[tuple[int, int], str]:
+    """Render the first `length` messages of example `index` for each (index, length), batched by tools."""
+    by_tools: dict[str, list[tuple[int, int]]] = {}
+    for index, length in wanted:
+        tools = examples[index].tools
+        by_tools.setdefault(json.dumps(tools, sort_keys=True) if tools else "", []).append((index, length))
+    rendered: dict[tuple[int, int], str] = {}
+    for group in by_tools.values():
+        tools = examples[group[0][0]].tools
+        conversations = [examples[index].messages[:length] for index, length in group]
+        try:
+            texts = renderer.render_batch(conversations, tools, add_generation_prompt)
+            rendered.update(zip(group, texts, strict=True))
+        except TEMPLATE_ERRORS:
+            # One row stopped the batch: render one by one to name it and to keep the others.
+            for key, conversation in zip(group, conversations, strict=True):
+                try:
+                    rendered[key] = renderer.render(conversation, tools, add_generation_prompt)
+                except TEMPLATE_ERRORS as error:
+                    failed.setdefault(key[0], f"the template refuses this row: {error}")
+    return rendered
+
+
+def verified_span(
+    rendering: TurnRendering, layout: TurnLayout | None, message: Message, turn: int, mask_empty_think: bool
+) -> Span | str:
+    """The trained span of one turn, or what could not be verified.
+
+    The span lies in `rendering.text + layout.closing`, which the returned `Span.text` holds.
+    """
+    if layout is None:
+        return "the template gives no clear place for the answer"
+    if layout.terminator is None:
+        return "no special token ends the turn: the model would not learn to stop"
+    prompt, text = rendering.prompt, rendering.text
+    cut = len(prompt) - layout.prompt_cut
+    if not (prompt.endswith(layout.prompt_rest) and text.startswith(prompt[:cut])):
+        return "the generation prompt is not where the template put it for a turn of this shape"
+    if not text.startswith(layout.header, cut):
+        return "the text before the answer differs from the template's"
+    if not text.endswith(layout.tail):
+        return "the text after the answer differs from the template's"
+    start = cut + len(layout.header)
+    content_end = len(text) - len(layout.tail)
+    text += layout.closing
+    end = content_end + layout.stop + len(layout.closing)
+    if mask_empty_think and layout.empty_think and text.startswith(layout.empty_think, start):
+        start += len(layout.empty_think)
+    if start > content_end or not _holds_answer(text[start:end], message):
+        return "the template rewrote the answer"
+    return Span(turn, start, end, text)
+
+
+def _holds_answer(span: str, message: Message) -> bool:
+    """Whether the message's content stands in the span, allowing for trimming and for reasoning moved to its place."""
+    content = message.get("content") or ""
+    if content in span or content.strip() in span:
+        return True
+    # Reasoning written inline is taken out of the content and put back in the template's own way.
+    parts = [part.strip() for part in content.replace("<think>", "</think>").split("</think>")]
+    return all(part in span for part in parts)
+
+
+def token_span(encoding: Any, span: Span, special_ids: set[int]) -> tuple[int, int] | None:
+    """Token positions `start:end` of a character span, or None if a token straddles its beginning or its end."""
+    start = encoding.char_to_token(span.start)
+    last = encoding.char_to_token(span.end - 1)
+    if start is None or last is None or last < start:
+        return None
+    # A special token may swallow the whitespace after it (Phi-3), so only where it begins is compared.
+    ends_well = encoding.ids[last] in special_ids and encoding.token_to_chars(last)[0] < span.end
+    begins_well = encoding.token_to_chars(start)[0] == span.start
+    return (start, last + 1) if begins_well and ends_well else None

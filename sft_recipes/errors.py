@@ -1,0 +1,80 @@
+"""Every error this project raises on purpose, and the exit code each one stands for.
+
+    SFTRecipesError
+    ├── InputError       2   wrong input: recipe, data, template, arguments
+    ├── CheckFailed      1   a check or a gate said no
+    ├── TrainingFault    3   training went wrong: non-finite loss, broken checkpoint
+    ├── Inconclusive     4   too few samples for a verdict
+    └── Preempted       75   stopped from outside; the same command resumes
+
+Messages read `FILE:LINE: field: what is wrong. Fix: how.`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHOWN_PROBLEMS = 20
+
+
+class SFTRecipesError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, where it is, and what to do about it.
+
+    `where` is `FILE:LINE`, `SOURCE row N` or the name of a recipe; `field` may be empty.
+    """
+
+    where: str
+    field: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        parts = [part for part in (self.where, self.field) if part]
+        message = ": ".join([*parts, self.what.rstrip(".")])
+        return f"{message}. Fix: {self.fix.rstrip('.')}." if self.fix else f"{message}."
+
+
+class InputError(SFTRecipesError):
+    """Wrong input. Carries all problems found in one pass; the text shows the first 20 and the total."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Problem | Sequence[Problem], total: int | None = None) -> None:
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        self.total = len(self.problems) if total is None else total
+        lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
+        if self.total > len(lines):
+            lines.append(f"... {len(lines)} of {self.total} problems shown.")
+        super().__init__("\n".join(lines))
+
+
+class CheckFailed(SFTRecipesError):
+    """A check or a gate ran and said no."""
+
+    exit_code = 1
+
+
+class TrainingFault(SFTRecipesError):
+    """Training went wrong in a way that must not reach a saved file."""
+
+    exit_code = 3
+
+
+class Inconclusive(SFTRecipesError):
+    """Too few samples for the verdict that was asked for."""
+
+    exit_code = 4
+
+
+class Preempted(SFTRecipesError):
+    """The run was stopped from outside after a checkpoint; running the same command resumes it."""
+
+    exit_code = 75

@@ -1,0 +1,214 @@
+"""Load models and tokenizers, make them agree on the special tokens, and describe the LoRA that is put on top."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from sft_recipes import run_folder
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.recipe import Recipe
+
+# Encoders for images, sound and video, and what projects them into the text model; no text row feeds them.
+_ENCODER = re.compile(r"(vision|visual|image|audio|speech|video|multi_modal_projector|multimodal_projector)")
+
+
+@dataclass(frozen=True)
+class InferenceModel:
+    """A model ready to generate, its tokenizer, and what the name it was loaded from turned out to be."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    kind: str  # "model", "adapter"
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a local folder or Hub name. Raises InputError if there is none to be had."""
+    _check_name(name)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, "tokenizer", error) from error
+
+
+def load_model(recipe: Recipe) -> PreTrainedModel:
+    """The recipe's base model in the chosen precision, quantized where the recipe says so.
+
+    Weights are float32 for full fine-tuning (bf16 runs under autocast) and bfloat16 under LoRA where the device
+    supports it, unless the recipe states `dtype`.
+    """
+    from trl import ModelConfig, get_quantization_config
+
+    config = ModelConfig(**{**recipe.model, "dtype": model_dtype(recipe)})
+    _check_adapter_keys(recipe, config)
+    _check_name(recipe.model_name)
+    quantization = get_quantization_config(config)
+    if quantization is not None:
+        _require_bitsandbytes()
+    kwargs: dict[str, Any] = {"revision": config.model_revision, "dtype": getattr(torch, str(config.dtype))}
+    if config.attn_implementation:
+        kwargs["attn_implementation"] = config.attn_implementation
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+    try:
+        model = AutoModelForCausalLM.from_pretrained(recipe.model_name, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loadable(recipe.model_name, "model", error) from error
+    keep_4bit_layers_in_place(model)
+    freeze_unfed_encoders(model)
+    return model
+
+
+def model_dtype(recipe: Recipe) -> str:
+    """The precision of the weights: as stated, else float32, or bfloat16 for a frozen base on a device that has it."""
+    stated = recipe.model.get("dtype")
+    if stated not in (None, "auto"):
+        return str(stated)
+    frozen_base = bool(recipe.model.get("use_peft"))
+    return "bfloat16" if frozen_base and supports_bf16() else "float32"
+
+
+def supports_bf16() -> bool:
+    """Whether the accelerator computes in bfloat16. A CPU run stays in float32 unless the recipe says otherwise."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _check_adapter_keys(recipe: Recipe, config: Any) -> None:
+    lora_keys = [key for key in recipe.model if key.startswith(("lora_", "use_rslora", "use_dora"))]
+    quantized_keys = [key for key in ("load_in_4bit", "load_in_8bit") if recipe.model.get(key)]
+    dead = [key for key in recipe.model if key.startswith(("bnb_4bit", "use_bnb")) and not config.load_in_4bit]
+    if not config.use_peft and (lora_keys or quantized_keys):
+        key = (lora_keys + quantized_keys)[0]
+        raise InputError(Problem(recipe.name, key, "has no effect without LoRA", "set use_peft: true or remove it"))
+    if dead:
+        raise InputError(Problem(recipe.name, dead[0], "has no effect without load_in_4bit", "remove it"))
+
+
+def _require_bitsandbytes() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        fix = "pip install 'sft-recipes[qlora]'"
+        raise InputError(Problem("recipe", "load_in_4bit", "bitsandbytes is not installed", fix)) from error
+
+
+def keep_4bit_layers_in_place(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on CPUs with avx512_bf16.
+
+    Measured with 0.50.2: a forward without gradients repacks the weights in place, and training after it is silently
+    wrong. Leaving that path off is exact.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def unfed_encoders(model: torch.nn.Module) -> list[str]:
+    """Names of the outermost modules that only images, sound or video would pass through."""
+    found: list[str] = []
+    for name, _ in model.named_modules():
+        last = name.rsplit(".", 1)[-1]
+        if _ENCODER.search(last) and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return found
+
+
+def freeze_unfed_encoders(model: torch.nn.Module) -> None:
+    """Text rows give encoders no gradient; under DDP a trainable tensor without one stops the run."""
+    for name in unfed_encoders(model):
+        model.get_submodule(name).requires_grad_(False)
+
+
+def lora_config(recipe: Recipe, model: PreTrainedModel) -> Any | None:
+    """peft's `LoraConfig` from the recipe's `lora_*` keys, or None. Targets all linear layers unless stated.
+
+    Encoders that text does not feed are left out: with `all-linear` peft would adapt them, too.
+    """
+    if not recipe.model.get("use_peft"):
+        return None
+    from trl import ModelConfig, get_peft_config
+
+    config = ModelConfig(**{"lora_target_modules": "all-linear", **recipe.model, "dtype": model_dtype(recipe)})
+    # A list of one name is how TRL's parser passes the word on; peft wants the word itself.
+    if config.lora_target_modules == ["all-linear"]:
+        config.lora_target_modules = "all-linear"
+    lora: Any = get_peft_config(config)
+    encoders = unfed_encoders(model)
+    if encoders:
+        lora.exclude_modules = "|".join(rf"(.*\.)?{re.escape(name)}\..*" for name in encoders)
+    return lora
+
+
+def agree_on_special_tokens(model: PreTrainedModel, tokenizer: Any, stop_ids: Sequence[int]) -> None:
+    """Write EOS, PAD and every end of turn into config and generation_config, as the tokenizer has them."""
+    text_config = model.config.get_text_config()
+    text_config.eos_token_id = tokenizer.eos_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.bos_token_id is not None:
+        text_config.bos_token_id = tokenizer.bos_token_id
+    generation = model.generation_config
+    if generation is None:
+        raise InputError(Problem("recipe", "model_name_or_path", "the model cannot generate", "use a causal LM"))
+    generation.eos_token_id = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.bos_token_id = tokenizer.bos_token_id
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Refuse a tokenizer with ids that the embedding has no row for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Under ZeRO-3 a partitioned weight shows no rows; the full shape stands beside it.
+    rows = getattr(model.get_input_embeddings().weight, "ds_shape", (rows,))[0]
+    if len(tokenizer) > rows:
+        what = f"the tokenizer has {len(tokenizer)} ids, the embedding {rows} rows"
+        raise InputError(Problem("recipe", "model_name_or_path", what, "use the tokenizer that belongs to the model"))
+
+
+def load_for_inference(name: str, revision: str | None = None) -> InferenceModel:
+    """Load a model folder, a run folder, an adapter folder or a Hub name for generation, in evaluation mode.
+
+    An adapter is put on the base that its `adapter_config.json` names.
+    """
+    _check_name(name)
+    adapter_file = Path(name) / "adapter_config.json"
+    dtype = torch.bfloat16 if supports_bf16() else torch.float32
+    tokenizer = load_tokenizer(name, revision)
+    try:
+        if adapter_file.is_file():
+            from peft import PeftModel
+
+            base_name = json.loads(adapter_file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            base = AutoModelForCausalLM.from_pretrained(base_name, dtype=dtype)
+            model: Any = PeftModel.from_pretrained(base, name)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(name, "model", error) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return InferenceModel(model.to(device).eval(), tokenizer, name, "adapter" if adapter_file.is_file() else "model")
+
+
+def _check_name(name: str) -> None:
+    path = Path(name)
+    looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if looks_local and not path.is_dir():
+        fix = "check the path; ./ and ../ are relative to the recipe file"
+        raise InputError(Problem(name, "model_name_or_path", "no such folder", fix))
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+        unfinished = run_folder.is_run_folder(path)
+        fix = "let the run finish first" if unfinished else "name a folder with config.json or adapter_config.json"
+        raise InputError(Problem(name, "model_name_or_path", "the folder holds no model", fix))
+
+
+def _not_loadable(name: str, what: str, error: Exception) -> InputError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    fix = "check the name, or download it first and give the folder"
+    return InputError(Problem(name, "model_name_or_path", f"the {what} could not be loaded ({first_line})", fix))

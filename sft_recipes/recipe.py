@@ -1,0 +1,255 @@
+"""Recipes: flat YAML files, read strictly into frozen dataclasses.
+
+TRL's keys keep their names and meaning and go to TRL verbatim (`trl_keys` in `recipe_keys.py` names them); the keys
+below are this project's own or TRL's data keys, which this project reads itself. No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sft_recipes.errors import InputError, Problem
+
+_PATH_KEYS = ("model_name_or_path", "dataset_name", "chat_template")
+
+Overlength = Literal["drop", "truncate", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSource:
+    """One data set of the mixture. `path` is a file, a folder or a Hub name; the rest as TRL's `DatasetConfig`.
+
+    `fraction` is TRL's: this set's share of the final mixture (all sets or none). `weight` is ours: 2.5 means every
+    row twice plus a seeded half of the rows a third time.
+    """
+
+    path: str
+    name: str | None = None
+    data_files: str | Sequence[str] | Mapping[str, Any] | None = None
+    split: str = "train"
+    columns: Sequence[str] | None = None
+    fraction: float | None = None
+    weight: float = 1.0
+    format: str | None = None
+    column_mapping: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Which rows are read. `eval_split`: share (below 1) or count of rows held out by a seeded draw."""
+
+    datasets: Sequence[DatasetSource]
+    test_split: str | None = None
+    eval_split: float | None = None
+    max_rows: int | None = None
+    on_bad_rows: Literal["error", "skip"] = "error"
+    max_rejected: float = 0.05
+    allow_empty_output: bool = False
+    seed: int = 42
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """How rows become input_ids and labels; see `data/labels.py` for the contract."""
+
+    system_prompt: str | None = None
+    train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    history: Literal["expand", "mask"] = "expand"
+    empty_think: Literal["mask", "train"] = "mask"
+    overlength: Overlength = "drop"
+    max_length: int | None = 1024
+    max_lost: float = 0.05
+    control_tokens: Literal["neutralize", "drop", "error"] = "neutralize"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSettings:
+    """How conversations are rendered, in training and when served.
+
+    `chat_template`: a shipped name, a `.jinja` path, `tokenizer` for the tokenizer's own, or None for the tokenizer's
+    own where it has one and the chapter's instruction template where it has none.
+    """
+
+    chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """Generation-based evaluation. `data` None means the recipe's own eval rows.
+
+    `rows`: how many prompts are generated inside training (all in the standalone command unless `max_rows` there);
+    `batch_size` in prompts per process; `during_training` switches the metrics inside `trainer.evaluate()`.
+    """
+
+    data: DatasetSource | None = None
+    during_training: bool = True
+    rows: int = 32
+    max_new_tokens: int = 256
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. `values` are the keys exactly as set (file, then overrides); the rest is derived from them.
+
+    `model` and `training` hold the keys that go verbatim to TRL's `ModelConfig` and `SFTConfig`.
+    """
+
+    name: str
+    path: Path | None
+    values: Mapping[str, Any]
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    data: DataSettings
+    labels: LabelSettings
+    template: TemplateSettings
+    evaluation: EvaluationSettings
+    global_batch_size: int | None = None
+    gate: Mapping[str, Any] | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The model's folder or Hub name, already resolved against the recipe file."""
+        return str(self.model["model_name_or_path"])
+
+    def saved_values(self) -> dict[str, Any]:
+        """The keys as they are written to the run folder's recipe.yaml: paths hold from there, output_dir is there."""
+        base = self.path.parent if self.path else None
+        return {**rebase_paths(self.values, base, self.output_dir), "output_dir": "./"}
+
+    @property
+    def output_dir(self) -> Path:
+        """The run folder."""
+        return Path(str(self.training["output_dir"]))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """safe_load that refuses duplicate keys, reads `2e-5` as a number and only true/false as booleans."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if key in seen:
+                raise InputError(
+                    Problem(f"{self.name}:{line}", str(key), f"set twice (first in line {seen[key]})", "keep one")
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads `no` as False and `2e-5` as text; both have ruined runs elsewhere, so the 1.2 rules apply here.
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:(?:\d[\d_]*)?\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*\.?(?:[eE][-+]?\d+)|\d[\d_]*\.|\.(?:inf|Inf)|\.nan)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Read a recipe file into its keys and the 1-based line of each top-level key."""
+    if not path.is_file():
+        raise InputError(
+            Problem(str(path), "", "no such recipe file", "run `sft-recipes init` to see the shipped ones")
+        )
+    text = path.read_text(encoding="utf-8")
+    loader = _StrictLoader(text)
+    loader.name = str(path)
+    try:
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node is not None else {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or str(error)
+        raise InputError(Problem(where, "", f"not plain YAML: {what}", "use plain keys and values")) from error
+    finally:
+        loader.dispose()
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise InputError(Problem(str(path), "", "a recipe is a mapping of keys to values", "write `key: value` lines"))
+    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return {str(key): value for key, value in values.items()}, lines
+
+
+def parse_value(text: str) -> Any:
+    """Read one command-line value by the YAML rules of recipes: `2e-5` is a number, `[a, b]` a list."""
+    loader = _StrictLoader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError:
+        return text
+    finally:
+        loader.dispose()
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """`["--learning_rate", "1e-4", "--packing=true"]` as `{"learning_rate": 1e-4, "packing": True}`.
+
+    A flag without a value means true. Raises InputError for anything that is not `--key value`.
+    """
+    overrides: dict[str, Any] = {}
+    index = 0
+    while index < len(arguments):
+        argument = arguments[index]
+        if not argument.startswith("--") or len(argument) < 3:
+            raise InputError(Problem("command line", argument, "not an override", "write `--key value`"))
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            following = arguments[index + 1] if index + 1 < len(arguments) else None
+            if following is None or (following.startswith("--") and len(following) > 2):
+                value = "true"
+            else:
+                value, index = following, index + 1
+        overrides[key.replace("-", "_")] = parse_value(value)
+        index += 1
+    return overrides
+
+
+def resolve_path(value: str, base: Path | None) -> str:
+    """A path that starts with `./` or `../` is relative to the recipe's folder; anything else is left as it is."""
+    if base is not None and value.startswith(("./", "../")):
+        return str((base / value).resolve())
+    return value
+
+
+def rebase_paths(values: Mapping[str, Any], base: Path | None, folder: Path) -> dict[str, Any]:
+    """The recipe's keys with paths that are relative to the recipe file made relative to `folder` instead."""
+
+    def rebase(value: Any) -> Any:
+        if isinstance(value, str) and base is not None and value.startswith(("./", "../")):
+            relative = os.path.relpath((base / value).resolve(), folder.resolve())
+            return relative if relative.startswith("..") else f"./{relative}"
+        if isinstance(value, Mapping) and "path" in value:
+            return {**value, "path": rebase(value["path"])}
+        return value
+
+    rebased = {key: rebase(value) if key in _PATH_KEYS else value for key, value in values.items()}
+    if isinstance(values.get("datasets"), list):
+        rebased["datasets"] = [rebase(entry) for entry in values["datasets"]]
+    if isinstance(values.get("evaluation"), Mapping) and "data" in values["evaluation"]:
+        rebased["evaluation"] = {**values["evaluation"], "data": rebase(values["evaluation"]["data"])}
+    return rebased
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as plain data for JSON."""
+    return dataclasses.asdict(settings)

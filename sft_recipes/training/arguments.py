@@ -1,0 +1,92 @@
+"""TRL's `SFTConfig` for a recipe: its keys verbatim, what it leaves open decided here and announced."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from sft_recipes.data.prepare import PreparedData
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.models import supports_bf16
+from sft_recipes.recipe import Recipe
+
+
+def has_accelerator() -> bool:
+    """Whether this process computes on something else than the CPU."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def launched_processes() -> int:
+    """How many processes the launcher says it started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sft_config(recipe: Recipe, data: PreparedData, flatten: bool) -> SFTConfig:
+    """Build `SFTConfig`. `flatten` runs TRL's padding-free batches, for models that keep rows apart in them.
+
+    Raises InputError where the recipe asks for something this machine or this data cannot do.
+    """
+    given: dict[str, Any] = dict(recipe.training)
+    given.pop("push_to_hub", None)  # our push, after the run
+    _check_precision(recipe, given)
+    _check_evaluation(recipe, given, data)
+    use_cpu = bool(given.get("use_cpu", not has_accelerator()))
+    packing = bool(given.get("packing", False))
+    chosen: dict[str, Any] = {
+        # TRL's default, stated by its new name: the old one warns.
+        "activation_checkpointing": True,
+        "bf16": supports_bf16() and not use_cpu and not given.get("fp16", False),
+        "data_seed": given.get("seed", 42),
+        "dataloader_pin_memory": not use_cpu,
+        **given,
+        "use_cpu": use_cpu,
+        # A loss that is not finite must show as such; RecipeTrainer stops there.
+        "logging_nan_inf_filter": False,
+        # Rows already fit; only packing needs to know the length of a pack.
+        "max_length": recipe.labels.max_length if packing else None,
+        "padding_free": bool(given.get("padding_free", flatten)) and not packing,
+        "gradient_accumulation_steps": accumulation_steps(recipe),
+    }
+    if packing and recipe.labels.max_length is None:
+        raise InputError(Problem(recipe.name, "max_length", "packing needs a length", "set max_length"))
+    return SFTConfig(**chosen)
+
+
+def accumulation_steps(recipe: Recipe) -> int:
+    """Accumulation as stated, or derived from `global_batch_size`, the batch per device and the processes."""
+    stated = recipe.training.get("gradient_accumulation_steps")
+    if recipe.global_batch_size is None:
+        return int(stated or 1)
+    if stated is not None:
+        fix = "keep global_batch_size; accumulation follows from it"
+        raise InputError(
+            Problem(recipe.name, "gradient_accumulation_steps", "set together with global_batch_size", fix)
+        )
+    per_step = int(recipe.training.get("per_device_train_batch_size", 8)) * launched_processes()
+    if recipe.global_batch_size % per_step:
+        what = f"{recipe.global_batch_size} rows do not divide by {per_step} (batch per device x processes)"
+        fix = "choose a multiple, or another per_device_train_batch_size"
+        raise InputError(Problem(recipe.name, "global_batch_size", what, fix))
+    return recipe.global_batch_size // per_step
+
+
+def _check_precision(recipe: Recipe, given: dict[str, Any]) -> None:
+    if given.get("bf16") and has_accelerator() and not supports_bf16():
+        raise InputError(
+            Problem(recipe.name, "bf16", "this accelerator has no bfloat16", "remove it or set fp16: true")
+        )
+    if given.get("fp16") and not torch.cuda.is_available():
+        raise InputError(Problem(recipe.name, "fp16", "needs a CUDA device", "remove it"))
+
+
+def _check_evaluation(recipe: Recipe, given: dict[str, Any], data: PreparedData) -> None:
+    strategy = given.get("eval_strategy", "no")
+    if strategy != "no" and data.eval is None:
+        fix = "set eval_split or dataset_test_split, or remove eval_strategy"
+        raise InputError(Problem(recipe.name, "eval_strategy", "there are no eval rows", fix))
+    if strategy == "no" and (given.get("load_best_model_at_end") or given.get("eval_on_start")):
+        key = "load_best_model_at_end" if given.get("load_best_model_at_end") else "eval_on_start"
+        raise InputError(Problem(recipe.name, key, "nothing is evaluated", "set eval_strategy: epoch or steps"))

@@ -1,0 +1,53 @@
+"""Which checkpoint a run resumes from, and whether it may."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_recipes import run_folder
+from sft_recipes.errors import InputError, Problem, TrainingFault
+from sft_recipes.recipe import Recipe, read_yaml
+
+# Keys that may differ between a run and its resumption: where it writes and what it prints, not what it trains.
+_FREE_KEYS = frozenset({"output_dir", "report_to", "run_name", "disable_tqdm", "logging_dir", "push_to_hub", "gate"})
+_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The complete checkpoint with the highest step, or None for a fresh start.
+
+    Raises TrainingFault if there are checkpoints but none is complete: a silent fresh start would lose the run.
+    """
+    found = sorted(
+        (int(match.group(1)), path)
+        for path in output_dir.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    )
+    for _, path in reversed(found):
+        missing = [name for name in _NEEDED if not any(path.glob(name))]
+        weights = any(path.glob("*.safetensors"))
+        if weights and not missing:
+            return path
+        print(f"skipped {path.name}: incomplete ({', '.join(missing) or 'no weights'})")
+    if found:
+        fix = "remove the checkpoint folders to start over, or use another output_dir"
+        raise TrainingFault(str(Problem(str(output_dir), "", "no checkpoint in it is complete", fix)))
+    return None
+
+
+def check_same_run(recipe: Recipe, output_dir: Path) -> Mapping[str, Any] | None:
+    """The state of the run already in `output_dir`, or None. Raises InputError if it was another recipe."""
+    if not run_folder.is_run_folder(output_dir):
+        return None
+    before, _ = read_yaml(output_dir / run_folder.RECIPE)
+    now = recipe.saved_values()
+    changed = sorted(key for key in {*before, *now} - _FREE_KEYS if before.get(key) != now.get(key))
+    if changed:
+        differences = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed)
+        fix = "use --output_dir NEW for a new run, or restore the keys to resume"
+        raise InputError(Problem(str(output_dir), changed[0], f"holds a run of another recipe ({differences})", fix))
+    state = output_dir / run_folder.RUN_STATE
+    return run_folder.read_json(state) if state.is_file() else None

@@ -1,0 +1,57 @@
+"""Generation metrics inside `trainer.evaluate()`: the same evaluation as the command, on a few fixed prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.labels import Labeller
+from sft_recipes.data.loading import RejectLog, iter_examples
+from sft_recipes.data.prepare import EVALUATION_COLUMNS, PreparedData
+from sft_recipes.evaluation.evaluator import evaluate
+from sft_recipes.messages import Example
+from sft_recipes.recipe import Recipe
+from sft_recipes.training.trainer import GenerationMetrics
+
+
+def generation_metrics(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> GenerationMetrics | None:
+    """A function of the model for `RecipeTrainer`, or None where nothing is to be generated."""
+    settings = recipe.evaluation
+    if not settings.during_training or settings.rows < 1:
+        return None
+    examples = _fixed_examples(recipe, renderer, data)
+    if not examples:
+        return None
+
+    def metrics(model: Any) -> Mapping[str, float]:
+        evaluation = evaluate(
+            model,
+            renderer,
+            examples,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            template_segments=renderer.template_segments,
+            progress=False,
+        )
+        found = {name: estimate.value for name, estimate in evaluation.metrics.items()}
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+    return metrics
+
+
+def _fixed_examples(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> Sequence[Example]:
+    """The first `evaluation.rows` held-out conversations that end with an answer to generate."""
+    labeller = Labeller(renderer, recipe.labels)
+    if recipe.evaluation.data is not None:
+        rejects = RejectLog(recipe.data, None)
+        found = iter_examples(recipe.evaluation.data, recipe.data, columns=EVALUATION_COLUMNS, rejects=rejects)
+    else:
+        found = iter(data.eval_examples)
+    chosen: list[Example] = []
+    for example in found:
+        if example.text is None and example.messages[-1].get("content"):
+            chosen.append(labeller.with_system_prompt(example))
+        if len(chosen) == recipe.evaluation.rows:
+            break
+    return chosen

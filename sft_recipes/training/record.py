@@ -1,0 +1,64 @@
+"""What a run writes about itself: the recipe as set, the environment, and where it stands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+import yaml
+
+import sft_recipes
+from sft_recipes import run_folder
+from sft_recipes.recipe import Recipe
+from sft_recipes.training.arguments import launched_processes
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "bitsandbytes",
+    "deepspeed",
+)
+
+
+def record_start(recipe: Recipe) -> None:
+    """Create the run folder with the recipe as set and the environment, and mark the run as running."""
+    recipe.output_dir.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(recipe.saved_values(), sort_keys=False, allow_unicode=True)
+    (recipe.output_dir / run_folder.RECIPE).write_text(text, encoding="utf-8")
+    run_folder.write_json(recipe.output_dir / run_folder.ENVIRONMENT, environment())
+    record_state(recipe, "running")
+
+
+def record_state(recipe: Recipe, state: str, **details: Any) -> None:
+    """Write `run_state.json`: running, finished, failed or preempted. A folder of another run is left alone."""
+    if not run_folder.is_run_folder(recipe.output_dir):
+        return
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    run_folder.write_json(recipe.output_dir / run_folder.RUN_STATE, {"state": state, "time": now, **details})
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and processes; what is not installed is left out."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "sft_recipes": sft_recipes.__version__,
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": device,
+        "processes": launched_processes(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,132 @@
+"""The hand-off to TRL: `SFTTrainer` with three additions and nothing else.
+
+1. A loss that is not finite, or a gradient that is not, stops the run before the optimizer takes the step.
+2. `evaluate()` adds generation metrics, so that `metric_for_best_model` can name them.
+3. Where TRL computes logits at every position (CPU, MPS), they are computed at trained positions only. The loss and
+   its gradients are TRL's; `tests/training/test_loss.py` holds them equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name torch users know
+from trl import SFTTrainer
+
+from sft_recipes.data.labels import IGNORE_INDEX
+from sft_recipes.errors import TrainingFault
+
+GenerationMetrics = Callable[[Any], Mapping[str, float]]
+
+# Names under which architectures scale or cap their logits; TRL knows them all, so its loss is used there.
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+
+
+class RecipeTrainer(SFTTrainer):
+    """TRL's trainer for rows that already carry labels.
+
+    `generation_metrics(model)` is called on every rank in `evaluate()` and returns plain numbers by name.
+    """
+
+    generation_metrics: GenerationMetrics | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.trained_positions_only = self._can_skip_untrained_positions()
+        self._losses_are_finite: torch.Tensor | None = None
+
+    def _can_skip_untrained_positions(self) -> bool:
+        """Whether the plain cross-entropy over trained positions equals TRL's loss here, and TRL's is the slow one."""
+        config = self.model.config.get_text_config()
+        return (
+            self.accelerator.device.type in ("cpu", "mps")
+            and self.args.loss_type == "nll"
+            and not self.aux_loss_enabled
+            and self.accelerator.parallelism_config is None
+            and all(getattr(config, name, None) is None for name in _LOGIT_TRANSFORMS)
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """TRL's loss, computed at the positions that have a label in any row of the batch."""
+        if return_outputs or not self.trained_positions_only:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()
+        # A batch without any label still has to pass through the model on every rank; one position is enough.
+        positions = positions if len(positions) else torch.zeros(1, dtype=torch.long, device=labels.device)
+        targets = targets[:, positions]
+        passed_on = {key: value for key, value in inputs.items() if key != "labels"}
+        logits = model(**passed_on, logits_to_keep=positions, use_cache=False).logits
+        total = F.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = total / torch.as_tensor(count).clamp(min=1)
+        # As in TRL: the count is over all ranks, and DDP averages gradients over them.
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        self._record_metrics(inputs, logits, targets)
+        return loss
+
+    def _record_metrics(self, inputs: Mapping[str, Any], logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """The numbers TRL logs beside the loss: token accuracy and tokens seen."""
+        mode = "train" if self.model.training else "eval"
+        trained = targets != IGNORE_INDEX
+        correct = ((logits.detach().argmax(dim=-1) == targets) & trained).sum()
+        tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        counts = torch.tensor([int(correct), int(trained.sum()), int(tokens)], device=logits.device)
+        counts = self.accelerator.gather_for_metrics(counts[None]).sum(dim=0)
+        self._metrics[mode]["mean_token_accuracy"].append((counts[0] / counts[1].clamp(min=1)).item())
+        if mode == "train":
+            self._total_train_tokens += int(counts[2])
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-step; remembers whether every loss since the last optimizer step was finite."""
+        loss = super().training_step(*args, **kwargs)
+        finite = torch.isfinite(loss.detach()).all()
+        self._losses_are_finite = finite if self._losses_are_finite is None else self._losses_are_finite & finite
+        return loss
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        # Transformers calls this once before each optimizer step, with gradients already averaged over ranks; the
+        # losses are each rank's own, so their verdict is shared before anyone steps.
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        flag = self._losses_are_finite
+        finite = torch.ones((), device=self.accelerator.device) if flag is None else flag.float()
+        self._losses_are_finite = None
+        finite = self.accelerator.reduce(finite, reduction="sum")
+        losses_finite = int(finite) == self.accelerator.num_processes
+        norm_finite = norm is None or bool(torch.isfinite(torch.as_tensor(norm)).all())
+        if not (losses_finite and norm_finite):
+            what = "loss" if not losses_finite else "gradient norm"
+            raise TrainingFault(
+                f"step {self.state.global_step + 1}: the {what} is not finite. No weight was changed by this step and "
+                "nothing was saved. Fix: lower learning_rate, check the rows of this step, or train in float32."
+            )
+        return norm
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's evaluation loss plus generation metrics, under the same prefix."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        if self.generation_metrics is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            generated = {f"{prefix}_{name}": value for name, value in self.generation_metrics(self.model).items()}
+            metrics.update(generated)
+            self.log(generated)
+        return metrics
