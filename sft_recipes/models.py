@@ -32,7 +32,7 @@ class InferenceModel:
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a local folder or Hub name. Raises InputError if there is none to be had."""
-    _check_name(name)
+    _check_folder(name)
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
@@ -108,7 +108,7 @@ def keep_4bit_layers_in_place(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - bitsandbytes' own attribute
 
 
 def unfed_encoders(model: torch.nn.Module) -> list[str]:
@@ -136,11 +136,11 @@ def lora_config(recipe: Recipe, model: PreTrainedModel) -> Any | None:
         return None
     from trl import ModelConfig, get_peft_config
 
-    config = ModelConfig(**{"lora_target_modules": "all-linear", **recipe.model, "dtype": model_dtype(recipe)})
-    # A list of one name is how TRL's parser passes the word on; peft wants the word itself.
-    if config.lora_target_modules == ["all-linear"]:
-        config.lora_target_modules = "all-linear"
+    config = ModelConfig(**{"lora_target_modules": ["all-linear"], **recipe.model, "dtype": model_dtype(recipe)})
     lora: Any = get_peft_config(config)
+    # TRL's key is a list; the word `all-linear` is one for peft only when it stands alone.
+    if config.lora_target_modules == ["all-linear"]:
+        lora.target_modules = "all-linear"
     encoders = unfed_encoders(model)
     if encoders:
         lora.exclude_modules = "|".join(rf"(.*\.)?{re.escape(name)}\..*" for name in encoders)
@@ -164,9 +164,9 @@ def agree_on_special_tokens(model: PreTrainedModel, tokenizer: Any, stop_ids: Se
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: Any) -> None:
     """Refuse a tokenizer with ids that the embedding has no row for."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight: Any = model.get_input_embeddings().weight
     # Under ZeRO-3 a partitioned weight shows no rows; the full shape stands beside it.
-    rows = getattr(model.get_input_embeddings().weight, "ds_shape", (rows,))[0]
+    rows = getattr(weight, "ds_shape", weight.shape)[0]
     if len(tokenizer) > rows:
         what = f"the tokenizer has {len(tokenizer)} ids, the embedding {rows} rows"
         raise InputError(Problem("recipe", "model_name_or_path", what, "use the tokenizer that belongs to the model"))
@@ -196,12 +196,17 @@ def load_for_inference(name: str, revision: str | None = None) -> InferenceModel
     return InferenceModel(model.to(device).eval(), tokenizer, name, "adapter" if adapter_file.is_file() else "model")
 
 
-def _check_name(name: str) -> None:
+def _check_folder(name: str) -> None:
     path = Path(name)
     looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not path.is_dir():
         fix = "check the path; ./ and ../ are relative to the recipe file"
         raise InputError(Problem(name, "model_name_or_path", "no such folder", fix))
+
+
+def _check_name(name: str) -> None:
+    _check_folder(name)
+    path = Path(name)
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
         unfinished = run_folder.is_run_folder(path)
         fix = "let the run finish first" if unfinished else "name a folder with config.json or adapter_config.json"

@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 
+from sft_recipes.data.encoding import ControlTokens
 from sft_recipes.data.turns import TurnLayout, TurnLayouts
 from sft_recipes.errors import CheckFailed, InputError, Problem
 from sft_recipes.messages import Message
@@ -70,15 +71,14 @@ class ChatRenderer:
         return {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @cached_property
-    def control_pattern(self) -> re.Pattern[str] | None:
-        """Matches text that would become a control token: special tokens and added tokens the template writes."""
+    def control_tokens(self) -> ControlTokens:
+        """Special tokens and the added tokens that the template writes: text of a message must not become one."""
         tokens = [
             token.content
             for token in self.tokenizer.added_tokens_decoder.values()
             if token.special or (token.content in self.template_text and not token.content.isspace())
         ]
-        longest_first = sorted(tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first))) if tokens else None
+        return ControlTokens(self.tokenizer, tokens)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -132,52 +132,17 @@ class ChatRenderer:
         """Render one conversation."""
         return self.render_batch([messages], tools, add_generation_prompt)[0]
 
-    def sanitized_ids(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = False,
-    ) -> list[int]:
-        """Ids of one conversation in which text that spells a control token stays text."""
-        return self.tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) if tools else None,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-            **self.chat_template_kwargs,
-        )
-
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """Ids of the generation prompt after `messages`, as served: no second BOS, text never a control token."""
         if self.spells_control_tokens(messages, tools):
-            return self.sanitized_ids(messages, tools, add_generation_prompt=True)
-        text = self.render(messages, tools, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            messages, tools = self.control_tokens.mark(messages), self.control_tokens.mark(tools)
+        return self.control_tokens.encode([self.render(messages, tools, add_generation_prompt=True)])[0].ids
 
     def spells_control_tokens(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> bool:
         """Whether any text in the messages or tools would become a control token if tokenized as it stands."""
-        pattern = self.control_pattern
-        if pattern is None:
-            return False
-        for message in messages:
-            for key, value in message.items():
-                if key != "role" and value and _any_match(pattern, value):
-                    return True
-        return bool(tools) and _any_match(pattern, list(tools or ()))
-
-
-def _any_match(pattern: re.Pattern[str], value: Any) -> bool:
-    if isinstance(value, str):
-        return pattern.search(value) is not None
-    if isinstance(value, Mapping):
-        return any(_any_match(pattern, item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_any_match(pattern, item) for item in value)
-    return False
+        return self.control_tokens.occur_in(messages) or self.control_tokens.occur_in(tools)
 
 
 def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRenderer:

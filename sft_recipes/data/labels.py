@@ -17,9 +17,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from sft_recipes.data.chat_templates import PROBE, TEMPLATE_ERRORS, ChatRenderer
+from sft_recipes.data.chat_templates import PROBE, ChatRenderer
+from sft_recipes.data.encoding import Encoded
 from sft_recipes.data.spans import Renderings, Span, render_examples, token_span, verified_span
 from sft_recipes.errors import CheckFailed, InputError, Problem
 from sft_recipes.messages import Example, Message
@@ -89,9 +89,6 @@ class Labeller:
         self.renderer = renderer
         self.settings = settings
         self._special_ids = set(renderer.special_tokens.values())
-        self._backend = renderer.tokenizer.backend_tokenizer
-        self._backend.no_padding()
-        self._backend.no_truncation()
         self._check_template()
 
     def _check_template(self) -> None:
@@ -112,7 +109,8 @@ class Labeller:
     def label(self, examples: Sequence[Example]) -> LabelledBatch:
         """Label a batch. Rows keep the order of their examples; nothing is lost without a DroppedRow."""
         batch = LabelledBatch()
-        plain: dict[int, Example] = {}
+        ready: dict[int, Example] = {}
+        neutralized: set[int] = set()
         for index, original in enumerate(examples):
             example = self.with_system_prompt(original)
             if example.text is not None:
@@ -121,15 +119,30 @@ class Labeller:
                 batch.dropped.append(
                     DroppedRow(index, "no_trained_turn", "no assistant turn of this row may be trained")
                 )
-            elif self.renderer.spells_control_tokens(example.messages, example.tools):
-                self._add_hostile(batch, example, index)
-            else:
-                plain[index] = example
-        drafts = self._draft(plain, batch)
-        for draft, encoding in zip(drafts, self._encode(drafts), strict=True):
-            self._add(batch, plain[draft.example], draft, encoding)
+            elif not self.renderer.spells_control_tokens(example.messages, example.tools):
+                ready[index] = example
+            elif self._may_neutralize(batch, example, index):
+                mark = self.renderer.control_tokens.mark
+                ready[index] = dataclasses.replace(example, messages=mark(example.messages), tools=mark(example.tools))
+                neutralized.add(index)
+        drafts = self._draft(ready, batch)
+        for draft, encoded in zip(drafts, self._encode(drafts), strict=True):
+            self._add(batch, ready[draft.example], draft, encoded)
+        for position, row in enumerate(batch.rows):
+            if row.example in neutralized:
+                batch.rows[position] = dataclasses.replace(row, neutralized=True)
         batch.rows.sort(key=lambda row: (row.example, row.turns))
         return batch
+
+    def _may_neutralize(self, batch: LabelledBatch, example: Example, index: int) -> bool:
+        """Apply the recipe's `control_tokens` to a row whose text spells one."""
+        policy = self.settings.control_tokens
+        if policy == "error":
+            fix = "clean the row, or set control_tokens to neutralize (the text stays, as text) or drop"
+            raise InputError(Problem(example.where, "messages", "the text spells control tokens", fix))
+        if policy == "drop":
+            batch.dropped.append(DroppedRow(index, "control_tokens", "the text spells control tokens"))
+        return policy == "neutralize"
 
     def with_system_prompt(self, example: Example) -> Example:
         """The example with the recipe's system prompt first, unless it brings its own."""
@@ -182,21 +195,21 @@ class Labeller:
 
     # -- from texts to ids -------------------------------------------------------------------------------------------
 
-    def _encode(self, drafts: Sequence[_Draft]) -> list[Any]:
-        return self._backend.encode_batch([draft.text for draft in drafts], add_special_tokens=False) if drafts else []
+    def _encode(self, drafts: Sequence[_Draft]) -> list[Encoded]:
+        return self.renderer.control_tokens.encode([draft.text for draft in drafts])
 
-    def _spans(self, batch: LabelledBatch, draft: _Draft, encoding: Any) -> list[tuple[int, int]] | None:
+    def _spans(self, batch: LabelledBatch, draft: _Draft, encoded: Encoded) -> list[tuple[int, int]] | None:
         """Token spans of a draft, or None with the reason in `batch.dropped`."""
         spans: list[tuple[int, int]] = []
         for span in draft.spans:
-            tokens = token_span(encoding, span, self._special_ids)
+            tokens = token_span(encoded, span, self._special_ids)
             if tokens is None:
                 detail = f"messages[{span.turn}]: a token joins the prompt and the answer"
-                batch.dropped.append(DroppedRow(draft.example, "token_boundary", detail, len(encoding.ids)))
+                batch.dropped.append(DroppedRow(draft.example, "token_boundary", detail, len(encoded.ids)))
                 return None
             spans.append(tokens)
-        if self._has_second_bos(encoding.ids):
-            batch.dropped.append(DroppedRow(draft.example, "unverified", "more than one BOS token", len(encoding.ids)))
+        if self._has_second_bos(encoded.ids):
+            batch.dropped.append(DroppedRow(draft.example, "unverified", "more than one BOS token", len(encoded.ids)))
             return None
         return spans
 
@@ -206,11 +219,11 @@ class Labeller:
         # Some models use one token for both ends; then it stands after every turn and says nothing about BOS.
         return bos is not None and bos not in self.renderer.stop_ids and ids.count(bos) > 1
 
-    def _add(self, batch: LabelledBatch, example: Example, draft: _Draft, encoding: Any) -> None:
-        spans = self._spans(batch, draft, encoding)
+    def _add(self, batch: LabelledBatch, example: Example, draft: _Draft, encoded: Encoded) -> None:
+        spans = self._spans(batch, draft, encoded)
         if spans is None:
             return
-        row = self._row(draft.example, encoding.ids, spans, tuple(span.turn for span in draft.spans))
+        row = self._row(draft.example, encoded.ids, spans, tuple(span.turn for span in draft.spans))
         limit = self.settings.max_length
         if limit is None or len(row.input_ids) <= limit:
             batch.rows.append(row)
@@ -237,10 +250,10 @@ class Labeller:
         while fitting:
             # The rendering that ends with the last turn that fits holds all earlier spans at the same places.
             draft = _Draft(row.example, fitting[-1].text, tuple(fitting))
-            encoding = self._encode([draft])[0]
-            spans = self._spans(LabelledBatch(), draft, encoding)
-            if spans is not None and len(encoding.ids) <= limit:
-                kept = self._row(row.example, encoding.ids, spans, tuple(span.turn for span in fitting))
+            encoded = self._encode([draft])[0]
+            spans = self._spans(LabelledBatch(), draft, encoded)
+            if spans is not None and len(encoded.ids) <= limit:
+                kept = self._row(row.example, encoded.ids, spans, tuple(span.turn for span in fitting))
                 return dataclasses.replace(kept, lost_tokens=row.trained_tokens - kept.trained_tokens)
             fitting = fitting[:-1]
         return None
@@ -253,74 +266,7 @@ class Labeller:
         dropped = DroppedRow(row.example, "overlength", detail, len(row.input_ids), row.trained_tokens)
         batch.dropped.append(dropped)
 
-    # -- rows whose text spells control tokens, and raw text --------------------------------------------------------
-
-    def _add_hostile(self, batch: LabelledBatch, example: Example, index: int) -> None:
-        policy = self.settings.control_tokens
-        if policy == "error":
-            fix = "clean the row, or set control_tokens to neutralize (the text stays, as text) or drop"
-            raise InputError(Problem(example.where, "messages", "the text spells control tokens", fix))
-        if policy == "drop":
-            batch.dropped.append(DroppedRow(index, "control_tokens", "the text spells control tokens"))
-            return
-        try:
-            self._add_neutralized(batch, example, index)
-        except TEMPLATE_ERRORS as error:
-            batch.dropped.append(DroppedRow(index, "template_error", f"the template refuses this row: {error}"))
-
-    def _add_neutralized(self, batch: LabelledBatch, example: Example, index: int) -> None:
-        """The same contract on ids: `sanitize_control_tokens` gives the ids, prefixes of ids give the spans."""
-        last = len(example.messages) - 1
-        turns: dict[int, tuple[list[int], int, int]] = {}
-        for turn in self._trained_turns(example):
-            found = self._neutralized_turn(example, turn)
-            if isinstance(found, str):
-                batch.dropped.append(DroppedRow(index, "unverified", f"messages[{turn}]: {found}"))
-            else:
-                turns[turn] = found
-        full = turns[last][0] if last in turns else self.renderer.sanitized_ids(example.messages, example.tools)
-        shared = {turn: span for turn, span in turns.items() if full[: span[2]] == span[0][: span[2]]}
-        alone = {turn: span for turn, span in turns.items() if turn not in shared}
-        if self.settings.history == "mask":
-            batch.masked_turns += len(alone)
-            alone = {}
-        rows = [self._row(index, ids, [(start, end)], (turn,)) for turn, (ids, start, end) in alone.items()]
-        if shared:
-            spans = [(start, end) for _, start, end in shared.values()]
-            rows.append(self._row(index, full, spans, tuple(shared)))
-        for row in rows:
-            if self.settings.max_length is not None and len(row.input_ids) > self.settings.max_length:
-                self._drop_overlength(batch, example, row)
-            else:
-                batch.rows.append(dataclasses.replace(row, neutralized=True))
-
-    def _neutralized_turn(self, example: Example, turn: int) -> tuple[list[int], int, int] | str:
-        """(ids that end with the turn, start, end) in tokens, or what could not be verified."""
-        messages, tools = example.messages, example.tools
-        layout = self.renderer.layouts.find(messages[: turn + 1], tools)
-        if layout is None or layout.terminator is None:
-            return "the template gives no clear place for the answer"
-        tokenizer = self.renderer.tokenizer
-        prompt = self.renderer.sanitized_ids(messages[:turn], tools, add_generation_prompt=True)
-        ids = self.renderer.sanitized_ids(messages[: turn + 1], tools)
-        rest, header, think, closing = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-            for text in (layout.prompt_rest, layout.header, layout.empty_think, layout.closing)
-        )
-        ids = ids + closing
-        cut = len(prompt) - len(rest)
-        if prompt[cut:] != rest or ids[:cut] != prompt[:cut] or ids[cut : cut + len(header)] != header:
-            return "the generation prompt is not where the template put it for a turn of this shape"
-        start = cut + len(header)
-        if self.settings.empty_think == "mask" and think and ids[start : start + len(think)] == think:
-            start += len(think)
-        terminator = self.renderer.special_tokens[layout.terminator]
-        # Text can no longer spell the terminator, so its last occurrence is the template's own.
-        end = len(ids) - ids[::-1].index(terminator) if terminator in ids[start:] else start
-        answer = "".join(str(messages[turn].get("content") or "").split())
-        if end <= start or answer not in "".join(tokenizer.decode(ids[start:end]).split()):
-            return "the template rewrote the answer"
-        return ids, start, end
+    # -- raw text ----------------------------------------------------------------------------------------------------
 
     def _add_raw(self, batch: LabelledBatch, example: Example, index: int) -> None:
         """`format: raw`: the text as it stands plus EOS, every token trained."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_recipes.data.chat_templates import TEMPLATE_ERRORS, ChatRenderer
+from sft_recipes.data.encoding import Encoded
 from sft_recipes.data.turns import TurnLayout
 from sft_recipes.messages import Example, Message
 
@@ -132,13 +133,10 @@ def _holds_answer(span: str, message: Message) -> bool:
     return all(part in span for part in parts)
 
 
-def token_span(encoding: Any, span: Span, special_ids: set[int]) -> tuple[int, int] | None:
+def token_span(encoded: Encoded, span: Span, special_ids: set[int]) -> tuple[int, int] | None:
     """Token positions `start:end` of a character span, or None if a token straddles its beginning or its end."""
-    start = encoding.char_to_token(span.start)
-    last = encoding.char_to_token(span.end - 1)
-    if start is None or last is None or last < start:
+    start, last = encoded.token_at(span.start), encoded.token_at(span.end - 1)
+    if start is None or last is None or last < start or encoded.first_char(start) != span.start:
         return None
-    # A special token may swallow the whitespace after it (Phi-3), so only where it begins is compared.
-    ends_well = encoding.ids[last] in special_ids and encoding.token_to_chars(last)[0] < span.end
-    begins_well = encoding.token_to_chars(start)[0] == span.start
-    return (start, last + 1) if begins_well and ends_well else None
+    # A special token may swallow the whitespace after it (Phi-3), so where it ends is not compared.
+    return (start, last + 1) if encoded.ids[last] in special_ids else None

@@ -1,4 +1,4 @@
-"""Named checks of a chat template, run before every training run on a small conversation and on the data's first rows."""
+"""Named checks of a chat template, run before every training run on a probe and on rows of the data."""
 
 from __future__ import annotations
 

@@ -122,13 +122,13 @@ def _find_layout(
     shared = common_prefix_length(prompt, text)
     lead = text[shared:first_text] if shared <= first_text else ""
     tail = text[max(ends) :]
-    gap = _gap_to_next_turn(renderer, conversation, markers, tools)
+    gap = _gap_to_next_turn(renderer, conversation, text[: max(ends)], tools)
     stop, terminator, closing = _find_terminator(renderer, tail, gap)
     is_prefix = shared == len(prompt)
     return TurnLayout(
         prompt_cut=len(prompt) - shared,
         prompt_rest=prompt[shared:],
-        header="" if is_prefix else lead,
+        header="" if is_prefix else _header(renderer, conversation, tools, lead, shared),
         empty_think=_empty_think(renderer, conversation, tools, lead, shared),
         tail=tail,
         stop=stop,
@@ -140,7 +140,7 @@ def _find_layout(
 def _gap_to_next_turn(
     renderer: ChatRenderer,
     conversation: Sequence[Message],
-    markers: Sequence[str],
+    up_to_turn: str,
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> tuple[str, str] | None:
     """What stands between the turn and the next one when the conversation goes on: (text, next role's header).
@@ -158,14 +158,15 @@ def _gap_to_next_turn(
         text = renderer.render([*conversation, *following], tools)
     except _RENDER_ERRORS:
         return None
-    end = max((text.rfind(marker) + len(marker) for marker in markers if marker in text), default=-1)
-    following_at = text.find("QZnextZQ", max(end, 0))
-    if end < 0 or following_at < 0:
+    # A template may render the turn differently once it is not the last, but its last text stands in both.
+    last_text = up_to_turn[up_to_turn.rfind("QZ") :]
+    end = len(up_to_turn) if text.startswith(up_to_turn) else text.find(last_text) + len(last_text)
+    following_at = text.find("QZnextZQ", end)
+    if last_text not in text or following_at < 0:
         return None
     gap = text[end:following_at]
-    opening = text[: text.find(_marker(0, 0))] if _marker(0, 0) in text else ""
-    if conversation[0]["role"] != "user" or calls_tool:
-        opening = ""
+    always_opens = renderer.render(conversation, tools) == renderer.render(conversation, tools, True)
+    opening = text[: text.find(_marker(0, 0))] if always_opens and conversation[0]["role"] == "user" else ""
     return gap, _common_suffix(opening, gap)
 
 
@@ -188,13 +189,14 @@ def _find_terminator(renderer: ChatRenderer, tail: str, gap: tuple[str, str] | N
     if gap is not None:
         gap_text, next_header = gap
         common = common_prefix_length(tail, gap_text)
-        # The header of the next turn is the next turn's; a template may write one even after the last turn.
-        own = min(common, len(gap_text) - len(next_header))
-        for limit in (own, common):
-            within = [match for match in specials if match.end() <= limit]
-            if within:
-                chosen = within[-1] if limit == own else _first_run(within)
-                return chosen.end(), chosen.group(), ""
+        # What both renderings write is the turn's own, except the next turn's header where a template (an older
+        # Llama-3 one) writes that after the last turn as well.
+        limit = min(common, len(gap_text) - len(next_header)) if next_header else common
+        within = [match for match in specials if match.end() <= limit]
+        if within:
+            return within[-1].end(), within[-1].group(), ""
+    elif specials:
+        return specials[-1].end(), specials[-1].group(), ""
     if specials:
         chosen = _first_run(specials)
         return chosen.end(), chosen.group(), ""
@@ -222,6 +224,25 @@ def _first_run(matches: Sequence[re.Match[str]]) -> re.Match[str]:
     return chosen
 
 
+def _header(
+    renderer: ChatRenderer,
+    conversation: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None,
+    lead: str,
+    shared: int,
+) -> str:
+    """Of what stands before the turn's first text, the part that a plain answer has as well, and space after it.
+
+    The rest belongs to the answer: a tool call begins with text of the template's own.
+    """
+    if not conversation[-1].get("tool_calls"):
+        return lead
+    plain: Message = {"role": "assistant", "content": "QZanswerZQ"}
+    bare = renderer.render([*conversation[:-1], plain], tools)[shared:].partition("QZanswerZQ")[0]
+    length = common_prefix_length(lead, bare)
+    return lead[: len(lead) - len(lead[length:].lstrip())]
+
+
 def _empty_think(
     renderer: ChatRenderer,
     conversation: Sequence[Message],
@@ -229,19 +250,22 @@ def _empty_think(
     lead: str,
     shared: int,
 ) -> str:
-    """The empty reasoning block in `lead`: what the template writes around reasoning, with nothing inside.
+    """The empty reasoning block at the beginning of `lead`: what the template writes around reasoning, around nothing.
 
-    Found by rendering the same turn with a reasoning text and taking that text out again; a block spelled
+    Found by rendering a plain answer with a reasoning text and taking that text out again; a block spelled
     `<think></think>` is recognised as well for templates that take no reasoning field.
     """
     if not lead or conversation[-1].get("reasoning_content"):
         return ""
-    reasoned = [*conversation[:-1], {"reasoning_content": "QZreasonZQ", **conversation[-1]}]
+    plain = {"role": "assistant", "content": "QZanswerZQ"}
     try:
-        text = renderer.render(reasoned, tools)
+        bare = renderer.render([*conversation[:-1], plain], tools)[shared:]
+        reasoned = renderer.render([*conversation[:-1], {**plain, "reasoning_content": "QZreasonZQ"}], tools)[shared:]
     except _RENDER_ERRORS:
-        text = ""
-    if "QZreasonZQ" in text and text[shared:].replace("QZreasonZQ", "").startswith(lead):
-        return lead
+        bare = reasoned = ""
+    block = bare.partition("QZanswerZQ")[0]
+    emptied = reasoned.replace("QZreasonZQ", "", 1).startswith(block + "QZanswerZQ")
+    if block and "QZreasonZQ" in reasoned and emptied and lead.startswith(block):
+        return block
     match = _EMPTY_THINK.match(lead)
     return match.group() if match else ""

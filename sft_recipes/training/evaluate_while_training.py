@@ -43,15 +43,10 @@ def generation_metrics(recipe: Recipe, renderer: ChatRenderer, data: PreparedDat
 def _fixed_examples(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> Sequence[Example]:
     """The first `evaluation.rows` held-out conversations that end with an answer to generate."""
     labeller = Labeller(renderer, recipe.labels)
+    found: Sequence[Example] = data.eval_examples
     if recipe.evaluation.data is not None:
-        rejects = RejectLog(recipe.data, None)
-        found = iter_examples(recipe.evaluation.data, recipe.data, columns=EVALUATION_COLUMNS, rejects=rejects)
-    else:
-        found = iter(data.eval_examples)
-    chosen: list[Example] = []
-    for example in found:
-        if example.text is None and example.messages[-1].get("content"):
-            chosen.append(labeller.with_system_prompt(example))
-        if len(chosen) == recipe.evaluation.rows:
-            break
-    return chosen
+        # Read to the end: bad rows are reported behind the last one.
+        rejects = RejectLog(recipe.data)
+        found = list(iter_examples(recipe.evaluation.data, recipe.data, columns=EVALUATION_COLUMNS, rejects=rejects))
+    answered = [example for example in found if example.text is None and example.messages[-1].get("content")]
+    return [labeller.with_system_prompt(example) for example in answered[: recipe.evaluation.rows]]

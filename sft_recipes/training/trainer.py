@@ -43,12 +43,17 @@ class RecipeTrainer(SFTTrainer):
         self.trained_positions_only = self._can_skip_untrained_positions()
         self._losses_are_finite: torch.Tensor | None = None
 
+    @property
+    def _core(self) -> Any:
+        """The unwrapped model; the library's annotation allows None, which a built trainer never has."""
+        return self.model
+
     def _can_skip_untrained_positions(self) -> bool:
         """Whether the plain cross-entropy over trained positions equals TRL's loss here, and TRL's is the slow one."""
-        config = self.model.config.get_text_config()
+        config = self._core.config.get_text_config()
         return (
             self.accelerator.device.type in ("cpu", "mps")
-            and self.args.loss_type == "nll"
+            and getattr(self.args, "loss_type", None) == "nll"
             and not self.aux_loss_enabled
             and self.accelerator.parallelism_config is None
             and all(getattr(config, name, None) is None for name in _LOGIT_TRANSFORMS)
@@ -85,7 +90,7 @@ class RecipeTrainer(SFTTrainer):
 
     def _record_metrics(self, inputs: Mapping[str, Any], logits: torch.Tensor, targets: torch.Tensor) -> None:
         """The numbers TRL logs beside the loss: token accuracy and tokens seen."""
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if self._core.training else "eval"
         trained = targets != IGNORE_INDEX
         correct = ((logits.detach().argmax(dim=-1) == targets) & trained).sum()
         tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()

@@ -1,0 +1,43 @@
+# A fresh machine needs Python 3.11 or later and nothing else: every target makes .venv first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The suite compares numbers, not speed; one thread per process keeps two cores from fighting.
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: install quickstart test test-slow check bench format clean
+
+install: $(VENV)/.installed
+
+# torch first and by its exact version: the range in pyproject.toml would fetch a build for other hardware.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: install
+	$(BIN)/python scripts/quickstart/run.py
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+
+test-slow: install
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks.preparation $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
+	$(BIN)/python -m benchmarks.training_step $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

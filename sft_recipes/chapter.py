@@ -1,0 +1,315 @@
+"""The names of the chapter "Supervised Fine-tuning (SFT)", on top of this project's own parts.
+
+The two text formats are the chapter's byte for byte. What else differs from the chapter, on purpose:
+
+- Labels follow this project's contract (`data/labels.py`): the chapter leaves padding in the labels, has no EOS, and
+  cuts long answers. Here padding and prompt are -100, EOS is appended and trained, a row that does not fit is refused.
+- Answers are generated greedily and end at EOS; the chapter samples without a seed.
+- Empty input raises InputError where the chapter divides by zero.
+- `SFTTrainer` and `LoRASFTTrainer` are not here: TRL's `SFTTrainer` with peft replaces both (`training/`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.labels import IGNORE_INDEX, LabelledRow, Labeller
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.messages import Example, Message
+from sft_recipes.recipe import LabelSettings, TemplateSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+GENERATION_BATCH_SIZE = 8
+EXAMPLES_SHOWN = 5
+PATTERN_CHARACTERS = 20
+PATTERN_LIMIT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionExample:
+    """One instruction with its answer; `input` is the optional material the instruction is about."""
+
+    instruction: str
+    input: str | None = None
+    output: str = ""
+
+    def format_for_training(self) -> str:
+        """The chapter's text of this example: sections and answer, no EOS (training appends it)."""
+        return self.format_prompt() + self.output
+
+    def format_prompt(self) -> str:
+        """The text up to and including the `### Response:` line, which is what the model sees when served."""
+        material = f"### Input:\n{self.input}\n\n" if self.input else ""
+        return f"### Instruction:\n{self.instruction}\n\n{material}### Response:\n"
+
+    def to_message(self) -> Message:
+        """The user turn; the instruction template reads `instruction` and `input`, chat templates read `content`."""
+        content = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        parts = {"instruction": self.instruction, "input": self.input} if self.input else {}
+        return {"role": "user", "content": content, **parts}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class ChatDataset:
+    """The chapter's chat text. For training use `chat_template: chapter_chat`, which ends each answer with EOS."""
+
+    @staticmethod
+    def format_conversation(messages: Sequence[ChatMessage]) -> str:
+        """The conversation as text. Unknown roles raise InputError; the chapter leaves such messages out silently."""
+        for index, message in enumerate(messages):
+            if message.role not in ("system", "user", "assistant"):
+                field = f"messages[{index}].role"
+                fix = "use system, user or assistant"
+                raise InputError(Problem("conversation", field, f"unknown role {message.role!r}", fix))
+        return "".join(f"<|{message.role}|>\n{message.content}\n" for message in messages) + "<|end|>"
+
+
+class SupervisedFineTuningDataset:
+    """Map-style data set for torch's DataLoader: `input_ids`, `attention_mask`, `labels`, each of `(max_length,)`.
+
+    Deviations from the chapter: padding and prompt are -100 in `labels`, EOS is appended and trained (and BOS stands
+    first where the model was pretrained with one), the tokenizer needs no pad token and is left as it is. Raises
+    InputError for an example without output and for one longer than `max_length` tokens, which the chapter cuts.
+    """
+
+    def __init__(self, examples: Sequence[InstructionExample], tokenizer: Any, max_length: int = 512) -> None:
+        self.examples = examples
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        renderer = instruction_renderer(tokenizer)
+        self._pad_id: int = renderer.tokenizer.pad_token_id
+        self._rows = _label(examples, renderer, max_length)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        return {
+            key: tensor[0]
+            for key, tensor in _pad(
+                [{"input_ids": row.input_ids, "labels": row.labels}], self._pad_id, self.max_length
+            ).items()
+        }
+
+
+def instruction_renderer(tokenizer: Any) -> ChatRenderer:
+    """The shipped instruction template on a copy of the tokenizer, so that the caller's keeps its own template."""
+    return attach_chat_template(copy.deepcopy(tokenizer), TemplateSettings(chat_template="instruction"))
+
+
+def _label(examples: Sequence[InstructionExample], renderer: ChatRenderer, max_length: int) -> list[LabelledRow]:
+    problems = [
+        Problem(f"examples[{index}]", "output", "there is no answer to train on", "write one or remove the example")
+        for index, example in enumerate(examples)
+        if not example.output.strip()
+    ]
+    if problems:
+        raise InputError(problems)
+    rows = [
+        Example([example.to_message(), {"role": "assistant", "content": example.output}], source="examples", row=index)
+        for index, example in enumerate(examples)
+    ]
+    batch = Labeller(renderer, LabelSettings(max_length=max_length)).label(rows)
+    if batch.dropped:
+        fix = f"shorten it or raise max_length (now {max_length})"
+        raise InputError([Problem(f"examples[{row.example}]", "", row.detail, fix) for row in batch.dropped])
+    return batch.rows
+
+
+def create_sft_dataloader(
+    examples: Sequence[InstructionExample], tokenizer: Any, batch_size: int = 4, max_length: int = 512
+) -> DataLoader[dict[str, Tensor]]:
+    """A shuffling DataLoader over `SupervisedFineTuningDataset`; tensors are `(batch, max_length)`."""
+    from torch.utils.data import DataLoader
+
+    dataset: Any = SupervisedFineTuningDataset(examples, tokenizer, max_length)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseOnlyCollator:
+    """Pads rows that carry `input_ids` and `labels` to the longest of the batch; padding is -100 in the labels.
+
+    What TRL's own collator does with such rows (a test holds the two equal), without TRL.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+        """Tensors `input_ids`, `attention_mask`, `labels` of shape `(len(rows), longest row)`."""
+        return _pad(rows, self.pad_token_id, max(len(row["input_ids"]) for row in rows))
+
+
+def _pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int, width: int) -> dict[str, Tensor]:
+    import torch
+
+    def stack(key: str, fill: int) -> Tensor:
+        return torch.tensor([[*row[key], *[fill] * (width - len(row[key]))] for row in rows], dtype=torch.long)
+
+    mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+    return {
+        "input_ids": stack("input_ids", pad_id),
+        "attention_mask": torch.tensor(mask, dtype=torch.long),
+        "labels": stack("labels", IGNORE_INDEX),
+    }
+
+
+class DataQualityAnalyzer:
+    """The chapter's three analyses; `sft-recipes audit` has the full set. Lengths are counted in words.
+
+    Raises InputError when there are no examples.
+    """
+
+    def __init__(self, examples: Sequence[InstructionExample]) -> None:
+        _refuse_empty(examples)
+        self.examples = examples
+
+    def analyze_length_distribution(self) -> dict[str, float]:
+        """Mean and maximum number of words of instructions and outputs."""
+        instructions = [len(example.instruction.split()) for example in self.examples]
+        outputs = [len(example.output.split()) for example in self.examples]
+        return {
+            "avg_instruction_length": sum(instructions) / len(instructions),
+            "avg_output_length": sum(outputs) / len(outputs),
+            "max_instruction_length": max(instructions),
+            "max_output_length": max(outputs),
+        }
+
+    def detect_repetitive_patterns(self) -> dict[str, list[str]]:
+        """First 20 characters that open more than 5 instructions, or more than 5 outputs."""
+        return {
+            "repetitive_instructions": _frequent_openings([example.instruction for example in self.examples]),
+            "repetitive_outputs": _frequent_openings([example.output for example in self.examples]),
+        }
+
+    def diversity_score(self) -> float:
+        """Distinct instructions / instructions, in (0, 1]."""
+        return len({example.instruction for example in self.examples}) / len(self.examples)
+
+
+def _frequent_openings(texts: Sequence[str]) -> list[str]:
+    counts = Counter(text[:PATTERN_CHARACTERS] for text in texts)
+    return [opening for opening, count in counts.items() if count > PATTERN_LIMIT]
+
+
+def _refuse_empty(examples: Sequence[Any]) -> None:
+    if not examples:
+        raise InputError(Problem("examples", "", "no examples", "pass at least one"))
+
+
+class SFTEvaluator:
+    """The chapter's three scores over generated answers. Answers are greedy, at most 150 tokens."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def evaluate_instruction_following(self, test_examples: Sequence[InstructionExample]) -> dict[str, float]:
+        """Means over the examples, by the chapter's definitions.
+
+        - `avg_length_ratio`: words in the answer / words in the reference (at least 1).
+        - `completion_rate`: share of the instruction's words that occur in the answer, ignoring case.
+        - `format_adherence`: 0 for an empty answer, 0.5 for one that starts with `### `, else 1.
+
+        Raises InputError for no examples, and for an instruction without words (no share of zero words).
+        """
+        _refuse_empty(test_examples)
+        for index, example in enumerate(test_examples):
+            if not example.instruction.split():
+                where = f"test_examples[{index}]"
+                raise InputError(Problem(where, "instruction", "it has no words", "write one or remove the example"))
+        from sft_recipes.evaluation.metrics import chapter_completion, chapter_format, chapter_length_ratio
+
+        answers = [text.strip() for text in _answer_examples(self.model, self.tokenizer, test_examples, 150)]
+        pairs = list(zip(test_examples, answers, strict=True))
+        return {
+            "avg_length_ratio": fmean(chapter_length_ratio(example.output, answer) for example, answer in pairs),
+            "completion_rate": fmean(
+                chapter_completion(example.instruction, answer) or 0.0 for example, answer in pairs
+            ),
+            "format_adherence": fmean(chapter_format(answer) for answer in answers),
+        }
+
+
+def evaluate_quality(
+    model: Any, tokenizer: Any, test_examples: Sequence[InstructionExample]
+) -> dict[str, dict[str, str]]:
+    """`example_0` to `example_4`: instruction, expected and generated text (greedy, at most 100 tokens)."""
+    shown = test_examples[:EXAMPLES_SHOWN]
+    answers = _answer_examples(model, tokenizer, shown, 100)
+    return {
+        f"example_{index}": {
+            "instruction": example.instruction,
+            "expected": example.output,
+            "generated": answer.strip(),
+        }
+        for index, (example, answer) in enumerate(zip(shown, answers, strict=True))
+    }
+
+
+def detect_format_overfitting(
+    model: Any, tokenizer: Any, test_prompts: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Prompts whose answer depends on the training format: more than twice as long (in characters) with it, or with
+    `###` leaking out without it. Greedy, at most 100 tokens; `evaluation/format_overfitting.py` measures more.
+    """
+    examples = [InstructionExample(prompt) for prompt in test_prompts]
+    formatted = _answer_examples(model, tokenizer, examples, 100)
+    renderer = instruction_renderer(tokenizer)
+    bare_ids = [
+        [*_bos(renderer), *renderer.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in test_prompts
+    ]
+    bare = _answer(model, renderer, bare_ids, 100)
+    found = [
+        {
+            "prompt": prompt,
+            "formatted_response_length": len(with_format),
+            "unformatted_response_length": len(without),
+            "format_leaked": "###" in without,
+        }
+        for prompt, with_format, without in zip(test_prompts, formatted, bare, strict=True)
+        if len(with_format) > 2 * len(without) or "###" in without
+    ]
+    return {"overfitting_indicators": found}
+
+
+def _bos(renderer: ChatRenderer) -> list[int]:
+    """BOS exactly where the renderer writes one; a tokenizer's own habit may also append EOS."""
+    bos = renderer.tokenizer.bos_token_id
+    return [bos] if renderer.prompt_ids([{"role": "user", "content": "a"}])[:1] == [bos] else []
+
+
+def _answer_examples(model: Any, tokenizer: Any, examples: Sequence[InstructionExample], new_tokens: int) -> list[str]:
+    renderer = instruction_renderer(tokenizer)
+    return _answer(model, renderer, [renderer.prompt_ids([example.to_message()]) for example in examples], new_tokens)
+
+
+def _answer(model: Any, renderer: ChatRenderer, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    from sft_recipes.evaluation.generation import generate
+
+    answers = generate(
+        model,
+        renderer.tokenizer,
+        prompts,
+        stop_ids=renderer.stop_ids,
+        max_new_tokens=new_tokens,
+        batch_size=GENERATION_BATCH_SIZE,
+    )
+    return [renderer.tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]

@@ -1,0 +1,93 @@
+"""Rows exactly as the trainer sees them: ids, labels, and which tokens are trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from rich.text import Text
+
+from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, LabelledRow, Labeller
+from sft_recipes.data.loading import RejectLog, iter_examples
+from sft_recipes.data.prepare import BATCH_ROWS
+from sft_recipes.messages import Example
+from sft_recipes.recipe import DataSettings, LabelSettings
+
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedRow:
+    """An input row with its training row, or with the reason why it has none."""
+
+    example: Example
+    labelled: LabelledRow | None
+    dropped: DroppedRow | None
+
+    def as_json(self, tokenizer: Any) -> dict[str, Any]:
+        """The row for `inspect --json`; `text` is what the ids decode to."""
+        assert self.labelled is not None
+        return {
+            "row": self.example.row,
+            "source": self.example.source,
+            "text": tokenizer.decode(self.labelled.input_ids, clean_up_tokenization_spaces=False),
+            "input_ids": self.labelled.input_ids,
+            "labels": self.labelled.labels,
+        }
+
+
+def inspect_rows(
+    renderer: ChatRenderer, data: DataSettings, labels: LabelSettings, limit: int | None = None
+) -> Iterator[InspectedRow]:
+    """Label the first `limit` input rows (all by default) of every data set, in order, dropped ones included."""
+    labeller = Labeller(renderer, labels)
+    rejects = RejectLog(data, None)
+    for source in data.datasets:
+        examples = islice(iter_examples(source, data, rejects=rejects), limit)
+        while batch := list(islice(examples, BATCH_ROWS)):
+            labelled = labeller.label(batch)
+            for index, example in enumerate(batch):
+                for row in labelled.rows:
+                    if row.example == index:
+                        yield InspectedRow(example, row, None)
+                for lost in labelled.dropped:
+                    if lost.example == index:
+                        yield InspectedRow(example, None, lost)
+
+
+def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
+    """The row's text with trained tokens in green on the rest in grey; special tokens bold, invisibles shown."""
+    tokenizer = renderer.tokenizer
+    special = set(renderer.special_tokens.values())
+    text = Text()
+    start = 0
+    ids, labels = row.input_ids, row.labels
+    for end in range(1, len(ids) + 1):
+        same = (
+            end < len(ids)
+            and (labels[end] == IGNORE_INDEX) == (labels[start] == IGNORE_INDEX)
+            and (ids[end] in special) == (ids[start] in special)
+        )
+        if same:
+            continue
+        style = "grey50" if labels[start] == IGNORE_INDEX else "green"
+        style += " bold" if ids[start] in special else ""
+        text.append(visible(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)), style=style)
+        start = end
+    return text
+
+
+def visible(text: str) -> str:
+    """Control, zero-width and direction characters as `<U+200B>`, so that none of them acts on the terminal."""
+    return _INVISIBLE.sub(lambda match: f"<U+{ord(match.group()):04X}>", text)
+
+
+def summary_line(rows: Sequence[InspectedRow]) -> str:
+    """How many rows were shown and what share of their tokens is trained."""
+    kept = [row.labelled for row in rows if row.labelled is not None]
+    trained, total = sum(row.trained_tokens for row in kept), sum(len(row.input_ids) for row in kept)
+    return f"{len(kept)} rows shown, {trained} of {total} tokens trained, {len(rows) - len(kept)} dropped"

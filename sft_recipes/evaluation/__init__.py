@@ -1,0 +1,1 @@
+"""Generates answers, scores them and compares two models on the same prompts."""

@@ -1,0 +1,147 @@
+"""Greedy generation from token ids, in one process or shared among several.
+
+The ids of the prompt go to `model.generate` as they are, so nothing is tokenised twice. What counts as the answer is
+decided on ids too: it ends before the first stop id, whatever the padding token is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import GenerationConfig
+
+from sft_recipes.errors import InputError, Problem
+
+StopReason = Literal["eos", "stop_string", "length", "time"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer. `ids` are the generated ids before the stop id; `text` decodes them with control tokens shown."""
+
+    ids: list[int]
+    text: str
+    stop_reason: StopReason
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+) -> list[Generation]:
+    """Answer each prompt (ids) greedily; the result is in input order and the same on every process.
+
+    `batch_size` counts prompts per process. `names` say where each prompt comes from, for errors. `model` is not
+    wrapped in DDP; its modes and generation config and the random state are as before afterwards. Raises InputError for
+    empty prompts, prompts that leave no room for `max_new_tokens`, and missing stop ids.
+    """
+    check_prompts(model, prompts, max_new_tokens, names)
+    if not stop_ids:
+        raise InputError(Problem("evaluation", "stop_ids", "nothing ends an answer", "give the tokenizer an eos_token"))
+    if not prompts:
+        return []
+    state = PartialState()
+    # Longest first: a batch that does not fit into memory fails at once, and batches hold prompts of like length.
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    shard: list[int] = order[state.process_index :: state.num_processes]
+    # Every process makes the same number of calls: parameters sharded by ZeRO-3 or FSDP are gathered in each of them.
+    rounds, own = -(-len(prompts) // state.num_processes), len(shard)
+    shard += [order[-1]] * (rounds - own)
+    done: list[tuple[int, Generation]] = []
+    with _generation_mode(model, _greedy(tokenizer, stop_ids, max_new_tokens)) as config:
+        bar = tqdm(total=rounds, desc="generating", disable=not progress or not state.is_main_process, leave=False)
+        for start in range(0, rounds, batch_size):
+            indices = shard[start : start + batch_size]
+            answers = _generate_batch(model, [prompts[index] for index in indices], config)
+            done += [(index, _cut(ids, stop_ids, tokenizer)) for index, ids in zip(indices, answers, strict=True)]
+            bar.update(len(indices))
+        bar.close()
+    by_index: dict[int, Generation] = dict(gather_object(done[:own]))
+    return [by_index[index] for index in range(len(prompts))]
+
+
+def check_prompts(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] | None = None
+) -> None:
+    """Raise InputError for every prompt that is empty or leaves no room for `max_new_tokens` in the model's context."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    problems = []
+    for index, prompt in enumerate(prompts):
+        where = names[index] if names else f"prompt {index} (counted from 0)"
+        if not prompt:
+            problems.append(
+                Problem(where, "prompt", "the prompt has no tokens", "remove the row or change the template")
+            )
+        elif limit is not None and len(prompt) + max_new_tokens > limit:
+            what = f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the model's {limit} positions"
+            problems.append(Problem(where, "prompt", what, "shorten or remove the row, or lower max_new_tokens"))
+    if problems:
+        raise InputError(problems)
+
+
+def _greedy(tokenizer: Any, stop_ids: Sequence[int], max_new_tokens: int) -> GenerationConfig:
+    pad_id = tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        # Any id does: padding is masked on the left, and on the right it stands behind a stop id.
+        pad_token_id=stop_ids[0] if pad_id is None else pad_id,
+        use_cache=True,
+    )
+
+
+@contextmanager
+def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[GenerationConfig]:
+    """Evaluation mode, which also rests gradient checkpointing, with `config` as the model's own; undone at the end.
+
+    transformers fills whatever a given config leaves open from the model's own (a repetition penalty, say), so the
+    model's own has to step aside for the decoding to be plainly greedy.
+    """
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own_config = owner.generation_config
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            owner.generation_config = config
+            model.eval()
+            yield config
+        finally:
+            owner.generation_config = own_config
+            for module, training in modes:
+                module.training = training
+
+
+def _generate_batch(model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+    """Generated ids of one left-padded batch, `[batch, new]` as lists, prompt removed."""
+    width = max(map(len, prompts))
+    padded = [[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    # synced_gpus is left to transformers: on exactly under ZeRO-3 and FSDP with more than one process.
+    output = model.generate(
+        input_ids=torch.tensor(padded, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        generation_config=config,
+    )
+    return output[:, width:].tolist()
+
+
+def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: Any) -> Generation:
+    end = next((position for position, token in enumerate(ids) if token in stop_ids), None)
+    answer = ids[:end]
+    text = tokenizer.decode(answer, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return Generation(answer, text, "length" if end is None else "eos")

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages made from the plain files that audit and evaluation leave behind."""

@@ -1,0 +1,73 @@
+"""Everything about a recipe that can be checked before a model is loaded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data.labels import Labeller
+from sft_recipes.data.ledger import ledger_lines
+from sft_recipes.data.prepare import prepare
+from sft_recipes.data.template_checks import TemplateCheck, check_template, require
+from sft_recipes.models import load_tokenizer
+from sft_recipes.recipe import Recipe
+from sft_recipes.training.announce import outside_the_chapter
+from sft_recipes.training.arguments import sft_config
+
+
+@dataclass(frozen=True)
+class RecipeCheck:
+    """What `check` found; raising is left to the checks themselves, so a RecipeCheck is a recipe that may train."""
+
+    recipe: str
+    summary: Mapping[str, Any]
+    checks: Sequence[TemplateCheck]
+    plan: Mapping[str, Any]
+    notes: Sequence[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for `check --json`."""
+        checks = [asdict(check) for check in self.checks]
+        return {"recipe": self.recipe, "data": self.summary, "checks": checks, "plan": self.plan, "notes": self.notes}
+
+    def lines(self) -> list[str]:
+        """The same for the terminal, with the next command last."""
+        lines = [*ledger_lines(self.summary["sources"]), ""]
+        lines += [f"{check.outcome:6} {check.name}: {check.detail}" for check in self.checks]
+        lines += [f"note   {note}" for note in self.notes]
+        return [
+            *lines,
+            "",
+            *[f"{key:22} {value}" for key, value in self.plan.items()],
+            "",
+            f"next: train {self.recipe}",
+        ]
+
+
+def check_recipe(recipe: Recipe, progress: bool = True) -> RecipeCheck:
+    """Label all rows, run the template checks, and plan the steps. Raises what training would raise."""
+    tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
+    renderer = attach_chat_template(tokenizer, recipe.template)
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare(recipe, renderer, Path(folder), progress)
+        checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
+        require(checks)
+        config = sft_config(recipe, data, flatten=False)
+        summary = dict(data.summary)
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    rows, tokens = summary["train"]["rows"], summary["train"]["tokens"]
+    steps_per_epoch = -(-rows // batch)
+    steps = config.max_steps if config.max_steps > 0 else round(steps_per_epoch * config.num_train_epochs)
+    plan = {
+        "rows": rows,
+        "tokens": tokens,
+        "trained tokens": summary["train"]["trained_tokens"],
+        "rows a step": batch,
+        "tokens a step": round(tokens / max(steps_per_epoch, 1)),
+        "steps": "decided by packing at start" if config.packing else steps,
+    }
+    return RecipeCheck(str(recipe.path or recipe.name), summary, checks, plan, outside_the_chapter(recipe, config))

@@ -1,0 +1,45 @@
+"""`train --launch NAME`: start the same run under `accelerate launch`, pass signals on, return its true exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from sft_recipes import run_folder
+from sft_recipes.recipe import parse_overrides
+from sft_recipes.recipe_files import launch_config
+from sft_recipes.recipe_keys import load_recipe
+
+
+def launch_training(recipe: Path, name: str, num_processes: int | None, overrides: Sequence[str]) -> int:
+    """Launch and wait. Launchers turn exit codes into 1, so the code comes from `run_state.json` where it says more."""
+    config = launch_config(name)
+    loaded = load_recipe(recipe, parse_overrides(list(overrides)))
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)),
+        *(("--num_processes", str(num_processes)) if num_processes else ()),
+        *("-m", "sft_recipes.training.train", "--config", str(recipe)),
+        *overrides,
+    ]
+    # A group of its own, so that a signal reaches every rank and not the launcher alone, which would leave orphans.
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        os.killpg(process.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    state = loaded.output_dir / run_folder.RUN_STATE
+    if code and state.is_file():
+        return int(json.loads(state.read_text(encoding="utf-8")).get("exit_code", code))
+    return code

@@ -1,0 +1,228 @@
+"""The JSON reader: every broken row is reported with its own file and line, everything else reads alike."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from sft_recipes.data import json_reader
+from sft_recipes.data.json_reader import BadRow, JSONTextError, SourceRow, parse_json, read_json_rows
+from sft_recipes.errors import InputError
+
+GOOD = '{"a": 1}'
+PER_LINE = "Fix: write one complete JSON object per line, or remove the line."
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read(content: str | bytes, name: str = "train.jsonl") -> list[SourceRow | BadRow]:
+    path = Path(name)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(read_json_rows(path))
+
+
+def values(rows: list[SourceRow | BadRow]) -> list[object]:
+    return [row.values if isinstance(row, SourceRow) else str(row.problem) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"instruction": "a", "output": "b', f"invalid JSON at column 32 (unterminated string). {PER_LINE}"),
+        ('{"a": 1', f"invalid JSON at column 8 (expecting ',' delimiter). {PER_LINE}"),
+        ('  {"a": 1} x', f"invalid JSON at column 12 (extra data). {PER_LINE}"),
+        ("[" * 100_000, f"invalid JSON at column 1 (nested too deeply). {PER_LINE}"),
+        (b'{"a": "\xff"}', "invalid UTF-8 at byte 8 (0xff). Fix: save the file as UTF-8."),
+        (
+            '{"a": "x\\ud800y"}',
+            "lone surrogate \\ud800 at character 9 of the row. Fix: write the whole character, or remove the escape.",
+        ),
+        (
+            '{"a": "\\ude00\\ud83d"}',
+            "lone surrogate \\ude00 at character 8 of the row. Fix: write the whole character, or remove the escape.",
+        ),
+        ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'. Fix: keep one of them."),
+        ('{"x": [{"a": 1, "a": 1}]}', "duplicate key 'a'. Fix: keep one of them."),
+        ('{"a": NaN}', "NaN is not JSON. Fix: write a number or null."),
+        ('{"a": -Infinity}', "-Infinity is not JSON. Fix: write a number or null."),
+        ("[1, 2]", 'expected a JSON object, got list. Fix: write the row as {"column": value}.'),
+        ("null", 'expected a JSON object, got null. Fix: write the row as {"column": value}.'),
+        ('"text"', 'expected a JSON object, got str. Fix: write the row as {"column": value}.'),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_bad_line_is_named_and_the_rest_is_read(line: str | bytes, message: str) -> None:
+    """D1, D3, D4: a bad line gives its file, line and reason; the rows around it keep their numbers."""
+    raw = line if isinstance(line, bytes) else line.encode()
+    rows = read(b"\n".join([GOOD.encode(), b"", GOOD.encode(), raw, GOOD.encode()]))
+    assert [(row.row, row.line) for row in rows] == [(0, 1), (1, 3), (2, 4), (3, 5)]
+    assert values(rows) == [{"a": 1}, {"a": 1}, f"train.jsonl:4: {message}", {"a": 1}]
+    assert isinstance(rows[2], BadRow)
+    assert rows[2].raw == raw.decode(errors="replace").strip()
+
+
+def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
+    """A pair is one character, and a backslash before `ud800` that is itself escaped is no escape."""
+    rows = read('{"a": "\\ud83d\\ude00", "b": "\\\\ud800", "c": "\\uD83D\\uDE00"}')
+    assert values(rows) == [{"a": "\U0001f600", "b": "\\ud800", "c": "\U0001f600"}]
+
+
+def test_line_number_behind_ten_megabytes() -> None:
+    """D2: a bad line at 262145 of a file above 10 MB is reported with that very number."""
+    row = json.dumps({"prompt": "p" * 12, "completion": "c" * 12})
+    lines = [row] * 262_144 + ['{"prompt": "p"'] + [row]
+    rows = Path("train.jsonl")
+    rows.write_text("\n".join(lines))
+    assert rows.stat().st_size > 10 << 20
+    (bad,) = [item for item in read_json_rows(rows) if isinstance(item, BadRow)]
+    assert (bad.row, bad.line) == (262_144, 262_145)
+    assert str(bad.problem).startswith("train.jsonl:262145: invalid JSON at column 15 ")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \r\n\t\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n"])
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
+def test_file_without_rows(content: bytes, name: str) -> None:
+    """D5: an empty file, and one of blank lines only, has no rows."""
+    with pytest.raises(InputError) as error:
+        read(content, name)
+    assert str(error.value) == f"{name}: no rows. Fix: write at least one row into the file."
+
+
+def test_empty_array_has_no_rows() -> None:
+    """D5 for arrays."""
+    with pytest.raises(InputError, match=r"^train\.json: no rows\."):
+        read(" [ ] ", "train.json")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json"])
+def test_encoding_marks_and_line_ends_change_nothing(name: str) -> None:
+    """D5: BOM, CRLF, blank lines, U+2028 in a string and a missing final newline load like the clean file."""
+    rows = ['{"a": "x\u2028y\u0085z"}', '{"a": "\u00e9"}']
+    lines = rows if name == "train.jsonl" else ["[", rows[0] + ",", rows[1], "]"]
+    clean = values(read("\n".join(lines) + "\n", name))
+    assert clean == [{"a": "x\u2028y\u0085z"}, {"a": "\u00e9"}]
+    variants = ["\ufeff" + "\n".join(lines), "\r\n".join(lines) + "\r\n", "\n\n" + "\n\n".join(lines) + "\n\n \n"]
+    for variant in variants:
+        assert values(read(variant, name)) == clean
+    assert [row.line for row in read(variants[2], name)] == ([3, 5] if name == "train.jsonl" else [5, 7])
+
+
+def test_content_beats_extension() -> None:
+    """A .json file of one object per line is read as JSON Lines, even where its first line is long."""
+    long = json.dumps({"a": "x" * 3_000_000})
+    assert [row.line for row in read(f"{long}\n\n{GOOD}\n", "train.json")] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "train.jsonl",
+            f"\n[{GOOD},\n{GOOD}]",
+            "train.jsonl:1: a JSON array in a .jsonl file. "
+            "Fix: rename the file to .json, or write one object per line.",
+        ),
+        (
+            "train.json",
+            '{\n  "data": []\n}',
+            "train.json: one JSON object alone, not an array of rows. "
+            "Fix: put the rows into an array [...], or rename a file of one object per line to .jsonl.",
+        ),
+    ],
+)
+def test_wrong_container(name: str, content: str, message: str) -> None:
+    """An array in a .jsonl file and one object in a .json file are refused with what to do."""
+    with pytest.raises(InputError) as error:
+        read(content, name)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f'[\n {GOOD},\n {{"a" 1}}\n]', "train.json:3: invalid JSON at column 7 (expecting ':' delimiter)"),
+        (f"[\n {GOOD}\n {GOOD}\n]", "train.json:3: invalid JSON at column 2 (expecting ',')"),
+        (f"[{GOOD},\n]", "train.json:2: invalid JSON at column 1 (expecting value)"),
+        (f"[{GOOD}", "train.json:1: invalid JSON at column 10 (expecting ',')"),
+        (f"[{GOOD}]\n{GOOD}", "train.json:2: invalid JSON at column 1 (extra data)"),
+        ('[\n{"a": "x', "train.json:2: invalid JSON at column 7 (unterminated string)"),
+        (b'[\n{"a": 1},\n{"a": "\xe9"}]', "train.json:3: invalid UTF-8 at byte 8 (0xe9)"),
+    ],
+)
+def test_broken_array_stops_with_line_and_column(content: str | bytes, message: str) -> None:
+    """Behind a malformed element no row can be told from the next: InputError names line and column."""
+    with pytest.raises(InputError) as error:
+        read(content, "train.json")
+    assert str(error.value).startswith(message)
+
+
+def test_refused_array_elements_do_not_stop_the_array() -> None:
+    """Elements that parse but are refused are bad rows, each whole and with its line; the rest is read."""
+    elements = [GOOD, '{"a": 1, "a": 2}', "31415926535", '{"a": NaN}', '{"a": "\\ud800"}', GOOD]
+    rows = read("[\n" + ",\n".join(elements) + "\n]", "train.json")
+    assert [(row.row, row.line) for row in rows] == [(index, index + 2) for index in range(6)]
+    reasons = ["duplicate key 'a'", "expected a JSON object, got int", "NaN is not JSON", "lone surrogate \\ud800"]
+    for row, reason, element in zip(rows[1:5], reasons, elements[1:5], strict=True):
+        assert isinstance(row, BadRow)
+        assert reason in str(row.problem)
+        assert row.raw == element
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_arrays_give_their_values_and_lines(seed: int) -> None:
+    """Arrays laid out in any way give json.loads's values, and the line each element begins in."""
+    draw = random.Random(seed)
+    texts = ["é" * draw.randrange(40) + '"\\\n' + "\U0001f600" * draw.randrange(9) for _ in range(30)]
+    expected = [{"text": text, "list": [index, None, {"x": 1.5e3}]} for index, text in enumerate(texts)]
+    dumped = [json.dumps(row, indent=draw.choice([None, 1]), ensure_ascii=draw.random() < 0.5) for row in expected]
+    content, lines = "[", []
+    for index, text in enumerate(dumped):
+        content += ("," if index else "") + draw.choice(["", "\n", " \r\n\n\t"])
+        lines.append(content.count("\n") + 1)
+        content += text
+    rows = read(content + "]\n", "train.json")
+    assert values(rows) == expected
+    assert [row.line for row in rows] == lines
+
+
+def test_hostile_text_is_only_text() -> None:
+    """D11, D12: private use, NUL, right-to-left, template syntax and 1 MB values pass through unchanged."""
+    texts = [
+        "\ue000\U000f0000",
+        "\x00",
+        "\u202e\u05d0\u200b",
+        "{{7*7}} {x.__class__} {input}",
+        "### Response:",
+        "x" * 10**6,
+    ]
+    content = "\n".join(json.dumps({"a": text}) for text in texts)
+    assert values(read(content)) == [{"a": text} for text in texts]
+
+
+def test_parse_json_is_as_strict() -> None:
+    """JSON inside strings (tool calls) goes by the same rules."""
+    assert parse_json(' {"a": [1]} ') == {"a": [1]}
+    for text, what in [
+        ("{", "column 2"),
+        ('{"a":1,"a":1}', "duplicate key"),
+        ("NaN", "not JSON"),
+        ("1 2", "extra data"),
+    ]:
+        with pytest.raises(JSONTextError, match=what):
+            parse_json(text)
+
+
+def test_paths_outside_the_working_directory_stay_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages show a short path below the working directory, and the given one elsewhere."""
+    inside = tmp_path / "sub" / "train.jsonl"
+    assert json_reader.display_path(inside) == "sub/train.jsonl"
+    monkeypatch.chdir("/")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert json_reader.display_path(inside) == str(inside)

@@ -1,0 +1,376 @@
+"""Loading: files, folders and Hub names become examples; every rejected row is counted, listed or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from sft_recipes.data.loading import RejectLog, iter_examples, source_files
+from sft_recipes.errors import InputError
+from sft_recipes.messages import Example
+from sft_recipes.recipe import DatasetSource, DataSettings
+
+ROWS = [{"instruction": f"q{index}", "output": f"a{index}"} for index in range(3)]
+BAD = {"instruction": "q", "output": 5}
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+
+
+def write(name: str, rows: list[Any] = ROWS) -> str:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n" if name.endswith("l") else f"[{','.join(lines)}]")
+    return name
+
+
+def load(path: str, log: RejectLog | None = None, **options: Any) -> list[Example]:
+    source = {name: options.pop(name) for name in list(options) if name in DatasetSource.__dataclass_fields__}
+    columns = options.pop("keep", ())
+    split = options.pop("which", None)
+    settings = DataSettings([DatasetSource(path, **source)], **options)
+    log = log or RejectLog(settings)
+    return list(iter_examples(settings.datasets[0], settings, split=split, columns=columns, rejects=log))
+
+
+def answers(examples: list[Example]) -> list[str]:
+    return [example.messages[-1]["content"] for example in examples]
+
+
+def refusal(path: str, **options: Any) -> str:
+    with pytest.raises(InputError) as error:
+        load(path, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "arrow"])
+def test_every_file_type_gives_the_same_examples(suffix: str) -> None:
+    """One set of rows loads alike from each type; lines are known where the file has lines."""
+    name = f"rows.{suffix}"
+    table = datasets.Dataset.from_list(ROWS)
+    if suffix == "csv":
+        Path(name).write_text("instruction,output\n" + "".join(f"{r['instruction']},{r['output']}\n" for r in ROWS))
+    elif suffix == "parquet":
+        table.to_parquet(name)
+    elif suffix == "arrow":
+        table.save_to_disk("saved")
+        (file,) = Path("saved").glob("*.arrow")
+        file.rename(name)
+    else:
+        write(name)
+    examples = load(name)
+    assert answers(examples) == ["a0", "a1", "a2"]
+    assert [(example.source, example.row) for example in examples] == [(name, 0), (name, 1), (name, 2)]
+    lines = {"jsonl": [1, 2, 3], "json": [1, 1, 1], "csv": [2, 3, 4]}
+    assert [example.line for example in examples] == lines.get(suffix, [None] * 3)
+
+
+def test_csv_cells_stay_text() -> None:
+    """Cells that look like numbers or nulls are text; empty ones are empty; line breaks in cells keep lines right."""
+    Path("rows.csv").write_bytes(
+        b'\xef\xbb\xbfinstruction,input,output\r\n"two\r\nlines",,1\r\n\r\nq,,None\r\nq,x,007\r\n'
+    )
+    examples = load("rows.csv")
+    assert answers(examples) == ["1", "None", "007"]
+    assert [example.messages[0]["content"] for example in examples] == ["two\r\nlines", "q", "q\n\nx"]
+    assert [example.line for example in examples] == [2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"instruction,output\nq,a\nq,a,b\n",
+            "rows.csv:3: 3 cells where the header names 2 columns. Fix: quote cells that hold commas or line breaks.",
+        ),
+        (b"instruction,output\nq,\n", "rows.csv:2: output: the answer is empty."),
+        (b'instruction,output\nq,"a\n', "rows.csv:2: invalid CSV (unexpected end of data)."),
+        (b"instruction,output\nq,\xff\n", "rows.csv:2: invalid UTF-8 at byte 3 (0xff)."),
+        (b"output,output\nq,a\n", "rows.csv:1: empty or repeated column names."),
+        (b"instruction,output\n", "rows.csv: no rows."),
+        (b"", "rows.csv: no rows."),
+    ],
+)
+def test_bad_csv(content: bytes, message: str) -> None:
+    """CSV faults have a line as well."""
+    Path("rows.csv").write_bytes(content)
+    assert refusal("rows.csv").startswith(message)
+
+
+def test_large_csv_cells() -> None:
+    """D11: cells above the standard library's default limit load."""
+    Path("rows.csv").write_text(f"instruction,output\nq,{'x' * 10**6}\n")
+    assert answers(load("rows.csv")) == ["x" * 10**6]
+
+
+def test_arrow_nulls_do_not_become_arguments() -> None:
+    """Arrow fills every tool call with the other calls' argument names; those nulls are gone again."""
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": "z"}}]
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]} for c in calls]
+    datasets.Dataset.from_list(rows).to_parquet("rows.parquet")
+    made = [example.messages[-1]["tool_calls"][0]["function"] for example in load("rows.parquet")]
+    assert made == calls
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_broken_tables(suffix: str) -> None:
+    """A file that is no table says so in our words."""
+    Path(f"rows.{suffix}").write_text("no table")
+    assert refusal(f"rows.{suffix}").startswith(f"rows.{suffix}: not a readable {suffix} file (")
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        ("rows.json", {}, "rows.json: no such file or folder. Fix: did you mean 'rows.jsonl'? (there are: "),
+        ("./dta", {}, "dta: no such file or folder. Fix: did you mean 'data'? (there are: data, "),
+        ("no/such/x.jsonl", {}, "no/such/x.jsonl: no such file, and no folder no/such. Fix: check the path."),
+        (
+            "notes.txt",
+            {},
+            "notes.txt: cannot read files of type '.txt'. Fix: convert it to one of .jsonl, .json, .csv, ",
+        ),
+        ("rows.jsonl", {"name": "x"}, "rows.jsonl: name: local files have no configurations. Fix: remove `name`."),
+        (
+            "rows.jsonl",
+            {"which": "test"},
+            "rows.jsonl: split: one file alone is the split 'train', not 'test'. Fix: use a ",
+        ),
+        (
+            "data",
+            {"which": "tets"},
+            "data: split: there is no split 'tets'. Fix: did you mean 'test'? (there are: test, train).",
+        ),
+        ("empty", {}, "empty: split: there is no split 'train'. Fix: choose one that exists (there are none)."),
+        (
+            "twice",
+            {},
+            "twice: split 'train' needs 1 file(s), found train.json, train.jsonl. "
+            "Fix: keep one complete set of files per split.",
+        ),
+        (
+            "shards",
+            {},
+            "shards: split 'train' needs 3 file(s), found train-00000-of-00003.jsonl, train-00001-of-00003.jsonl. "
+            "Fix: keep one complete set of files per split.",
+        ),
+        ("data", {"data_files": "x*.jsonl"}, "data/x*.jsonl: no such file or folder. Fix: "),
+        (
+            "data",
+            {"data_files": {"train": "train.jsonl"}, "which": "test"},
+            "data data_files: split: there is no split 'test'. Fix: choose one that exists (there are: train).",
+        ),
+    ],
+)
+def test_sources_that_are_not_there(path: str, options: dict[str, Any], message: str) -> None:
+    """Missing files, splits, shards and unknown types are refused with the alternatives."""
+    for name in ("rows.jsonl", "data/train.jsonl", "data/test.jsonl", "twice/train.jsonl", "twice/train.json"):
+        write(name)
+    for name in ("shards/train-00000-of-00003.jsonl", "shards/train-00001-of-00003.jsonl", "empty/notes.jsonl.bak"):
+        write(name)
+    Path("notes.txt").write_text("x")
+    assert refusal(path, **options).startswith(message)
+
+
+def test_folders_by_split() -> None:
+    """Files named after splits, in shards or below data/, are read in order."""
+    write("plain/train.json", ROWS[:1])
+    write("plain/test.jsonl", ROWS[1:])
+    write("plain/README.md", [])
+    assert answers(load("plain")) == ["a0"]
+    assert answers(load("plain", which="test")) == answers(load("plain", split="test")) == ["a1", "a2"]
+    write("clone/data/train-00001-of-00002.jsonl", ROWS[1:])
+    write("clone/data/train-00000-of-00002.jsonl", ROWS[:1])
+    examples = load("clone")
+    assert answers(examples) == ["a0", "a1", "a2"]
+    assert [example.where for example in examples][1] == "clone/data/train-00001-of-00002.jsonl:1"
+    assert source_files(DatasetSource("clone")) == [
+        Path("clone/data/train-00000-of-00002.jsonl"),
+        Path("clone/data/train-00001-of-00002.jsonl"),
+    ]
+
+
+def test_saved_sets() -> None:
+    """Folders made by save_to_disk are read, with and without splits."""
+    table = datasets.Dataset.from_list(ROWS)
+    table.select([2, 0]).save_to_disk("one")
+    datasets.DatasetDict(train=table, test=table.select([1])).save_to_disk("both")
+    assert answers(load("one")) == ["a2", "a0"]
+    assert answers(load("both")) == ["a0", "a1", "a2"]
+    assert answers(load("both", which="test")) == ["a1"]
+    assert "there is no split 'dev'. Fix: choose one that exists (there are: test, train)" in refusal(
+        "both", which="dev"
+    )
+    assert "there is no split 'test'. Fix: choose one that exists (there are: train)" in refusal("one", which="test")
+    (file,) = source_files(DatasetSource("both"), "test")
+    assert file.parent == Path("both/test")
+
+
+@pytest.mark.parametrize("path", ["data", "json"])
+def test_data_files(path: str) -> None:
+    """`data_files` means what it means to `datasets`: a path, a list, patterns, or one of these per split."""
+    below = "" if path == "data" else "data/"
+    write("data/b.jsonl", ROWS[1:])
+    write("data/a.jsonl", ROWS[:1])
+    assert answers(load(path, data_files=f"{below}*.jsonl")) == ["a0", "a1", "a2"]
+    assert answers(load(path, data_files=[f"{below}b.jsonl", f"{below}a.jsonl"])) == ["a1", "a2", "a0"]
+    assert answers(load(path, data_files=str(Path("data/*.jsonl").absolute()))) == ["a0", "a1", "a2"]
+    by_split = {"train": [f"{below}a.jsonl"], "test": f"{below}b.jsonl"}
+    assert answers(load(path, data_files=by_split, which="test")) == ["a1", "a2"]
+
+
+def test_hub_names_go_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is no path is loaded by `datasets`, and its rows are checked like any others."""
+    asked = {}
+
+    def load_dataset(*names: Any, **options: Any) -> datasets.Dataset:
+        asked.update(options, names=names)
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    examples = load("org/set", name="main", which="test")
+    assert asked == {"names": ("org/set", "main"), "data_files": None, "split": "test"}
+    assert [example.where for example in examples] == ["org/set row 0", "org/set row 1", "org/set row 2"]
+    assert source_files(DatasetSource("org/set")) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ConnectionError("no route"),
+            "org/set: neither a file or folder here nor a data set the Hub gives us (no route).",
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError("gone"),
+            "org/set: neither a file or folder here nor a data set the Hub",
+        ),
+        (
+            ValueError("Unknown split"),
+            "org/set: the Hub data set cannot be loaded (Unknown split). Fix: check `name`, ",
+        ),
+    ],
+)
+def test_unreachable_hub_sets(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` raises becomes an input error that says what the name could have been."""
+
+    def load_dataset(*names: Any, **options: Any) -> datasets.Dataset:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert refusal("org/set").startswith(message)
+
+
+def test_all_bad_rows_of_a_pass_are_reported_at_once() -> None:
+    """By default a pass ends in one error with the first 20 problems and the total, whatever their kind."""
+    lines = [ROWS[0], "{", {"instruction": "x"}, {"messages": []}] + [BAD] * 30
+    message = refusal(write("rows.jsonl", lines)).splitlines()
+    assert len(message) == 21
+    assert message[0].startswith("rows.jsonl:2: invalid JSON at column 2 (expecting property name")
+    assert message[1].startswith("rows.jsonl:3: output: the column is missing (found: instruction).")
+    assert message[2].startswith("rows.jsonl:4: this row looks like messages (messages), the file is instruction (")
+    assert message[3] == "rows.jsonl:5: output: expected a string, got int. Fix: write the text as one string."
+    assert message[20] == "... 20 of 33 problems shown."
+
+
+def test_types_are_checked_behind_ten_megabytes() -> None:
+    """D6: a list in a text column of a late row is found, not turned into text."""
+    row = json.dumps({"instruction": "q", "output": "x" * 1000})
+    write("rows.jsonl", [row] * 11_000 + [{"instruction": "q", "output": ["b"]}])
+    assert Path("rows.jsonl").stat().st_size > 10 << 20
+    assert refusal("rows.jsonl") == (
+        "rows.jsonl:11001: output: expected a string, got list. Fix: write the text as one string."
+    )
+
+
+def test_skipped_rows_are_written_with_reasons() -> None:
+    """`skip` keeps the good rows and writes each rejected one with place, reason and text, replacing an older file."""
+    write("rows.jsonl", [ROWS[0], "{oops", BAD, *ROWS[1:]])
+    log_path = Path("rejects.jsonl")
+    log_path.write_text("stale\n")
+    settings = DataSettings([DatasetSource("rows.jsonl")], on_bad_rows="skip", max_rejected=0.4)
+    log = RejectLog(settings, log_path)
+    examples = list(iter_examples(settings.datasets[0], settings, rejects=log))
+    assert answers(examples) == ["a0", "a1", "a2"]
+    assert [(example.row, example.line) for example in examples] == [(0, 1), (3, 4), (4, 5)]
+    broken, wrong = [json.loads(line) for line in log_path.read_text().splitlines()]
+    assert broken.pop("reason").startswith("invalid JSON at column 2 (")
+    assert broken == {"source": "rows.jsonl", "line": 2, "row": 1, "raw": "{oops"}
+    assert json.loads(wrong.pop("raw")) == BAD
+    assert wrong == {"source": "rows.jsonl", "line": 3, "row": 2, "reason": "output: expected a string, got int"}
+    assert log.rejected["rows.jsonl"].total() == 2
+    assert log.rejected["rows.jsonl"]["output: expected a string, got int"] == 1
+    assert len(list(iter_examples(settings.datasets[0], settings, rejects=log))) == 3
+    assert log.rejected["rows.jsonl"].total() == 2  # of this pass, not of both
+    write("clean.jsonl")
+    list(iter_examples(DatasetSource("clean.jsonl"), settings, rejects=log))
+    assert log.rejected["clean.jsonl"].total() == 0
+
+
+def test_too_many_rejected_rows() -> None:
+    """D18: beyond `max_rejected` the pass ends in a table of reasons; at the limit it is accepted."""
+    write("rows.jsonl", [*ROWS, BAD, BAD, {"instruction": "q"}])
+    assert refusal("rows.jsonl", on_bad_rows="skip", max_rejected=0.4) == (
+        "rows.jsonl: max_rejected: 3 of 6 rows are rejected, the limit is 0.4 of them:\n"
+        "       2 x output: expected a string, got int\n"
+        "       1 x output: the column is missing (found: instruction). "
+        "Fix: repair the rows or raise `max_rejected`."
+    )
+    assert len(load("rows.jsonl", on_bad_rows="skip", max_rejected=0.5)) == 3
+
+
+def test_nothing_left() -> None:
+    """D18: all rows rejected is refused whatever `max_rejected` says."""
+    write("rows.jsonl", ["{", "3"])
+    assert refusal("rows.jsonl", on_bad_rows="skip", max_rejected=1.0).startswith(
+        "rows.jsonl: max_rejected: 2 of 2 rows are rejected"
+    )
+
+
+def test_columns_are_kept_listed_or_dropped() -> None:
+    """`columns` of the source limits what is read; others are listed once; asked-for ones stay on the example."""
+    rows = [row | {"id": 1, "labels": [1], "input": "x", "kind": "qa"} for row in ROWS]
+    write("rows.jsonl", rows)
+    assert "rows.jsonl:1: labels: this column is refused" in refusal("rows.jsonl")
+    settings = DataSettings([DatasetSource("rows.jsonl", columns=["instruction", "output", "kind", "id"])])
+    log = RejectLog(settings)
+    examples = list(iter_examples(settings.datasets[0], settings, columns=["kind"], rejects=log))
+    assert examples[0].messages[0]["content"] == "q0"
+    assert examples[0].columns == {"kind": "qa"}
+    assert log.unused_columns == {"rows.jsonl": ["id"]}
+    assert refusal("rows.jsonl", columns=["instruction", "output", "imput"]) == (
+        "rows.jsonl: columns: no row has the column 'imput'. "
+        "Fix: did you mean 'input'? (there are: id, input, instruction, kind, labels, output)."
+    )
+
+
+def test_format_and_mapping_reach_the_rows() -> None:
+    """A stated format is used as stated, a mapping is checked and applied, detection names the first row."""
+    write("rows.jsonl", [{"text": "t"}])
+    assert load("rows.jsonl", format="raw")[0].text == "t"
+    assert refusal("rows.jsonl").startswith("rows.jsonl:1: format: no known format has the columns text; known are ")
+    assert refusal("rows.jsonl", format="alpaca").startswith("rows.jsonl: format: unknown format 'alpaca'.")
+    write("seeds.jsonl", [{"instruction": "i", "instances": [{"input": "x", "output": "o"}]}])
+    mapping = {"instruction": "instruction", "input": "instances.0.input", "output": "instances.0.output"}
+    assert load("seeds.jsonl", column_mapping=mapping)[0].messages[0]["content"] == "i\n\nx"
+    assert "'answer' is no column of format instruction" in refusal(
+        "seeds.jsonl", column_mapping=mapping | {"answer": "x"}
+    )
+    assert load("seeds.jsonl", column_mapping=mapping | {"kind": "instances.0.input"}, keep=["kind"])[0].columns == {
+        "kind": "x"
+    }
+
+
+def test_empty_outputs_follow_the_setting() -> None:
+    """D7: `allow_empty_output` reaches the rows."""
+    write("rows.jsonl", [{"instruction": "q", "output": ""}])
+    assert refusal("rows.jsonl").startswith("rows.jsonl:1: output: the answer is empty.")
+    assert answers(load("rows.jsonl", allow_empty_output=True)) == [""]

@@ -1,0 +1,177 @@
+"""The evaluation as a whole: rows, files, comparison and what a person reads in the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sft_recipes.errors import InputError
+from sft_recipes.evaluation.evaluator import (
+    Evaluation,
+    compare,
+    control_tokens,
+    evaluate,
+    evaluation_from_rows,
+    print_table,
+    read_evaluation,
+    write_evaluation,
+)
+from sft_recipes.evaluation.metrics import BINARY_METRICS
+from sft_recipes.messages import Example
+
+
+@pytest.fixture(scope="module")
+def tuned(make_model, renderer, examples) -> Evaluation:
+    return evaluate(make_model(), renderer, examples, max_new_tokens=16, batch_size=4, progress=False)
+
+
+def answered(evaluation: Evaluation, answers: dict[int, bool]) -> Evaluation:
+    """The same evaluation with other verdicts on exact match."""
+    rows = [dict(row) | {"exact_match": answers.get(index, False)} for index, row in enumerate(evaluation.rows)]
+    return evaluation_from_rows(rows)
+
+
+def printed(*arguments: Any, **settings: Any) -> str:
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    print_table(console, *arguments, **settings)
+    return console.file.getvalue()
+
+
+def test_rows_hold_what_was_asked_and_answered(tuned, examples, renderer) -> None:
+    """One row per example in order: its place, the rendered generation prompt, the answer and the scores."""
+    assert [(row["source"], row["row"], row["task_type"]) for row in tuned.rows] == [
+        (example.source, example.row, example.columns["task_type"]) for example in examples
+    ]
+    first = tuned.rows[0]
+    assert first["prompt"] == "### user:\nName a colour.\n### assistant:\n"
+    assert (first["reference"], first["messages"][-1]["content"]) == ("Blue.", "Blue.")
+    assert first["reference_tokens"] == 5
+    assert first["stop_reason"] in ("eos", "length")
+    assert first["n_tokens"] <= 16
+
+
+def test_answers_are_those_of_the_model(make_model, renderer, examples, tokenizer) -> None:
+    """A model that always says one thing is scored on that: exact where the reference says the same."""
+    model = make_model()
+    answer = [*tokenizer("Blue.")["input_ids"], tokenizer.eos_token_id]
+
+    def generate(input_ids: Any, **_: Any) -> Any:
+        return input_ids.new_tensor([[*row, *answer] for row in input_ids.tolist()])
+
+    model.generate = generate
+    evaluation = evaluate(model, renderer, examples, max_new_tokens=16, batch_size=4, progress=False)
+    assert {row["response"] for row in evaluation.rows} == {"Blue."}
+    assert evaluation.metrics["exact_match"].value == 1 / 6
+    assert {name: (value.value, value.n) for name, value in evaluation.task_types.items()} == {
+        "count": (0.0, 1),
+        "list": (0.0, 2),
+        "name": (1 / 3, 3),
+    }
+    assert evaluation.stop_reasons == {"eos": 6}
+    assert evaluation.flags["constraint_fail"].value == pytest.approx(2 / 6)
+    assert evaluation.rows[0]["length_ratio"] == 1.0
+    # "x" * 40 does not fit into 16 tokens with its terminator; nothing else comes near
+    assert evaluation.metrics["reference_beyond_budget"].value == pytest.approx(1 / 6)
+
+
+def test_template_text_and_control_tokens_count_as_leaks(make_model, renderer, examples, tokenizer) -> None:
+    """The segments that are handed in and the tokenizer's own special tokens reach the flags."""
+    model = make_model()
+    for text, flag in (("### assistant:\nBlue.", "template_leak"), ("Blue.<pad>", "special_token_leak")):
+        answer = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+        model.generate = lambda input_ids, answer=answer, **_: input_ids.new_tensor(
+            [[*row, *answer] for row in input_ids.tolist()]
+        )
+        settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": 4, "progress": False}
+        segments = ["### assistant:\n"]
+        evaluation = evaluate(model, renderer, examples, template_segments=segments, **settings)
+        assert evaluation.flags[flag].value == 1.0
+
+
+def test_control_tokens_are_markup_not_words(tokenizer) -> None:
+    """Special tokens and added markup count; an added plain word and added whitespace do not."""
+    import copy
+
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<tool_call>", "covid", "   "])
+    assert control_tokens(own) == ["<eos>", "<pad>", "<tool_call>"]
+
+
+def test_files_tell_the_whole_story(tuned, tmp_path) -> None:
+    """metrics.json, samples.jsonl and report.html are written, and the samples read back to the same evaluation."""
+    base = answered(tuned, {0: True})
+    write_evaluation(tuned, tmp_path / "new" / "eval", info={"model": "tiny", "n": 6}, base=base)
+    folder = tmp_path / "new" / "eval"
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert (content["schema_version"], content["info"]["model"], content["n"]) == (1, "tiny", 6)
+    assert content["metrics"]["exact_match"] == tuned.metrics["exact_match"].as_json()
+    assert content["differences"]["exact_match"]["lost"] == 1
+    assert "Evaluation of tiny" in (folder / "report.html").read_text(encoding="utf-8")
+    again = read_evaluation(folder)
+    assert again == dataclasses.replace(tuned, rows=again.rows)
+    assert [dict(row) for row in again.rows] == [dict(row) for row in tuned.rows]
+
+
+def test_half_a_surrogate_pair_can_be_written(tuned, tmp_path) -> None:
+    """JSON data may hold a lone surrogate, which UTF-8 cannot: the files are written and read back unchanged."""
+    rows = [dict(row) | {"response": "a\ud800b"} for row in tuned.rows]
+    write_evaluation(evaluation_from_rows(rows), tmp_path, info={"model": "tiny"})
+    assert read_evaluation(tmp_path).rows[0]["response"] == "a\ud800b"
+
+
+def test_comparison_is_paired_by_row(tuned) -> None:
+    """Gained and lost rows are counted per prompt, tuned minus base."""
+    differences = compare(answered(tuned, {0: True, 1: True}), answered(tuned, {1: True, 2: True, 3: True}))
+    assert set(differences) == set(BINARY_METRICS)
+    exact = differences["exact_match"]
+    assert (exact.gained, exact.lost, exact.n, exact.value) == (2, 1, 6, pytest.approx(1 / 6))
+    assert differences["eos_rate"].value == 0.0
+
+
+def test_other_rows_cannot_be_compared(tuned) -> None:
+    """A base that answered other prompts, fewer of them, or another order is refused."""
+    for rows in (tuned.rows[:-1], tuned.rows[::-1]):
+        with pytest.raises(InputError, match="evaluate both on the same data"):
+            compare(evaluation_from_rows(rows), tuned)
+
+
+def test_rows_that_cannot_be_evaluated_are_named(make_model, renderer, examples) -> None:
+    """Raw text, and a format nobody knows, are refused with file and line before anything is generated."""
+    raw = Example([], "raw.txt", 0, line=7, text="once upon a time")
+    odd = dataclasses.replace(examples[0], columns={"expected_format": {"type": "yaml"}})
+    for example, message in ((raw, "raw.txt:7: messages"), (odd, "test.jsonl:1: expected_format")):
+        with pytest.raises(InputError, match=message):
+            evaluate(make_model(), renderer, [example], max_new_tokens=4, batch_size=2)
+
+
+def test_no_rows(make_model, renderer) -> None:
+    """An empty data set has every metric without a value."""
+    evaluation = evaluate(make_model(), renderer, [], max_new_tokens=4, batch_size=2)
+    assert evaluation.metrics["exact_match"].value is None
+    assert "none" in printed(evaluation)
+
+
+def test_the_table_shows_both_models_and_what_was_lost(tuned) -> None:
+    """Value, interval and paired difference per metric; task types; rows that became wrong come first."""
+    base = answered(tuned, {3: True})
+    text = printed(tuned, base, examples=1)
+    exact = next(line for line in text.splitlines() if line.startswith("\u2502 Exact match"))
+    assert "0.167 [0.03, 0.56]" in exact
+    assert "-0.167" in exact
+    assert any("name" in line and "0.333" in line for line in text.splitlines())
+    assert "test.jsonl row 3" in text
+    assert "test.jsonl row 0" not in text
+    assert "Owl." in text
+
+
+def test_the_terminal_shows_control_characters_and_markup_as_text(tuned) -> None:
+    """Escape sequences, bidirectional overrides and rich markup in an answer are shown, not obeyed."""
+    rows = [dict(row) | {"response": "[red]x[/red] \x1b[2J \u202e."} for row in tuned.rows]
+    text = printed(evaluation_from_rows(rows), examples=1)
+    assert "[red]x[/red] \u27e8U+001B\u27e9[2J \u27e8U+202E\u27e9." in text
+    assert "\x1b" not in text

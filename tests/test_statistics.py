@@ -1,0 +1,138 @@
+"""Known answers for every estimator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sft_recipes.statistics import (
+    bootstrap_estimate,
+    mean_estimate,
+    paired_difference,
+    proportion,
+    proportion_of,
+)
+
+
+def test_proportion_has_wilsons_interval() -> None:
+    """8 of 10 has the textbook Wilson interval 0.490 to 0.943."""
+    estimate = proportion(8, 10, higher_is_better=True)
+    assert estimate.value == 0.8
+    assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert estimate.as_json() == {
+        "value": 0.8,
+        "n": 10,
+        "n_excluded": 0,
+        "ci_low": estimate.ci_low,
+        "ci_high": estimate.ci_high,
+        "unit": "proportion",
+        "higher_is_better": True,
+    }
+
+
+def test_all_successes_still_leave_doubt() -> None:
+    """Wilson's bound for 50 of 50 is n / (n + z^2), not 1."""
+    estimate = proportion(50, 50)
+    assert estimate.ci_low == pytest.approx(50 / (50 + 1.959964**2), abs=1e-6)
+    assert estimate.ci_high == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        proportion(0, 0),
+        proportion_of([None, None]),
+        mean_estimate([None], unit="x"),
+        bootstrap_estimate([], statistic=np.median, unit="x"),
+        paired_difference([None], [True]),
+    ],
+)
+def test_no_rows_give_no_value(estimate) -> None:
+    """n = 0 has value None and no interval, never 0."""
+    assert (estimate.value, estimate.n, estimate.ci_low, estimate.ci_high) == (None, 0, None, None)
+
+
+def test_excluded_rows_are_counted_apart() -> None:
+    """None does not count as a failure."""
+    estimate = proportion_of([True, None, False, True])
+    assert (estimate.value, estimate.n, estimate.n_excluded) == (2 / 3, 3, 1)
+
+
+def test_mean_has_students_interval() -> None:
+    """1, 2, 3: mean 2, sd 1, t(2) = 4.3027, so 2 +- 4.3027 / sqrt(3)."""
+    estimate = mean_estimate([1.0, 2.0, 3.0, None], unit="words")
+    reach = 4.302653 / 3**0.5
+    assert (estimate.value, estimate.n, estimate.n_excluded, estimate.unit) == (2.0, 3, 1, "words")
+    assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+
+
+def test_one_value_has_no_interval() -> None:
+    """A single row says nothing about spread."""
+    assert mean_estimate([2.0], unit="x").ci_low is None
+    assert bootstrap_estimate([2.0], statistic=np.median, unit="x").ci_high is None
+
+
+def test_equal_values_have_a_point_interval() -> None:
+    """All equal: mean and median are that value, without NaN."""
+    for estimate in (mean_estimate([2.0] * 5, unit="x"), bootstrap_estimate([2.0] * 5, statistic=np.median, unit="x")):
+        assert (estimate.value, estimate.ci_low, estimate.ci_high) == (2.0, 2.0, 2.0)
+
+
+def test_bootstrap_of_the_mean_agrees_with_theory_and_is_seeded() -> None:
+    """For 400 values the percentile interval of the mean is close to the normal one, and repeats itself."""
+    values = list(np.random.default_rng(1).normal(5, 2, 400))
+    first = bootstrap_estimate(values, statistic=np.mean, unit="x")
+    reach = 1.96 * np.std(values) / 20
+    assert first.ci_low == pytest.approx(np.mean(values) - reach, abs=0.03)
+    assert first.ci_high == pytest.approx(np.mean(values) + reach, abs=0.03)
+    assert first == bootstrap_estimate(values, statistic=np.mean, unit="x")
+    assert first != bootstrap_estimate(values, statistic=np.mean, unit="x", seed=7)
+
+
+def test_columns_are_resampled_together() -> None:
+    """A ratio of two proportional columns is the same in every resample, so its interval is a point."""
+    counts = [3.0, 10.0, 50.0, 4.0]
+    doubled = [2 * count for count in counts]
+    estimate = bootstrap_estimate(
+        doubled, counts, statistic=lambda a, b, axis: np.sum(a, axis=axis) / np.sum(b, axis=axis), unit="x"
+    )
+    assert (estimate.value, estimate.ci_low, estimate.ci_high) == (2.0, pytest.approx(2.0), pytest.approx(2.0))
+
+
+def test_mcnemar_is_exact_and_two_sided() -> None:
+    """9 gained and 1 lost of 20: p = 2 * (1 + 10) / 2^10 = 0.0215, difference 0.4."""
+    before = [False] * 9 + [True] + [True] * 10
+    after = [True] * 9 + [False] + [True] * 10
+    difference = paired_difference(before, after)
+    assert (difference.value, difference.gained, difference.lost, difference.n) == (pytest.approx(0.4), 9, 1, 20)
+    assert difference.p_value == pytest.approx(22 / 1024)
+    assert difference.ci_low == pytest.approx(0.15, abs=0.06)
+    assert difference.ci_high == pytest.approx(0.65, abs=0.06)
+
+
+def test_no_discordant_pair_is_no_evidence_of_equality() -> None:
+    """p = 1, and the interval is as wide as Wilson's bound on differing pairs, z^2 / (n + z^2), not a point."""
+    difference = paired_difference([True] * 20, [True] * 20)
+    bound = 1.959964**2 / (20 + 1.959964**2)
+    assert (difference.value, difference.p_value) == (0.0, 1.0)
+    assert (difference.ci_low, difference.ci_high) == (pytest.approx(-bound), pytest.approx(bound))
+
+
+def test_all_gained_stays_inside_the_scale() -> None:
+    """A difference of 1 in every row has an upper bound of 1 and a lower bound below it."""
+    difference = paired_difference([False] * 20, [True] * 20)
+    assert difference.ci_high == 1.0
+    assert difference.ci_low == pytest.approx(1 - 2 * 1.959964**2 / (20 + 1.959964**2))
+
+
+def test_graded_pairs_have_no_mcnemar_test() -> None:
+    """Values between 0 and 1 are compared by their mean difference only; a row without a partner is excluded."""
+    difference = paired_difference([0.5, 0.2, None], [0.7, 0.6, 1.0])
+    assert difference.value == pytest.approx(0.3)
+    assert (difference.p_value, difference.n, difference.n_excluded) == (None, 2, 1)
+
+
+def test_pairs_of_different_length_are_refused() -> None:
+    """Pairing rows of two lists that do not belong together is a mistake of the caller."""
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference([True], [True, False])
