@@ -2,8 +2,39 @@
 
 Layers, imports point only downward (`tests/test_architecture.py` keeps it):
 
-    cli > training > audit, evaluation, release > data, models, report
+    cli > chapter > training > audit, evaluation, release > data, models, report
         > recipe, messages, run_folder, errors, statistics, similarity, response_patterns
+
+The names below load on first use, so that importing the package loads no torch.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "ChatDataset": "chapter",
+    "ChatMessage": "chapter",
+    "DataQualityAnalyzer": "chapter",
+    "InstructionExample": "chapter",
+    "ResponseOnlyCollator": "chapter",
+    "SFTEvaluator": "chapter",
+    "SupervisedFineTuningDataset": "chapter",
+    "create_sft_dataloader": "chapter",
+    "detect_format_overfitting": "chapter",
+    "evaluate_quality": "chapter",
+    "Recipe": "recipe",
+    "load_recipe": "recipe_keys",
+    "train": "training.train",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'sft_recipes' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sft_recipes.{_EXPORTS[name]}"), name)

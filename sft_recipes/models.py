@@ -138,9 +138,9 @@ def lora_config(recipe: Recipe, model: PreTrainedModel) -> Any | None:
 
     config = ModelConfig(**{"lora_target_modules": ["all-linear"], **recipe.model, "dtype": model_dtype(recipe)})
     lora: Any = get_peft_config(config)
-    # TRL's key is a list; the word `all-linear` is one for peft only when it stands alone.
-    if config.lora_target_modules == ["all-linear"]:
-        lora.target_modules = "all-linear"
+    # TRL makes a list of one a string, which peft reads as a pattern of full names: a module's own name matches none.
+    if isinstance(lora.target_modules, str) and lora.target_modules.isidentifier():
+        lora.target_modules = [lora.target_modules]
     encoders = unfed_encoders(model)
     if encoders:
         lora.exclude_modules = "|".join(rf"(.*\.)?{re.escape(name)}\..*" for name in encoders)

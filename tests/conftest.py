@@ -7,6 +7,8 @@ import os
 # Read when the libraries are imported; a test that reaches for the network fails at once instead of retrying.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Tiny tensors gain nothing from a second thread, and threads that wait for one another cost up to seven times as much.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,3 +111,37 @@ def instruction_rows(count: int) -> list[dict[str, str]]:
         }
         for index in range(count)
     ]
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, base_folder: Path, write_rows: Callable[..., Path]) -> Callable[..., Path]:
+    """Write a recipe below tmp_path that trains the tiny base on 40 rows in seconds; keys given as None are left out.
+
+    The rows stand in `train.jsonl` beside it unless the test wrote its own there; the run folder is `run`.
+    """
+    import yaml
+
+    def write(name: str = "recipe.yaml", **keys: Any) -> Path:
+        if not (tmp_path / "train.jsonl").is_file():
+            write_rows(instruction_rows(40))
+        defaults = {
+            "model_name_or_path": str(base_folder),
+            "dataset_name": "./train.jsonl",
+            "output_dir": "./run",
+            "max_length": 128,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "activation_checkpointing": False,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        values = {key: value for key, value in {**defaults, **keys}.items() if value is not None}
+        if "datasets" in values:
+            values.pop("dataset_name")
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write

@@ -1,9 +1,9 @@
 """Build the quickstart's base model: train its tokenizer, pretrain it on generated text, save it.
 
     python scripts/quickstart/build_base.py                                   # rewrites recipes/quickstart/base
-    python scripts/quickstart/build_base.py --steps 60 --hidden 64 --output /tmp/base    # a reduced one, seconds
+    python scripts/quickstart/build_base.py --steps 150 --hidden 64 --heads 4 --output /tmp/base   # reduced
 
-One document a row and AdamW at 1e-3 to 2e-3: packed rows at a higher rate did not learn to copy in as many tokens.
+One document a row, and drills first: in an earlier trial, packed rows at 3e-3 had learned no copying after 6M tokens.
 """
 
 import argparse
@@ -123,7 +123,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, plan: Plan) -> LlamaForCausalL
             num_key_value_heads=plan.heads,
             max_position_embeddings=512,
             tie_word_embeddings=True,
-            initializer_range=plan.hidden**-0.5,  # 0.02 is for wide models: with it, copying took five times the tokens
+            # The usual 0.02 suits wide models. In a trial on drills it copied 8 % of words after 0.48M tokens;
+            # this width's own scale copied 39 % after 0.17M.
+            initializer_range=plan.hidden**-0.5,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -161,7 +163,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: 
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Weights in bfloat16 (half the size; no measured loss), tokenizer, and a generation config without sampling."""
+    """Weights in bfloat16 (half the size; the README's scores are those of the saved weights) and tokenizer."""
     model.bfloat16().save_pretrained(output)
     tokenizer.save_pretrained(output)
 

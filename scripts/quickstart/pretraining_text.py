@@ -5,7 +5,7 @@ assistant yet. So these documents use none of the instruction template's section
 what is read here can be continued, but nothing says when to stop.
 
 A model of this size learns to copy only where text repeats itself, so most documents show one list in several
-forms. Documents stay below about 120 tokens and are trained one a row: packing them hides the repetition.
+forms. Documents are about 70 tokens long (at most about 170) and are trained one a row: packing hides the repetition.
 """
 
 import json

@@ -12,6 +12,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 # Private-use characters; a row that brings them itself cannot be marked and is refused by name.
@@ -29,6 +30,7 @@ class ControlTokens:
         self._backend = tokenizer.backend_tokenizer
         self._reset()
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
+        self._lock = Lock()  # the modes of the shared backend are changed while encoding
         self._as_text: dict[str, list[int]] = {}
 
     def _reset(self) -> None:
@@ -54,7 +56,11 @@ class ControlTokens:
         return [self.mark(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Encode rendered texts, marked or not, in one batch."""
+        """Encode rendered texts, marked or not, in one batch. Safe to call from several threads."""
+        with self._lock:
+            return self._encode(texts)
+
+    def _encode(self, texts: Sequence[str]) -> list[Encoded]:
         split = [self._markers.split(text) if START in text or END in text else [text] for text in texts]
         # Pieces after the first follow a newline, so that no tokenizer adds the prefix space of a text's beginning.
         wanted = dict.fromkeys(
@@ -68,7 +74,7 @@ class ControlTokens:
         by_text = dict(zip(wanted, encodings, strict=True))
         return [self._join(pieces, by_text) for pieces in split]
 
-    def _join(self, pieces: list[str | None], by_text: Mapping[str, Any]) -> Encoded:
+    def _join(self, pieces: Sequence[str | None], by_text: Mapping[str, Any]) -> Encoded:
         ids: list[int] = []
         parts: list[_Part] = []
         position = 0

@@ -1,7 +1,8 @@
 """Strict reader for `.jsonl` files and `.json` arrays: rows come out one by one, each with its line.
 
 `datasets` counts bad lines from the start of a 10 MB block, turns NaN into null and lets later rows change type; here
-every deviation is reported with its own file and line. Memory stays at one line; the text of an array is held whole.
+every deviation is reported with its own file and line. Memory stays at one line, or at one element of an array and
+1 MB around it.
 """
 
 from __future__ import annotations
@@ -130,24 +131,92 @@ def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
 
 def _elements(path: Path) -> Iterator[tuple[int, Any, str]]:
     """The same of every element of an array. Raises JSONDecodeError where one cannot be told from the next."""
-    text = "".join(text_lines(path))
-    delimiter, line, counted = _skip_space(text, 0), 1, 0
-    if text.startswith("]", _skip_space(text, delimiter + 1)):
-        return
-    while not text.startswith("]", delimiter):
-        start = _skip_space(text, delimiter + 1)
-        line += text.count("\n", counted, start)
-        counted = start
-        try:
-            value, end = _scan(text, start)
-        except JSONTextError as error:
-            value, end = error, _scan(text, start, strict=False)[1]
-        yield line, value, text[start:end]
-        delimiter = _skip_space(text, end)
-        if not text.startswith((",", "]"), delimiter):
-            raise json.JSONDecodeError("Expecting ','", text, delimiter)
-    if (end := _skip_space(text, delimiter + 1)) != len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
+    window = _Window(path)
+    window.skip(1)
+    if window.peek() == "]":
+        window.skip(1)
+    else:
+        delimiter = ","
+        while delimiter == ",":
+            window.peek()
+            line = window.line
+            value, text = window.element()
+            yield line, value, text
+            delimiter = window.peek()
+            if delimiter not in (",", "]"):
+                raise window.error("Expecting ','", 0)
+            window.skip(1)
+    if window.peek():
+        raise window.error("Extra data", 0)
+
+
+class _Window:
+    """A piece of a file's text that grows while something in it is unfinished and forgets what was read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._chunks = self._read()
+        self._text, self._at = "", 0
+        self.line, self._column = 1, 1
+        self.peek()
+
+    def _read(self) -> Iterator[str]:
+        with self._path.open(encoding="utf-8-sig", newline="") as file:
+            try:
+                while chunk := file.read(_CHUNK):
+                    yield chunk
+            except UnicodeDecodeError:
+                for _ in text_lines(self._path):  # names the line, which the decoder of chunks does not know
+                    pass
+                raise
+
+    def _grow(self) -> bool:
+        chunk = next(self._chunks, "")
+        if chunk:
+            self._text, self._at = self._text[self._at :] + chunk, 0
+        return bool(chunk)
+
+    def skip(self, length: int) -> None:
+        """Go `length` characters on."""
+        end = self._at + length
+        newlines = self._text.count("\n", self._at, end)
+        self.line += newlines
+        self._column = end - self._text.rfind("\n", self._at, end) if newlines else self._column + length
+        self._at = end
+
+    def peek(self) -> str:
+        """Go to the next character that is not white space and return it, or "" at the end of the file."""
+        while True:
+            self.skip(_skip_space(self._text, self._at) - self._at)
+            if self._at < len(self._text) or not self._grow():
+                return self._text[self._at : self._at + 1]
+
+    def element(self) -> tuple[Any, str]:
+        """The value that begins here, or the JSONTextError in its place, and its text; goes on behind it."""
+        while True:
+            start = self._at
+            try:
+                try:
+                    value, end = _scan(self._text, start)
+                except JSONTextError as error:
+                    value, end = error, _scan(self._text, start, strict=False)[1]
+            except json.JSONDecodeError as error:
+                # Far from the end of the window it is broken; near it, or inside a string, it may be unfinished.
+                unfinished = error.pos > len(self._text) - 64 or error.msg.startswith("Unterminated")
+                if unfinished and self._grow():
+                    continue
+                raise self.error(error.msg, error.pos - start) from error
+            if end == len(self._text) and self._grow():
+                continue
+            self.skip(end - start)
+            return value, self._text[start:end]
+
+    def error(self, message: str, position: int) -> json.JSONDecodeError:
+        """The error `position` characters from here, with its line and column in the file."""
+        self.skip(position)
+        error = json.JSONDecodeError(message, "", 0)
+        error.lineno, error.colno = self.line, self._column
+        return error
 
 
 def _scan(text: str, start: int, strict: bool = True) -> tuple[Any, int]:
@@ -179,6 +248,9 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_constant(name: str) -> None:
     raise JSONTextError(f"{name} is not JSON", "write a number or null")
 
+
+# Characters of an array that are read at a time.
+_CHUNK = 1 << 20
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
 _LENIENT = json.JSONDecoder()

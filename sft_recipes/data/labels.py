@@ -15,7 +15,8 @@ Every span is verified; what cannot be verified is dropped with a reason, never 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sft_recipes.data.chat_templates import PROBE, ChatRenderer
@@ -79,6 +80,17 @@ class _Draft:
     spans: tuple[Span, ...]
 
 
+@dataclass(slots=True)
+class _Work:
+    """A batch between rendering and tokenization; `ready` holds examples with control tokens already marked."""
+
+    batch: LabelledBatch = field(default_factory=LabelledBatch)
+    ready: dict[int, Example] = field(default_factory=dict)
+    raw: dict[int, Example] = field(default_factory=dict)
+    neutralized: set[int] = field(default_factory=set)
+    drafts: list[_Draft] = field(default_factory=list)
+
+
 class Labeller:
     """Turns examples into labelled rows through one renderer.
 
@@ -108,28 +120,51 @@ class Labeller:
 
     def label(self, examples: Sequence[Example]) -> LabelledBatch:
         """Label a batch. Rows keep the order of their examples; nothing is lost without a DroppedRow."""
-        batch = LabelledBatch()
-        ready: dict[int, Example] = {}
-        neutralized: set[int] = set()
+        work = self._begin(examples)
+        return self._finish(work, self._encode(work.drafts))
+
+    def label_batches(self, batches: Iterable[Sequence[Example]]) -> Iterator[tuple[Sequence[Example], LabelledBatch]]:
+        """Label batch after batch; the tokenizer (Rust, all cores) works on one while the next is rendered."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            waiting: tuple[Sequence[Example], _Work, Future[list[Encoded]]] | None = None
+            for examples in batches:
+                work = self._begin(examples)
+                encoded = pool.submit(self._encode, work.drafts)
+                if waiting is not None:
+                    yield waiting[0], self._finish(waiting[1], waiting[2].result())
+                waiting = examples, work, encoded
+            if waiting is not None:
+                yield waiting[0], self._finish(waiting[1], waiting[2].result())
+
+    def _begin(self, examples: Sequence[Example]) -> _Work:
+        """Everything before tokenization: policies, renderings, verified spans."""
+        work = _Work()
         for index, original in enumerate(examples):
             example = self.with_system_prompt(original)
             if example.text is not None:
-                self._add_raw(batch, example, index)
+                work.raw[index] = example
             elif not self._trained_turns(example):
-                batch.dropped.append(
-                    DroppedRow(index, "no_trained_turn", "no assistant turn of this row may be trained")
-                )
+                detail = "no assistant turn of this row may be trained"
+                work.batch.dropped.append(DroppedRow(index, "no_trained_turn", detail))
             elif not self.renderer.spells_control_tokens(example.messages, example.tools):
-                ready[index] = example
-            elif self._may_neutralize(batch, example, index):
+                work.ready[index] = example
+            elif self._may_neutralize(work.batch, example, index):
                 mark = self.renderer.control_tokens.mark
-                ready[index] = dataclasses.replace(example, messages=mark(example.messages), tools=mark(example.tools))
-                neutralized.add(index)
-        drafts = self._draft(ready, batch)
-        for draft, encoded in zip(drafts, self._encode(drafts), strict=True):
-            self._add(batch, ready[draft.example], draft, encoded)
+                marked = dataclasses.replace(example, messages=mark(example.messages), tools=mark(example.tools))
+                work.ready[index] = marked
+                work.neutralized.add(index)
+        work.drafts = self._draft(work.ready, work.batch)
+        return work
+
+    def _finish(self, work: _Work, encoded: Sequence[Encoded]) -> LabelledBatch:
+        """Ids and labels of the drafts, over-long rows dealt with."""
+        batch = work.batch
+        for draft, ids in zip(work.drafts, encoded, strict=True):
+            self._add(batch, work.ready[draft.example], draft, ids)
+        for index, example in work.raw.items():
+            self._add_raw(batch, example, index)
         for position, row in enumerate(batch.rows):
-            if row.example in neutralized:
+            if row.example in work.neutralized:
                 batch.rows[position] = dataclasses.replace(row, neutralized=True)
         batch.rows.sort(key=lambda row: (row.example, row.turns))
         return batch

@@ -13,10 +13,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.formats import RowProblem, check_mapping, convert_row, detect_format, place, unused_columns
+from sft_recipes.data.formats import RowProblem, check_mapping, convert_row, detect_format, unused_columns
 from sft_recipes.data.json_reader import BadRow, SourceRow, display_path, read_json_rows, text_lines
 from sft_recipes.errors import SHOWN_PROBLEMS, InputError, Problem
 from sft_recipes.messages import Example
@@ -26,8 +27,6 @@ _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 # `path` of a source whose files are all named in `data_files`, as in `load_dataset("json", data_files=...)`.
 _BUILDERS = ("json", "csv", "parquet", "arrow")
 _SPLIT_FILE = re.compile(r"(?P<split>\w[\w.]*?)(?:-\d{5}-of-\d{5})?\.(?:jsonl|json|csv|parquet|arrow)")
-_SHARDS = re.compile(r"-of-(\d{5})\.")
-_TABLE_BATCH = 1000
 
 _Rows = Iterator[SourceRow | BadRow]
 
@@ -92,6 +91,9 @@ def iter_examples(
     name, mapping, format = source.path, source.column_mapping, source.format
     if format is not None:
         check_mapping(format, mapping, columns, name)
+    convert = partial(
+        convert_row, column_mapping=mapping, columns=columns, allow_empty_output=settings.allow_empty_output
+    )
     seen: set[frozenset[str]] = set()
     total = 0
     rejects._begin(name)
@@ -105,7 +107,8 @@ def iter_examples(
             if source.columns is not None:
                 values = {column: value for column, value in values.items() if column in source.columns}
             if format is None:
-                format = detect_format(values, mapping, place(file, item.row, item.line))
+                where = f"{file}:{item.line}" if item.line is not None else f"{file} row {item.row}"
+                format = detect_format(values, mapping, where)
                 check_mapping(format, mapping, columns, name)
             if (names := frozenset(item.values)) not in seen:
                 seen.add(names)
@@ -114,16 +117,7 @@ def iter_examples(
                     column for column in unused_columns(values, format, mapping, columns) if column not in unused
                 ]
             try:
-                example = convert_row(
-                    values,
-                    format=format,
-                    column_mapping=mapping,
-                    source=file,
-                    row=item.row,
-                    line=item.line,
-                    allow_empty_output=settings.allow_empty_output,
-                    columns=columns,
-                )
+                example = convert(values, format=format, source=file, row=item.row, line=item.line)
             except RowProblem as error:
                 raw = json.dumps(item.values, ensure_ascii=False, default=str)
                 rejects._add(name, file, BadRow(item.row, item.line, error.problem, raw))
@@ -191,7 +185,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
             if match := _SPLIT_FILE.fullmatch(path.name):
                 splits.setdefault(match["split"], []).append(path)
     files = _of_split(split, splits, display_path(folder))
-    shards = _SHARDS.search(files[0].name) if files else None
+    shards = re.search(r"-of-(\d{5})\.", files[0].name) if files else None
     expected = int(shards[1]) if shards else 1
     if len(files) != expected:
         what = f"split {split!r} needs {expected} file(s), found {', '.join(file.name for file in files)}"
@@ -225,28 +219,15 @@ def _open(source: DatasetSource, split: str) -> Iterator[tuple[str, _Rows]]:
     """The files of a source, or the Hub set, each with the name that messages show and its rows."""
     files = source_files(source, split)
     for file in files:
-        yield display_path(file), _file_rows(file)
+        name, kind = display_path(file), file.suffix.lower()
+        if kind in (".json", ".jsonl"):
+            yield name, read_json_rows(file)
+        elif kind == ".csv":
+            yield name, _csv_rows(file)
+        else:  # Streaming reads the file in place; the other way copies it into a cache first.
+            yield name, _table_rows(name, kind[1:], data_files=[str(file)], split="train", streaming=True)
     if not files:
-        yield source.path, _table_rows(_load_from_hub(source, split))
-
-
-def _file_rows(path: Path) -> _Rows:
-    suffix = path.suffix.lower()
-    if suffix in (".json", ".jsonl"):
-        return read_json_rows(path)
-    if suffix == ".csv":
-        return _csv_rows(path)
-    import datasets  # takes a second, and JSON never needs it
-    import pyarrow
-
-    try:
-        if suffix == ".arrow":
-            return _table_rows(datasets.Dataset.from_file(str(path)))
-        # Streaming reads the file in place; the other way copies it into a cache first.
-        return _table_rows(datasets.load_dataset("parquet", data_files=[str(path)], split="train", streaming=True))
-    except pyarrow.ArrowException as error:
-        what = f"not a readable {suffix[1:]} file ({error})"
-        raise InputError(Problem(display_path(path), "", what, "write the file again")) from error
+        yield source.path, _table_rows(source.path, source.path, source.name, data_files=source.data_files, split=split)
 
 
 def _csv_rows(path: Path) -> _Rows:
@@ -274,13 +255,28 @@ def _csv_rows(path: Path) -> _Rows:
         raise InputError(Problem(where, "", f"invalid CSV ({error})", "repair the quoting there")) from error
 
 
-def _table_rows(table: Any) -> _Rows:
-    """The rows of a `datasets` set, a batch at a time (single rows are ten times slower)."""
+def _table_rows(name: str, *path: str | None, **options: Any) -> _Rows:
+    """The rows of what `datasets.load_dataset` loads, a batch at a time (single rows are ten times slower)."""
+    import datasets  # takes a second, and JSON never needs it
+    from huggingface_hub.errors import HFValidationError
+    from pyarrow import ArrowException
+
+    try:
+        table = datasets.load_dataset(*path, **options)
+    except ArrowException as error:
+        what, fix = f"not a readable {path[0]} file ({error})", "write the file again"
+        raise InputError(Problem(name, "", what, fix)) from error
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError, HFValidationError) as error:
+        what = f"neither a file or folder here nor a data set the Hub gives us ({error})"
+        fix = "check the spelling, the network and, for a private set, `hf auth login`"
+        raise InputError(Problem(name, "", what, fix)) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        what = f"the Hub data set cannot be loaded ({error.__cause__ or error})"
+        raise InputError(Problem(name, "", what, "check `name`, `split` and `data_files`")) from error
     row = 0
-    for batch in table.iter(batch_size=_TABLE_BATCH):
+    for batch in table.iter(batch_size=1000):
         for cells in zip(*batch.values(), strict=True):
-            values = {name: _without_nulls(cell) for name, cell in zip(batch, cells, strict=True)}
-            yield SourceRow(row, None, values)
+            yield SourceRow(row, None, dict(zip(batch, map(_without_nulls, cells), strict=True)))
             row += 1
 
 
@@ -289,19 +285,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _load_from_hub(source: DatasetSource, split: str) -> Any:
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return datasets.load_dataset(source.path, source.name, data_files=source.data_files, split=split)
-    except (ConnectionError, DatasetNotFoundError, HFValidationError) as error:
-        what = f"neither a file or folder here nor a data set the Hub gives us ({error})"
-        fix = "check the spelling, the network and, for a private set, `hf auth login`"
-        raise InputError(Problem(source.path, "", what, fix)) from error
-    except (DatasetsError, OSError, ValueError) as error:
-        what = f"the Hub data set cannot be loaded ({error.__cause__ or error})"
-        raise InputError(Problem(source.path, "", what, "check `name`, `split` and `data_files`")) from error

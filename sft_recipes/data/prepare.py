@@ -13,7 +13,7 @@ import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,7 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
                 ledger = SourceLedger(source.path, split or source.split)
                 examples = iter_examples(source, recipe.data, split=split, columns=EVALUATION_COLUMNS, rejects=rejects)
                 bar = tqdm(desc=f"preparing {Path(source.path).name}", unit=" rows", disable=not progress, leave=False)
-                for batch_examples in _batches(examples, bar):
-                    batch = labeller.label(batch_examples)
+                for batch_examples, batch in labeller.label_batches(_batches(examples, bar)):
                     groups = [prompt_group(example, recipe.data.seed) for example in batch_examples]
                     writer.write_batch(_record_batch(batch, batch_examples, groups, number))
                     ledger.add(batch_examples, batch)
@@ -153,8 +152,8 @@ def _record_batch(
     lengths = np.fromiter((len(row.input_ids) for row in rows), dtype=np.int32, count=len(rows))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
     total = int(lengths.sum())
-    ids = np.fromiter((token for row in rows for token in row.input_ids), dtype=np.int32, count=total)
-    labels = np.fromiter((token for row in rows for token in row.labels), dtype=np.int32, count=total)
+    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), dtype=np.int32, count=total)
+    labels = np.fromiter(chain.from_iterable(row.labels for row in rows), dtype=np.int32, count=total)
     return pa.RecordBatch.from_arrays(
         [
             pa.ListArray.from_arrays(offsets, pa.array(ids)),

@@ -128,9 +128,9 @@ def read_evaluation(folder: Path) -> Evaluation:
 def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
     """Paired differences tuned - base of the metrics that are 0 or 1 in each row.
 
-    Raises InputError unless both answered the same conversations in the same order.
+    Raises InputError unless both answered the same conversations, of the same task types, in the same order.
     """
-    asked = [[(row["messages"], row["reference"]) for row in evaluation.rows] for evaluation in (base, tuned)]
+    asked = [[(row["messages"], row["task_type"]) for row in evaluation.rows] for evaluation in (base, tuned)]
     if asked[0] != asked[1]:
         what = f"the base answered other rows ({len(asked[0])}) than the tuned model ({len(asked[1])})"
         raise InputError(Problem("evaluation", "base", what, "evaluate both on the same data"))

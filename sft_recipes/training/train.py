@@ -30,7 +30,7 @@ from sft_recipes.training.arguments import has_accelerator, launched_processes, 
 from sft_recipes.training.callbacks import LogWriter
 from sft_recipes.training.checkpoints import check_same_run, newest_checkpoint
 from sft_recipes.training.evaluate_while_training import generation_metrics
-from sft_recipes.training.isolation import keeps_rows_apart
+from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
 from sft_recipes.training.record import record_start, record_state
 from sft_recipes.training.trainer import RecipeTrainer
 
@@ -72,7 +72,7 @@ def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) ->
     model = load_model(recipe)
     check_vocabulary(model, renderer.tokenizer)
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
-    config = sft_config(recipe, data, flatten=_can_flatten(recipe, model, renderer))
+    config = sft_config(recipe, data, flatten=_flatten(recipe, model, renderer, data))
     trainer = RecipeTrainer(
         model=model,
         args=config,
@@ -88,10 +88,11 @@ def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) ->
     return trainer
 
 
-def _can_flatten(recipe: Recipe, model: Any, renderer: ChatRenderer) -> bool:
-    """Whether batches may be flattened to one sequence without padding; a recipe that packs must be able to."""
+def _flatten(recipe: Recipe, model: Any, renderer: ChatRenderer, data: PreparedData) -> bool:
+    """Whether batches are flattened to one sequence without padding; a recipe that packs must be able to."""
     asked = bool(recipe.training.get("packing") or recipe.training.get("padding_free"))
-    if not asked and (has_accelerator() or int(recipe.training.get("per_device_train_batch_size", 8)) < 2):
+    batch_size = int(recipe.training.get("per_device_train_batch_size", 8))
+    if not asked and (has_accelerator() or batch_size < 2 or recipe.training.get("padding_free") is False):
         return False
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return asked
@@ -100,7 +101,7 @@ def _can_flatten(recipe: Recipe, model: Any, renderer: ChatRenderer) -> bool:
         key = "packing" if recipe.training.get("packing") else "padding_free"
         what = f"{type(model).__name__} lets rows of one pack see one another"
         raise InputError(Problem(recipe.name, key, what, "remove the key"))
-    return apart
+    return asked or (apart and flattening_pays(model, data.train, batch_size))
 
 
 def _process(recipe: Recipe) -> PartialState:

@@ -226,3 +226,28 @@ def test_paths_outside_the_working_directory_stay_as_given(tmp_path: Path, monke
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert json_reader.display_path(inside) == str(inside)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("broken", ["", '{"a": 1} {"b": 2}', '{"a": }', '{"a": "unfinished'])
+def test_the_size_of_the_window_does_not_matter(
+    chunk: int, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array read in pieces of any size gives the same rows with the same lines, and the same error in the end."""
+    rows = [{"text": "x" * size, "nested": {"list": [1, 2.5, None, "é\u2028"]}} for size in (0, 1, 90, 200)]
+    text = "[\n" + ",\n\n ".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path = tmp_path / "rows.json"
+    path.write_text(text + (f",\n{broken}" if broken else "") + "]\n", encoding="utf-8")
+
+    def read() -> tuple[list[object], str]:
+        found: list[object] = []
+        try:
+            found.extend(read_json_rows(path))
+        except InputError as error:
+            return found, str(error)
+        return found, ""
+
+    whole = read()
+    monkeypatch.setattr("sft_recipes.data.json_reader._CHUNK", chunk)
+    assert read() == whole
+    assert bool(whole[1]) == bool(broken)

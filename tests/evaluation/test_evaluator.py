@@ -134,8 +134,8 @@ def test_comparison_is_paired_by_row(tuned) -> None:
 
 
 def test_other_rows_cannot_be_compared(tuned) -> None:
-    """A base that answered other prompts, fewer of them, or another order is refused."""
-    for rows in (tuned.rows[:-1], tuned.rows[::-1]):
+    """A base that answered other prompts, fewer of them, another order or without the task types is refused."""
+    for rows in (tuned.rows[:-1], tuned.rows[::-1], [dict(row) | {"task_type": None} for row in tuned.rows]):
         with pytest.raises(InputError, match="evaluate both on the same data"):
             compare(evaluation_from_rows(rows), tuned)
 

@@ -186,7 +186,7 @@ def test_two_processes_answer_as_one(make_model, tokenizer, tmp_path: Path) -> N
     script = tmp_path / "worker.py"
     script.write_text(WORKER, encoding="utf-8")
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29631", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     arguments = [str(Path(__file__).parent), str(tmp_path / "out")]
     result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,115 @@
+"""Packed, flattened and padded batches train the same thing; rows of one pack never see one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sft_recipes.errors import InputError
+from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
+from tests.conftest import build_model
+from tests.training.tiny import gradients, trainer_for
+
+
+def loss_and_norm(trainer: Any) -> tuple[float, float, int]:
+    """Summed loss over all rows, the gradient norm that goes with it, and the number of batches."""
+    total, batches = 0.0, 0
+    for batch in trainer.get_train_dataloader():
+        inputs = trainer._prepare_inputs(batch)
+        loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(1))
+        loss.backward()
+        total, batches = total + loss.item(), batches + 1
+    norm = torch.stack([one.norm() for one in gradients(trainer.model).values()]).norm()
+    return total, float(norm), batches
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_padded(write_recipe: Callable[..., Path], attention: str) -> None:
+    """Over the same rows, packing (bfd) and flattening give the summed loss and gradient norm of padded rows."""
+    path = write_recipe(attn_implementation=attention, per_device_train_batch_size=4)
+    padded = loss_and_norm(trainer_for(path, padding_free=False))
+    flattened = loss_and_norm(trainer_for(path, padding_free=True))
+    packed = loss_and_norm(trainer_for(path, packing=True))
+    assert packed[2] < padded[2], "nothing was packed"
+    assert flattened[:2] == pytest.approx(padded[:2], rel=1e-5)
+    assert packed[:2] == pytest.approx(padded[:2], rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_keeps_rows_apart(attention: str) -> None:
+    """A tiny Llama isolates rows in a flattened batch, and probing leaves its training mode as it was."""
+    model = build_model(64, attn_implementation=attention).train()
+    assert keeps_rows_apart(model, 0)
+    assert model.training
+
+
+def _mamba() -> Any:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    return MambaForCausalLM(config)
+
+
+class _BlindToPositions(torch.nn.Module):
+    """A Llama that is never told where rows begin, as a model that ignores position ids would behave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = build_model(64)
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    def get_input_embeddings(self) -> Any:
+        return self.inner.get_input_embeddings()
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        return self.inner(input_ids=input_ids, use_cache=False)
+
+
+@pytest.mark.parametrize("make", [_mamba, _BlindToPositions])
+def test_leaks_are_found(make: Callable[[], Any]) -> None:
+    """A recurrent model and one that ignores position ids let rows see one another, and the probe says so."""
+    assert not keeps_rows_apart(make(), 0)
+
+
+@pytest.mark.parametrize("key", ["packing", "padding_free"])
+def test_packing_a_leaking_model_is_refused(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """A recipe that asks to pack a model which leaks is refused by the name of the key; unasked, rows are padded."""
+    monkeypatch.setattr("sft_recipes.training.train.keeps_rows_apart", lambda model, pad: False)
+    with pytest.raises(InputError, match=f"{key}: LlamaForCausalLM lets rows of one pack see one another.*Fix: remove"):
+        trainer_for(write_recipe(**{key: True}))
+    assert not trainer_for(write_recipe()).padding_free
+
+
+def test_flattening_is_chosen_where_it_saves_work() -> None:
+    """Rows of one length are padded (nothing to save); one long row among short ones makes flattening pay."""
+    from datasets import Dataset
+
+    model = build_model(400)
+    equal = Dataset.from_dict({"input_ids": [[1] * 20] * 64})
+    mixed = Dataset.from_dict({"input_ids": [[1] * (120 if index % 8 == 0 else 4) for index in range(64)]})
+    assert not flattening_pays(model, equal, 8)
+    assert flattening_pays(model, mixed, 8)
+
+
+def test_wrapped_packing_is_refused(write_recipe: Callable[..., Path]) -> None:
+    """The `wrapped` strategy cuts answers and lets rows see one another: refused with the fix."""
+    with pytest.raises(InputError, match=r"packing_strategy: .*'wrapped'.* Fix: use bfd"):
+        trainer_for(write_recipe(packing=True, packing_strategy="wrapped"))
+
+
+def test_packing_without_length_is_refused(write_recipe: Callable[..., Path]) -> None:
+    """A pack needs a length."""
+    path = write_recipe(packing=True)
+    path.write_text(path.read_text().replace("max_length: 128", "max_length: null"))
+    with pytest.raises(InputError, match="max_length: packing needs a length"):
+        trainer_for(path)
