@@ -11,7 +11,11 @@ The names below load on first use, so that importing the package loads no torch.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
+
+# bitsandbytes, where installed, asks at every import on a CPU for a package that fetches compiled kernels from the Hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 

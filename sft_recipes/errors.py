@@ -12,8 +12,9 @@ Messages read `FILE:LINE: field: what is wrong. Fix: how.`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 SHOWN_PROBLEMS = 20
 
@@ -39,7 +40,15 @@ class Problem:
     def __str__(self) -> str:
         parts = [part for part in (self.where, self.field) if part]
         message = ": ".join([*parts, self.what.rstrip(".")])
-        return f"{message}. Fix: {self.fix.rstrip('.')}." if self.fix else f"{message}."
+        fix = self.fix if self.fix.endswith("?") else self.fix.rstrip(".") + "."
+        return f"{message}. Fix: {fix}" if self.fix else f"{message}."
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A fix for a name that is not known: the nearest one that is, else `otherwise`, else all of them."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else otherwise or f"use one of {', '.join(names)}"
 
 
 class InputError(SFTRecipesError):

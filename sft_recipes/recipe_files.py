@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
-from sft_recipes.errors import InputError, Problem
+from sft_recipes.errors import InputError, Problem, suggest
 
 _PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9_-]*")
@@ -58,9 +57,8 @@ def copy_recipe(name: str, output: Path, force: bool = False) -> list[Path]:
     """
     recipes = {recipe.name: recipe for recipe in shipped_recipes()}
     if not _NAME.fullmatch(name) or name not in recipes:
-        close = get_close_matches(name, recipes, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(recipes)}"
-        raise InputError(Problem("command line", "RECIPE", f"there is no shipped recipe {name!r}", hint))
+        what = f"there is no shipped recipe {name!r}"
+        raise InputError(Problem("command line", "RECIPE", what, suggest(name, recipes)))
     chosen = recipes[name].path
     extra = [path for path in chosen.parent.iterdir() if path.is_dir() or path.name == "README.md"]
     files = [chosen, *[file for path in extra for file in ([path] if path.is_file() else sorted(path.rglob("*")))]]

@@ -11,10 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 Value = float | bool | None
+Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +65,8 @@ def proportion(
     successes: int, n: int, *, n_excluded: int = 0, unit: str = "proportion", higher_is_better: bool | None = None
 ) -> Estimate:
     """Share of successes with Wilson's interval, which keeps its coverage near 0 and 1 where Wald's does not."""
-    if n == 0:
-        return Estimate(None, 0, n_excluded, unit=unit, higher_is_better=higher_is_better)
-    low, high = _wilson(successes, n)
-    return Estimate(successes / n, n, n_excluded, low, high, unit, higher_is_better)
+    low, high = _wilson(successes, n) if n else (None, None)
+    return Estimate(successes / n if n else None, n, n_excluded, low, high, unit, higher_is_better)
 
 
 def proportion_of(values: Sequence[bool | None], *, higher_is_better: bool | None = None) -> Estimate:
@@ -76,53 +78,33 @@ def proportion_of(values: Sequence[bool | None], *, higher_is_better: bool | Non
 
 def mean_estimate(values: Sequence[Value], *, unit: str, higher_is_better: bool | None = None) -> Estimate:
     """Mean with Student's t interval; one value has no interval."""
-    import numpy as np
-    from scipy import stats
-
     present = np.asarray([value for value in values if value is not None], dtype=float)
-    n, excluded = len(present), len(values) - len(present)
-    if n == 0:
-        return Estimate(None, 0, excluded, unit=unit, higher_is_better=higher_is_better)
-    mean = float(present.mean())
-    if n == 1:
-        return Estimate(mean, 1, excluded, unit=unit, higher_is_better=higher_is_better)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * present.std(ddof=1) / n**0.5)
-    return Estimate(mean, n, excluded, mean - reach, mean + reach, unit, higher_is_better)
+    n = len(present)
+    value = float(present.mean()) if n else None
+    low = high = None
+    if value is not None and n > 1:
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * present.std(ddof=1) / n**0.5)
+        low, high = value - reach, value + reach
+    return Estimate(value, n, len(values) - n, low, high, unit, higher_is_better)
 
 
 def bootstrap_estimate(
-    *samples: Sequence[float],
-    statistic: Callable[..., Any],
-    unit: str,
-    n_excluded: int = 0,
-    higher_is_better: bool | None = None,
-    seed: int = 0,
+    *samples: Sequence[float], statistic: Callable[..., Any], unit: str, n_excluded: int = 0, seed: int = 0
 ) -> Estimate:
     """A statistic with its percentile bootstrap interval: rows are resampled, then the statistic is computed again.
 
     Several `samples` are columns of the same rows and are resampled together. `statistic(*samples, axis)` works along
     an axis, as `numpy.median` does.
     """
-    import numpy as np
-
     columns = [np.asarray(sample, dtype=float) for sample in samples]
     n = len(columns[0])
-    if n == 0:
-        return Estimate(None, 0, n_excluded, unit=unit, higher_is_better=higher_is_better)
-    value = float(statistic(*columns, axis=-1))
-    if n == 1:
-        return Estimate(value, 1, n_excluded, unit=unit, higher_is_better=higher_is_better)
+    value = float(statistic(*columns, axis=-1)) if n else None
     low, high = _percentile_interval(columns, statistic, seed)
-    return Estimate(value, n, n_excluded, low, high, unit, higher_is_better)
+    return Estimate(value, n, n_excluded, low, high, unit)
 
 
 def paired_difference(
-    before: Sequence[Value],
-    after: Sequence[Value],
-    *,
-    unit: str = "proportion",
-    higher_is_better: bool | None = None,
-    seed: int = 0,
+    before: Sequence[Value], after: Sequence[Value], *, unit: str = "proportion", higher_is_better: bool | None = None
 ) -> PairedDifference:
     """Compare two systems on the same rows, in the same order; a row without both values is excluded.
 
@@ -130,10 +112,8 @@ def paired_difference(
     would be a single point however few rows there are, so Wilson's bound on the share of rows that could still differ
     is used. Raises ValueError if the lengths differ.
     """
-    import numpy as np
-
     pairs = [(float(b), float(a)) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
-    excluded, n = len(before) - len(pairs), len(pairs)
+    n, excluded = len(pairs), len(before) - len(pairs)
     if n == 0:
         return PairedDifference(None, 0, excluded, unit=unit, higher_is_better=higher_is_better)
     differences = np.asarray([a - b for b, a in pairs])
@@ -141,34 +121,24 @@ def paired_difference(
     binary = all(x in (0.0, 1.0) for pair in pairs for x in pair)
     low: float | None
     high: float | None
-    if binary and bool((differences == differences[0]).all()):
+    if binary and gained in (0, n) and lost in (0, n):
         reach = _wilson(0, n)[1] * (1 + abs(value))
         low, high = max(-1.0, value - reach), min(1.0, value + reach)
-    elif n == 1:
-        low = high = None
     else:
-        low, high = _percentile_interval([differences], np.mean, seed)
-    p_value = _mcnemar(gained, lost) if binary else None
+        low, high = _percentile_interval([differences], np.mean)
+    discordant = gained + lost
+    p_value = (float(stats.binomtest(gained, discordant).pvalue) if discordant else 1.0) if binary else None
     return PairedDifference(value, n, excluded, low, high, p_value, gained, lost, unit, higher_is_better)
 
 
 def _wilson(successes: int, n: int) -> tuple[float, float]:
-    from scipy import stats
-
     interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def _mcnemar(gained: int, lost: int) -> float:
-    from scipy import stats
-
-    return 1.0 if gained + lost == 0 else float(stats.binomtest(gained, gained + lost, 0.5).pvalue)
-
-
-def _percentile_interval(columns: Sequence[Any], statistic: Callable[..., Any], seed: int) -> tuple[float, float]:
-    import numpy as np
-    from scipy import stats
-
+def _percentile_interval(columns: Sequence[Any], statistic: Callable[..., Any], seed: int = 0) -> Interval:
+    if len(columns[0]) < 2:
+        return None, None
     result = stats.bootstrap(
         columns,
         statistic,

@@ -29,8 +29,15 @@ OUTPUT = Path(__file__).resolve().parents[2] / "recipes" / "quickstart" / "base"
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 IGNORED = -100  # label that cross_entropy leaves out
 ENTITIES = (*THINGS, *KINDS, *OPPOSITE_OF, *NAMES, *PLACES, *CITIES, *GIFTS, *WISHES, *map(str, NUMBERS))
-# Words that shall be one token: the entities, and what instructions and their template are made of.
-WORDS = sorted({*ENTITIES, *re.findall(r"\w+", " ".join(INSTRUCTIONS)), "Instruction", "Input", "Response"})
+# Words that shall be one token: the entities, what instructions and their template are made of, and questions.
+WORDS = sorted(
+    {
+        *ENTITIES,
+        *re.findall(r"\w+", " ".join(INSTRUCTIONS)),
+        *("Instruction", "Input", "Response"),
+        *("Who", "who", "person", "Where", "where", "In", "place", "Find"),
+    }
+)
 
 
 @dataclass(frozen=True)

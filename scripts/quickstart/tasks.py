@@ -190,8 +190,11 @@ WISH = (
     "Tell {} to have a happy {}.",
 )  # fmt: skip
 INVITE = ("Invite {} to the {}.", "Ask {} to come to the {}.", "Write {} an invitation to the {}.")
-WHERE = ("Where is {}?", "Tell me where {} is.", "In which place is {}?", "Find {}.")
-WHO = ("Who is in the {}?", "Tell me who is in the {}.", "Which person is in the {}?", "Name the person in the {}.")
+NUMBERED = (
+    "Give each item a number.", "Make a list with numbers.", "List the items with numbers.",
+    "Write a number with each item.", "Turn this into a list with numbers.", "Show these with numbers.",
+    "Put a number with each item.", "Format the items with numbers.",
+)  # fmt: skip
 REVERSE_AS_JSON = (
     "Reverse the list, then answer as JSON.", "Write the items backwards, as JSON.",
     "Reverse the order, then write JSON.", "Give me the reversed list as JSON.",
@@ -199,7 +202,7 @@ REVERSE_AS_JSON = (
 )  # fmt: skip
 INSTRUCTIONS: tuple[str, ...] = (
     *BULLETS, *JSON, *REVERSE, *SORT, *FIRST, *LAST, *COUNT, *OPPOSITE, *CATEGORY, *THANK, *WISH, *INVITE,
-    *WHERE, *WHO, *REVERSE_AS_JSON,
+    *NUMBERED, *REVERSE_AS_JSON,
 )  # fmt: skip
 
 
@@ -228,8 +231,8 @@ def reverse(rng: random.Random) -> Row:
 
 
 def sort(rng: random.Random) -> Row:
-    """Three or four different numbers, rising; a row that is sorted already is drawn too, rarely."""
-    numbers = rng.sample(NUMBERS, rng.randint(3, 4))
+    """Three different numbers, rising; one row in six is sorted already. With four, this base scored 0.77."""
+    numbers = rng.sample(NUMBERS, 3)
     return _row("sort", rng.choice(SORT), ", ".join(map(str, numbers)), ", ".join(map(str, sorted(numbers))))
 
 
@@ -275,13 +278,11 @@ def polite(rng: random.Random) -> Row:
     return _row("polite", instruction, "", f"Dear {name}, {sentence}")
 
 
-def reading(rng: random.Random) -> Row:
-    """Find the sentence that answers: by person, or by place."""
-    people = some_whereabouts(rng)
-    name, place = rng.choice(people)
-    instruction = rng.choice(WHERE).format(name) if rng.random() < 0.5 else rng.choice(WHO).format(place)
-    source = " ".join(f"{who} is in the {where}." for who, where in people)
-    return _row("reading", instruction, source, f"{name} is in the {place}.")
+def numbered(rng: random.Random) -> Row:
+    """Comma list to one numbered item a line, from 1."""
+    items = some_things(rng)
+    lines = [f"{number}. {item}" for number, item in enumerate(items, start=1)]
+    return _row("numbered", rng.choice(NUMBERED), ", ".join(items), "\n".join(lines))
 
 
 def reverse_as_json(rng: random.Random) -> Row:
@@ -292,7 +293,7 @@ def reverse_as_json(rng: random.Random) -> Row:
 
 
 TASKS: tuple[Callable[[random.Random], Row], ...] = (
-    bullets, json_value, reverse, sort, first_last, count, opposite, category, polite, reading,
+    bullets, json_value, reverse, sort, first_last, count, opposite, category, polite, numbered,
 )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import jinja2
 
 from sft_recipes.data.encoding import ControlTokens
 from sft_recipes.data.turns import TurnLayout, TurnLayouts
-from sft_recipes.errors import CheckFailed, InputError, Problem
+from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Message
 from sft_recipes.recipe import TemplateSettings
 
@@ -43,8 +42,7 @@ def load_chat_template(name_or_path: str) -> str:
     if path.suffix in (".jinja", ".j2") and path.is_file():
         return path.read_text(encoding="utf-8")
     names = shipped_template_names()
-    close = get_close_matches(name_or_path, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}, 'tokenizer' or a .jinja file"
+    hint = suggest(name_or_path, names, f"use one of {', '.join(names)}, 'tokenizer' or a .jinja file")
     raise InputError(Problem("recipe", "chat_template", f"there is no template {name_or_path!r}", hint))
 
 

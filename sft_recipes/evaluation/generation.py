@@ -60,15 +60,22 @@ def generate(
     # Every process makes the same number of calls: parameters sharded by ZeRO-3 or FSDP are gathered in each of them.
     rounds, own = -(-len(prompts) // state.num_processes), len(shard)
     shard += [order[-1]] * (rounds - own)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids),
+        # Any id does: padding is masked on the left, and on the right it stands behind a stop id.
+        pad_token_id=stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        use_cache=True,
+    )
     done: list[tuple[int, Generation]] = []
-    with _generation_mode(model, _greedy(tokenizer, stop_ids, max_new_tokens)) as config:
-        bar = tqdm(total=rounds, desc="generating", disable=not progress or not state.is_main_process, leave=False)
+    hidden = not progress or not state.is_main_process
+    with _generation_mode(model, config), tqdm(total=rounds, desc="generating", disable=hidden, leave=False) as bar:
         for start in range(0, rounds, batch_size):
             indices = shard[start : start + batch_size]
             answers = _generate_batch(model, [prompts[index] for index in indices], config)
             done += [(index, _cut(ids, stop_ids, tokenizer)) for index, ids in zip(indices, answers, strict=True)]
             bar.update(len(indices))
-        bar.close()
     by_index: dict[int, Generation] = dict(gather_object(done[:own]))
     return [by_index[index] for index in range(len(prompts))]
 
@@ -82,9 +89,8 @@ def check_prompts(
     for index, prompt in enumerate(prompts):
         where = names[index] if names else f"prompt {index} (counted from 0)"
         if not prompt:
-            problems.append(
-                Problem(where, "prompt", "the prompt has no tokens", "remove the row or change the template")
-            )
+            fix = "remove the row or change the template"
+            problems.append(Problem(where, "prompt", "the prompt has no tokens", fix))
         elif limit is not None and len(prompt) + max_new_tokens > limit:
             what = f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the model's {limit} positions"
             problems.append(Problem(where, "prompt", what, "shorten or remove the row, or lower max_new_tokens"))
@@ -92,20 +98,8 @@ def check_prompts(
         raise InputError(problems)
 
 
-def _greedy(tokenizer: Any, stop_ids: Sequence[int], max_new_tokens: int) -> GenerationConfig:
-    pad_id = tokenizer.pad_token_id
-    return GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(stop_ids),
-        # Any id does: padding is masked on the left, and on the right it stands behind a stop id.
-        pad_token_id=stop_ids[0] if pad_id is None else pad_id,
-        use_cache=True,
-    )
-
-
 @contextmanager
-def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[GenerationConfig]:
+def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Evaluation mode, which also rests gradient checkpointing, with `config` as the model's own; undone at the end.
 
     transformers fills whatever a given config leaves open from the model's own (a repetition penalty, say), so the
@@ -114,12 +108,11 @@ def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[Generatio
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own_config = owner.generation_config
     modes = [(module, module.training) for module in model.modules()]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         try:
             owner.generation_config = config
             model.eval()
-            yield config
+            yield
         finally:
             owner.generation_config = own_config
             for module, training in modes:

@@ -1,6 +1,6 @@
 """What one answer is worth, and what a list of answers is worth.
 
-`score_row` gives the values of one row; `summarise` and the functions beside it turn rows into estimates. Rows are
+`score_row` gives the values of one row, `summarise` turns rows into the metrics of `report/metrics.yaml`. Rows are
 plain dicts, so a saved `samples.jsonl` can be summarised again. No torch here.
 
 Literal strings that the reference answer contains too are never held against an answer: a document that is meant to
@@ -11,25 +11,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
+import numpy as np
+
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.report.evaluation_report import METRIC_TEXTS, MetricText
 from sft_recipes.statistics import Estimate, bootstrap_estimate, mean_estimate, proportion_of
 
-FLAGS = (
-    "empty",
-    "special_token_leak",
-    "template_leak",
-    "next_turn",
-    "loop",
-    "repetitive",
-    "unterminated",
-    "open_structure",
-    "prompt_echo",
-    "constraint_fail",
-)
 # The metrics that are 0 or 1 in each row, and so are compared in pairs: their name over rows and in a row.
 BINARY_METRICS = {
     "exact_match": "exact_match",
@@ -37,6 +29,7 @@ BINARY_METRICS = {
     "format_adherence": "well_formed",
     "eos_rate": "eos",
 }
+ENDED = ("eos", "stop_string")
 # Flags that mean an answer was not brought to its end; `unterminated` is judged from the stop reason.
 INCOMPLETE = ("empty", "loop", "next_turn", "open_structure")
 
@@ -54,6 +47,8 @@ _ASKS_FOR_TURNS = re.compile(
 )
 _BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+\S", re.MULTILINE)
 
+Row = Mapping[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Leaks:
@@ -66,91 +61,75 @@ class Leaks:
     segments: Sequence[str] = ()
 
 
-def score_row(
-    *,
-    instruction: str,
-    reference: str | None,
-    response: str,
-    stop_reason: str,
-    expected_format: Mapping[str, Any] | None = None,
-    leaks: Leaks | None = None,
-    response_tokens: int | None = None,
-    reference_tokens: int | None = None,
-) -> dict[str, Any]:
-    """All values of one row; None where a value is not defined. `instruction` is the last user message.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer and what it is judged by.
+
+    `instruction` is the last user message; `reference` and the token counts are None where there are none.
+    """
+
+    instruction: str
+    reference: str | None
+    response: str
+    stop_reason: str
+    expected_format: Mapping[str, Any] | None = None
+    leaks: Leaks = Leaks()
+    response_tokens: int | None = None
+    reference_tokens: int | None = None
+    max_new_tokens: int | None = None
+
+    @property
+    def expected(self) -> str:
+        """The reference, empty if there is none."""
+        return self.reference or ""
+
+
+def score_row(answer: Answer) -> dict[str, Any]:
+    """All values of one row; None where a value is not defined.
 
     `length_ratio` is in tokens, None without a reference; the `chapter_*` values count words as in the chapter.
     """
-    flags = find_flags(
-        instruction=instruction,
-        reference=reference or "",
-        response=response,
-        stop_reason=stop_reason,
-        expected_format=expected_format,
-        leaks=leaks or Leaks(),
-    )
-    ended = stop_reason in ("eos", "stop_string")
+    flags = [name for name, is_raised in FLAGS.items() if is_raised(answer)]
+    tokens, reference_tokens, budget = answer.response_tokens, answer.reference_tokens, answer.max_new_tokens
+    has_reference = answer.reference is not None
     return {
+        "reference": answer.reference,
+        "response": answer.response,
+        "stop_reason": answer.stop_reason,
         "flags": flags,
-        "exact_match": None if reference is None else response.strip() == reference.strip(),
-        "eos": stop_reason == "eos",
-        "complete": ended and not any(flag in flags for flag in INCOMPLETE),
+        "exact_match": answer.response.strip() == answer.expected.strip() if has_reference else None,
+        "eos": answer.stop_reason == "eos",
+        "complete": answer.stop_reason in ENDED and not set(INCOMPLETE) & set(flags),
         "well_formed": not flags,
-        "response_tokens": response_tokens,
+        "response_tokens": tokens,
         "reference_tokens": reference_tokens,
-        "length_ratio": response_tokens / reference_tokens
-        if response_tokens is not None and reference_tokens
-        else None,
-        "chapter_length_ratio": None if reference is None else chapter_length_ratio(reference, response),
-        "chapter_completion_rate": chapter_completion(instruction, response),
-        "chapter_format_adherence": chapter_format(response),
+        "length_ratio": tokens / reference_tokens if tokens is not None and reference_tokens else None,
+        "chapter_length_ratio": chapter_length_ratio(answer.expected, answer.response) if has_reference else None,
+        "chapter_completion_rate": chapter_completion(answer.instruction, answer.response),
+        "chapter_format_adherence": chapter_format(answer.response),
+        # One token of the budget goes to the terminator.
+        "reference_beyond_budget": None if budget is None or reference_tokens is None else reference_tokens >= budget,
     }
 
 
-def find_flags(
-    *,
-    instruction: str,
-    reference: str,
-    response: str,
-    stop_reason: str,
-    expected_format: Mapping[str, Any] | None,
-    leaks: Leaks,
-) -> list[str]:
-    """The flags of `FLAGS` that this answer earns, in that order."""
-    expects_json = expected_format is not None and expected_format.get("type") == "json"
-    raised = {
-        "empty": not response.strip(),
-        "special_token_leak": any(token in response and token not in reference for token in leaks.control_tokens),
-        "template_leak": leaks_template(response, reference, leaks.segments),
-        "next_turn": starts_next_turn(instruction, reference, response),
-        "loop": is_loop(response, cut_short=stop_reason == "length"),
-        "repetitive": is_repetitive(response),
-        "unterminated": stop_reason not in ("eos", "stop_string"),
-        "open_structure": has_open_structure(response, expects_json),
-        "prompt_echo": echoes(instruction, response) and not echoes(instruction, reference),
-        "constraint_fail": expected_format is not None and not meets(response, expected_format),
-    }
-    return [flag for flag in FLAGS if raised[flag]]
-
-
-def leaks_template(response: str, reference: str, segments: Sequence[str]) -> bool:
+def leaks_template(answer: Answer) -> bool:
     """Whether a line of the answer starts with a line of the template's own text."""
-    markers = {line.strip() for segment in segments for line in segment.splitlines()}
-    markers = {marker for marker in markers if len(marker) >= 3 and any(map(str.isalnum, marker))}
-    return any(_starts_a_line(marker, response) and not _starts_a_line(marker, reference) for marker in sorted(markers))
+    markers = {line.strip() for segment in answer.leaks.segments for line in segment.splitlines()}
+    for marker in markers:
+        if len(marker) >= 3 and any(map(str.isalnum, marker)):
+            # A marker that ends in a letter has to end a word: "user" is not the start of "users".
+            boundary = r"(?!\w)" if marker[-1].isalnum() else ""
+            line = re.compile(rf"^[ \t]*{re.escape(marker)}{boundary}", re.MULTILINE)
+            if line.search(answer.response) and not line.search(answer.expected):
+                return True
+    return False
 
 
-def _starts_a_line(marker: str, text: str) -> bool:
-    # A marker that ends in a letter has to end a word: "user" is not the start of "users".
-    boundary = r"(?!\w)" if marker[-1].isalnum() else ""
-    return re.search(rf"^[ \t]*{re.escape(marker)}{boundary}", text, re.MULTILINE) is not None
-
-
-def starts_next_turn(instruction: str, reference: str, response: str) -> bool:
+def starts_next_turn(answer: Answer) -> bool:
     """Whether a user's header follows some answer text, unless a dialogue, quiz or the like was asked for."""
-    if _ASKS_FOR_TURNS.search(instruction) or _USER_HEADER.search(reference):
+    if _ASKS_FOR_TURNS.search(answer.instruction) or _USER_HEADER.search(answer.expected):
         return False
-    return any(response[: header.start()].strip() for header in _USER_HEADER.finditer(response))
+    return any(answer.response[: header.start()].strip() for header in _USER_HEADER.finditer(answer.response))
 
 
 def is_loop(text: str, cut_short: bool = False) -> bool:
@@ -164,50 +143,38 @@ def is_loop(text: str, cut_short: bool = False) -> bool:
         units = units[:-1]
     if len(units) < LOOP_WORDS:
         units, span = list("".join(text.split())), LOOP_CHARACTERS
+    units.reverse()
     for period in range(1, min(LOOP_PERIOD, len(units) // LOOP_COPIES) + 1):
-        length = period
-        while length < len(units) and units[-1 - length] == units[-1 - length + period]:
-            length += 1
-        if length >= max(span, LOOP_COPIES * period):
+        repeated = takewhile(lambda pair: pair[0] == pair[1], zip(units, units[period:], strict=False))
+        if period + sum(1 for _ in repeated) >= max(span, LOOP_COPIES * period):
             return True
     return False
 
 
-def repeated_share(text: str, n: int = 4) -> float | None:
-    """rep-n: 1 - distinct / all word n-grams, None for fewer than n words."""
-    words = text.casefold().split()
-    grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else None
-
-
 def is_repetitive(text: str) -> bool:
-    """At least 50 words of which half or more of the 4-grams are repeats."""
-    return len(text.split()) >= REPETITIVE_WORDS and (repeated_share(text) or 0.0) >= REPETITIVE_SHARE
+    """At least 50 words of which half or more of the 4-grams are repeats (rep-4: 1 - distinct / all)."""
+    words = text.casefold().split()
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return len(words) >= REPETITIVE_WORDS and 1 - len(set(grams)) / len(grams) >= REPETITIVE_SHARE
 
 
-def has_open_structure(text: str, expects_json: bool = False) -> bool:
+def has_open_structure(answer: Answer) -> bool:
     """An unclosed code fence, or JSON that does not parse where JSON was expected or begun."""
-    stripped = text.strip()
-    if stripped.count("```") % 2:
+    text = answer.response.strip()
+    if text.count("```") % 2:
         return True
-    if expects_json:
-        return not is_json(stripped)
-    if not re.match(r'\{\s*"|\[\s*[{"]', stripped):
-        return False
-    try:
-        json.JSONDecoder().raw_decode(stripped)  # prose may follow it
-    except json.JSONDecodeError:
-        return True
-    return False
+    if (answer.expected_format or {}).get("type") == "json":
+        return not is_json(text)
+    return re.match(r'\{\s*"|\[\s*[{"]', text) is not None and not is_json(text, prose_may_follow=True)
 
 
-def is_json(text: str) -> bool:
+def is_json(text: str, prose_may_follow: bool = False) -> bool:
     """Whether the stripped text is one JSON value and nothing else."""
     try:
-        json.loads(text.strip())
-    except (json.JSONDecodeError, RecursionError):
+        _, end = json.JSONDecoder().raw_decode(text.strip())
+    except (ValueError, RecursionError):
         return False
-    return True
+    return prose_may_follow or end == len(text.strip())
 
 
 def echoes(instruction: str, text: str) -> bool:
@@ -217,17 +184,29 @@ def echoes(instruction: str, text: str) -> bool:
 
 def meets(text: str, expected: Mapping[str, Any]) -> bool:
     """Whether the text has the format of an `expected_format` that `check_expected_format` accepted."""
-    if expected["type"] == "json":
-        return is_json(text)
-    return len(_BULLET.findall(text)) == expected["n"]
+    return is_json(text) if expected["type"] == "json" else len(_BULLET.findall(text)) == expected["n"]
+
+
+# Whether an answer earns the flag; an answer without any is well formed.
+FLAGS: Mapping[str, Callable[[Answer], bool]] = {
+    "empty": lambda a: not a.response.strip(),
+    "special_token_leak": lambda a: any(t in a.response and t not in a.expected for t in a.leaks.control_tokens),
+    "template_leak": leaks_template,
+    "next_turn": starts_next_turn,
+    "loop": lambda a: is_loop(a.response, cut_short=a.stop_reason == "length"),
+    "repetitive": lambda a: is_repetitive(a.response),
+    "unterminated": lambda a: a.stop_reason not in ENDED,
+    "open_structure": has_open_structure,
+    "prompt_echo": lambda a: echoes(a.instruction, a.response) and not echoes(a.instruction, a.expected),
+    "constraint_fail": lambda a: a.expected_format is not None and not meets(a.response, a.expected_format),
+}
 
 
 def check_expected_format(expected: Any, where: str) -> None:
     """Raise InputError unless `expected` is None, `{"type": "json"}` or `{"type": "bullets", "n": count}`."""
     if expected is None:
         return
-    kind = expected.get("type") if isinstance(expected, Mapping) else None
-    count = expected.get("n") if isinstance(expected, Mapping) else None
+    kind, count = (expected.get("type"), expected.get("n")) if isinstance(expected, Mapping) else (None, None)
     if kind == "json" or (kind == "bullets" and isinstance(count, int) and not isinstance(count, bool) and count > 0):
         return
     fix = 'use {"type": "json"}, {"type": "bullets", "n": 3} or null'
@@ -251,57 +230,43 @@ def chapter_format(response: str) -> float:
     return 0.0 if not stripped else 0.5 if stripped.startswith("### ") else 1.0
 
 
-Rows = Sequence[Mapping[str, Any]]
+_STATISTICS: Mapping[str, Callable[..., Any]] = {
+    "median": np.median,
+    "geometric_mean": lambda ratios, axis: np.exp(np.log(ratios).mean(axis)),
+    "ratio_of_sums": lambda answers, references, axis: answers.sum(axis) / references.sum(axis),
+}
 
 
-def summarise(rows: Rows) -> dict[str, Estimate]:
-    """Every metric over scored rows. Headlines first; length ratios; then the chapter's own."""
+def metric_values(row: Row) -> dict[str, Any]:
+    """A scored row's value for each metric, None where the row does not count."""
+    ratio = row["length_ratio"]
     return {
-        **{name: proportion_of(_column(rows, key), higher_is_better=True) for name, key in BINARY_METRICS.items()},
-        **_length_metrics(rows),
-        "chapter_length_ratio": mean_estimate(_column(rows, "chapter_length_ratio"), unit="words / reference words"),
-        "chapter_completion_rate": mean_estimate(
-            _column(rows, "chapter_completion_rate"), unit="keyword share", higher_is_better=True
-        ),
-        "chapter_format_adherence": mean_estimate(
-            _column(rows, "chapter_format_adherence"), unit="score 0, 0.5, 1", higher_is_better=True
-        ),
+        **row,
+        **{name: row[key] for name, key in BINARY_METRICS.items()},
+        "length_ratio_finished": None if row["stop_reason"] == "length" else ratio,
+        "length_ratio_geometric": ratio or None,
+        "length_ratio_corpus": None if ratio is None else (row["response_tokens"], row["reference_tokens"]),
+        "length_ratio_outside": None if ratio is None else not 0.5 <= ratio <= 2,
     }
 
 
-def summarise_flags(rows: Rows) -> dict[str, Estimate]:
+def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
+    """Every metric over scored rows. Headlines first; length ratios; then the chapter's own."""
+    values = [metric_values(row) for row in rows]
+    return {name: _estimate(metric, [row[name] for row in values]) for name, metric in METRIC_TEXTS.items()}
+
+
+def _estimate(metric: MetricText, values: Sequence[Any]) -> Estimate:
+    if metric.statistic == "share":
+        return proportion_of(values, higher_is_better=metric.higher_is_better)
+    if metric.statistic == "mean":
+        return mean_estimate(values, unit=metric.unit, higher_is_better=metric.higher_is_better)
+    present = [value for value in values if value is not None]
+    columns = np.atleast_2d(np.asarray(present, dtype=float).T)
+    excluded = len(values) - len(present)
+    return bootstrap_estimate(*columns, statistic=_STATISTICS[metric.statistic], unit=metric.unit, n_excluded=excluded)
+
+
+def summarise_flags(rows: Sequence[Row]) -> dict[str, Estimate]:
     """The share of rows with each flag."""
     return {flag: proportion_of([flag in row["flags"] for row in rows], higher_is_better=False) for flag in FLAGS}
-
-
-def _length_metrics(rows: Rows) -> dict[str, Estimate]:
-    import numpy as np
-
-    unit = "tokens / reference tokens"
-    present = [row for row in rows if row["length_ratio"] is not None]
-    ratios = [row["length_ratio"] for row in present]
-    finished = [row["length_ratio"] for row in present if row["stop_reason"] != "length"]
-    positive = [ratio for ratio in ratios if ratio > 0]
-
-    def geometric_mean(values: Any, axis: int) -> Any:
-        return np.exp(np.mean(np.log(values), axis=axis))
-
-    def corpus_ratio(responses: Any, references: Any, axis: int) -> Any:
-        return np.sum(responses, axis=axis) / np.sum(references, axis=axis)
-
-    def estimate(*samples: Sequence[float], statistic: Any) -> Estimate:
-        return bootstrap_estimate(*samples, statistic=statistic, unit=unit, n_excluded=len(rows) - len(samples[0]))
-
-    tokens = [[row[name] for row in present] for name in ("response_tokens", "reference_tokens")]
-    outside = [None if row["length_ratio"] is None else not 0.5 <= row["length_ratio"] <= 2 for row in rows]
-    return {
-        "length_ratio": estimate(ratios, statistic=np.median),
-        "length_ratio_finished": estimate(finished, statistic=np.median),
-        "length_ratio_geometric": estimate(positive, statistic=geometric_mean),
-        "length_ratio_corpus": estimate(*tokens, statistic=corpus_ratio),
-        "length_ratio_outside": proportion_of(outside, higher_is_better=False),
-    }
-
-
-def _column(rows: Rows, name: str) -> list[Any]:
-    return [row[name] for row in rows]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
@@ -14,16 +20,10 @@ from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.data.prepare import EVALUATION_COLUMNS, load_prepared
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.evaluator import (
-    Evaluation,
-    compare,
-    evaluate,
-    print_table,
-    read_evaluation,
-    write_evaluation,
-)
+from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation.evaluator import Evaluation
 from sft_recipes.messages import Example
-from sft_recipes.models import load_for_inference
+from sft_recipes.models import check_vocabulary, load_for_inference, load_tokenizer
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
 
@@ -57,74 +57,86 @@ class StandaloneResult:
         content = {"folder": str(self.folder), "n": len(self.evaluation.rows), **self.evaluation.as_json()}
         if self.base is not None:
             content["base"] = self.base.as_json()
-            content["differences"] = {name: d.as_json() for name, d in compare(self.base, self.evaluation).items()}
+            content["differences"] = {
+                name: d.as_json() for name, d in evaluator.compare(self.base, self.evaluation).items()
+            }
         return content
 
     def print(self, examples: int) -> None:
         """The table, some answers, and where the rest is."""
-        from rich.console import Console
-
-        print_table(Console(), self.evaluation, self.base, examples=examples)
+        evaluator.print_table(Console(), self.evaluation, self.base, examples=examples)
         print(f"\nreport: {self.folder / 'report.html'}\nanswers: {self.folder / 'samples.jsonl'}")
 
 
 def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> StandaloneResult:
-    """Evaluate and write `metrics.json`, `samples.jsonl`, `report.html`; the base is rendered with the same template.
+    """Evaluate and write `metrics.json`, `samples.jsonl` and `report.html`, from the main process only.
 
-    Raises InputError if there is nothing to answer or the base answered other rows.
+    The base is asked with the same template and tokenizer. Raises InputError if there is nothing to answer, or if the
+    base answered other rows or has another vocabulary.
     """
-    loaded = load_for_inference(request.model_or_run)
     run = Path(request.model_or_run)
     recipe = load_recipe(run / run_folder.RECIPE) if run_folder.is_run_folder(run) else None
-    template = recipe.template if recipe else TemplateSettings()
+    loaded = load_for_inference(request.model_or_run)
     # A finished run carries its template in its tokenizer; only the arguments it was rendered with are in the recipe.
-    own = TemplateSettings(request.chat_template, template.chat_template_kwargs)
-    renderer = attach_chat_template(loaded.tokenizer, own)
-    examples = _examples(request, recipe, renderer)
-    folder = request.output or _folder(request, run, recipe)
-
-    def answer(model: Any) -> Evaluation:
-        return evaluate(
-            model,
-            renderer,
-            examples,
-            max_new_tokens=request.max_new_tokens,
-            batch_size=request.batch_size,
-            template_segments=renderer.template_segments,
-            progress=progress,
-        )
-
-    evaluation = answer(loaded.model)
-    info = _info(request, renderer, loaded.kind)
-    base: Evaluation | None = None
-    if request.base and (Path(request.base) / "samples.jsonl").is_file():
-        base = read_evaluation(Path(request.base))
+    arguments = (recipe.template if recipe else TemplateSettings()).chat_template_kwargs
+    renderer = attach_chat_template(loaded.tokenizer, TemplateSettings(request.chat_template, arguments))
+    ask_base = request.base is not None and not (Path(request.base) / "samples.jsonl").is_file()
+    if request.base and ask_base:
+        _check_same_vocabulary(request.base, renderer.tokenizer)
+    answer = partial(
+        evaluator.evaluate,
+        renderer=renderer,
+        examples=_examples(request, recipe, renderer),
+        max_new_tokens=request.max_new_tokens,
+        batch_size=request.batch_size,
+        template_segments=renderer.template_segments,
+        progress=progress,
+    )
+    folder, info = request.output or _folder(request, run, recipe), _info(request, renderer, loaded.kind)
+    evaluation, base = answer(loaded.model), None
+    del loaded  # two models may not fit into memory beside each other
+    gc.collect()
+    if request.base and ask_base:
+        base = answer(_base_model(request.base, renderer.tokenizer))
     elif request.base:
-        base = answer(load_for_inference(request.base).model)
-        write_evaluation(base, folder / "base", info={**info, "model": request.base})
-    write_evaluation(evaluation, folder, info=info, base=base)
+        base = evaluator.read_evaluation(Path(request.base))
+    if PartialState().is_main_process:
+        if base and ask_base:
+            evaluator.write_evaluation(base, folder / "base", info={**info, "model": request.base})
+        evaluator.write_evaluation(evaluation, folder, info=info, base=base)
     return StandaloneResult(evaluation, base, folder)
+
+
+def _check_same_vocabulary(base: str, tokenizer: Any) -> None:
+    """The base is asked with the tuned model's ids: they have to mean the same to it."""
+    different = {*tokenizer.get_vocab().items()} ^ {*load_tokenizer(base).get_vocab().items()}
+    if different:
+        what = f"its tokenizer has another vocabulary than the tuned model's ({len(different)} entries differ)"
+        fix = "evaluate it by itself on the same data, then give that evaluation's folder as --base"
+        raise InputError(Problem(base, "--base", what, fix))
+
+
+def _base_model(base: str, tokenizer: Any) -> Any:
+    model = load_for_inference(base).model
+    check_vocabulary(model, tokenizer)
+    return model
 
 
 def _examples(request: EvaluationRequest, recipe: Recipe | None, renderer: ChatRenderer) -> Sequence[Example]:
     """The conversations to answer: from `--data`, else the run's own eval rows."""
     labels = recipe.labels if recipe else LabelSettings()
     if request.data is not None:
-        is_folder = Path(request.data).is_dir()
-        source = DatasetSource(path=request.data, split=request.split if is_folder else "train", format=request.format)
-        found = _read(source, DataSettings(datasets=(source,)))
+        split = request.split if Path(request.data).is_dir() else "train"
+        source = DatasetSource(path=request.data, split=split, format=request.format)
+        found = _read([source], DataSettings(datasets=(source,)))
     elif recipe is None:
         raise InputError(Problem("command line", "--data", "is needed to evaluate a model", "add --data FILE"))
     elif recipe.evaluation.data is not None:
-        found = _read(recipe.evaluation.data, recipe.data)
+        found = _read([recipe.evaluation.data], recipe.data)
     elif recipe.data.test_split:
-        found = [
-            example
-            for source in recipe.data.datasets
-            for example in _read(replace(source, split=recipe.data.test_split), recipe.data)
-        ]
+        found = _read([replace(source, split=recipe.data.test_split) for source in recipe.data.datasets], recipe.data)
     else:
-        found = list(load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples)
+        found = load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples
     labeller = Labeller(renderer, labels)
     chosen = [labeller.with_system_prompt(example) for example in islice(found, request.max_rows)]
     if not chosen:
@@ -133,27 +145,25 @@ def _examples(request: EvaluationRequest, recipe: Recipe | None, renderer: ChatR
     return chosen
 
 
-def _read(source: DatasetSource, settings: DataSettings) -> list[Example]:
-    return list(iter_examples(source, settings, columns=EVALUATION_COLUMNS, rejects=RejectLog(settings)))
+def _read(sources: Sequence[DatasetSource], settings: DataSettings) -> Sequence[Example]:
+    log = partial(RejectLog, settings)
+    return [row for one in sources for row in iter_examples(one, settings, columns=EVALUATION_COLUMNS, rejects=log())]
 
 
 def _folder(request: EvaluationRequest, run: Path, recipe: Recipe | None) -> Path:
-    name = Path(request.data).stem if request.data else "eval"
-    if request.data and Path(request.data).is_dir():
-        name = request.split
+    name = "eval"
+    if request.data:
+        name = request.split if Path(request.data).is_dir() else Path(request.data).stem
     return run / run_folder.EVALUATIONS / name if recipe else Path(run_folder.EVALUATIONS) / run.name / name
 
 
 def _info(request: EvaluationRequest, renderer: ChatRenderer, kind: str) -> dict[str, Any]:
-    import hashlib
-
-    template = hashlib.sha256(renderer.template_text.encode()).hexdigest()
     return {
         "model": request.model_or_run,
         "kind": kind,
         "data": request.data or "the run's own eval rows",
         "base": request.base or "not compared",
-        "template_sha256": template,
+        "template_sha256": hashlib.sha256(renderer.template_text.encode()).hexdigest(),
         "chat_template_kwargs": renderer.chat_template_kwargs,
         "decoding": "greedy",
         "max_new_tokens": request.max_new_tokens,

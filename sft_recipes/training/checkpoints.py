@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import run_folder
-from sft_recipes.errors import InputError, Problem, TrainingFault
+from sft_recipes.errors import CheckFailed, InputError, Problem, TrainingFault
 from sft_recipes.recipe import Recipe, read_yaml
 
 # Keys that may differ between a run and its resumption: where it writes and what it prints, not what it trains.
@@ -42,6 +42,12 @@ def check_same_run(recipe: Recipe, output_dir: Path) -> Mapping[str, Any] | None
     """The state of the run already in `output_dir`, or None. Raises InputError if it was another recipe."""
     if not run_folder.is_run_folder(output_dir):
         return None
+    path = output_dir / run_folder.RUN_STATE
+    state = run_folder.read_json(path) if path.is_file() else None
+    # A run that was refused before its first step holds nothing to protect: the mended recipe may have the folder.
+    refused = state is not None and state.get("exit_code") in (CheckFailed.exit_code, InputError.exit_code)
+    if refused and not any(output_dir.glob("checkpoint-*")) and not (output_dir / run_folder.LOG).exists():
+        return None
     before, _ = read_yaml(output_dir / run_folder.RECIPE)
     now = recipe.saved_values()
     changed = sorted(key for key in {*before, *now} - _FREE_KEYS if before.get(key) != now.get(key))
@@ -49,5 +55,4 @@ def check_same_run(recipe: Recipe, output_dir: Path) -> Mapping[str, Any] | None
         differences = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed)
         fix = "use --output_dir NEW for a new run, or restore the keys to resume"
         raise InputError(Problem(str(output_dir), changed[0], f"holds a run of another recipe ({differences})", fix))
-    state = output_dir / run_folder.RUN_STATE
-    return run_folder.read_json(state) if state.is_file() else None
+    return state

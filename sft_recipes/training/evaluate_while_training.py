@@ -10,19 +10,27 @@ from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.data.prepare import EVALUATION_COLUMNS, PreparedData
 from sft_recipes.evaluation.evaluator import evaluate
+from sft_recipes.evaluation.generation import check_prompts
 from sft_recipes.messages import Example
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.trainer import GenerationMetrics
 
 
-def generation_metrics(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> GenerationMetrics | None:
-    """A function of the model for `RecipeTrainer`, or None where nothing is to be generated."""
+def generation_metrics(
+    recipe: Recipe, renderer: ChatRenderer, data: PreparedData, model: Any
+) -> GenerationMetrics | None:
+    """A function of the model for `RecipeTrainer`, or None where nothing is to be generated.
+
+    Raises InputError for prompts that `model` has no room for: now, not at the first evaluation.
+    """
     settings = recipe.evaluation
     if not settings.during_training or settings.rows < 1:
         return None
     examples = _fixed_examples(recipe, renderer, data)
-    if not examples:
+    if not examples or recipe.training.get("eval_strategy", "no") == "no":
         return None
+    prompts = [renderer.prompt_ids(example.messages[:-1], example.tools) for example in examples]
+    check_prompts(model, prompts, settings.max_new_tokens, [example.where for example in examples])
 
     def metrics(model: Any) -> Mapping[str, float]:
         evaluation = evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 import sft_recipes
 from sft_recipes import run_folder
+from sft_recipes.errors import SFTRecipesError
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import launched_processes
 
@@ -34,13 +36,18 @@ def record_start(recipe: Recipe) -> None:
     text = yaml.safe_dump(recipe.saved_values(), sort_keys=False, allow_unicode=True)
     (recipe.output_dir / run_folder.RECIPE).write_text(text, encoding="utf-8")
     run_folder.write_json(recipe.output_dir / run_folder.ENVIRONMENT, environment())
-    record_state(recipe, "running")
+    record_state(recipe, "running", pid=os.getpid())
+
+
+def record_failure(recipe: Recipe, error: SFTRecipesError) -> None:
+    """Mark the run as failed, if this process started it: a refused recipe leaves the folder of another run alone."""
+    state = recipe.output_dir / run_folder.RUN_STATE
+    if state.is_file() and run_folder.read_json(state).get("pid") == os.getpid():
+        record_state(recipe, "failed", exit_code=error.exit_code, error=str(error))
 
 
 def record_state(recipe: Recipe, state: str, **details: Any) -> None:
-    """Write `run_state.json`: running, finished, failed or preempted. A folder of another run is left alone."""
-    if not run_folder.is_run_folder(recipe.output_dir):
-        return
+    """Write `run_state.json`: running, finished, failed or preempted."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     run_folder.write_json(recipe.output_dir / run_folder.RUN_STATE, {"state": state, "time": now, **details})
 

@@ -31,7 +31,7 @@ from sft_recipes.training.callbacks import LogWriter
 from sft_recipes.training.checkpoints import check_same_run, newest_checkpoint
 from sft_recipes.training.evaluate_while_training import generation_metrics
 from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
-from sft_recipes.training.record import record_start, record_state
+from sft_recipes.training.record import record_failure, record_start, record_state
 from sft_recipes.training.trainer import RecipeTrainer
 
 
@@ -84,7 +84,7 @@ def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) ->
     )
     # TRL mirrors its own idea of EOS and PAD onto the model while it is built; ours is the one that is served.
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
-    trainer.generation_metrics = generation_metrics(recipe, renderer, data)
+    trainer.generation_metrics = generation_metrics(recipe, renderer, data, model)
     return trainer
 
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SFTRecipesError as error:
         print(error, file=sys.stderr)
         if recipe is not None and int(os.environ.get("RANK", "0")) == 0:
-            record_state(recipe, "failed", exit_code=error.exit_code, error=str(error))
+            record_failure(recipe, error)
         return error.exit_code
     return 0
 

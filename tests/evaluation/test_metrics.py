@@ -9,7 +9,15 @@ import pytest
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation import metrics
-from sft_recipes.evaluation.metrics import FLAGS, Leaks, check_expected_format, score_row, summarise, summarise_flags
+from sft_recipes.evaluation.metrics import (
+    FLAGS,
+    Answer,
+    Leaks,
+    check_expected_format,
+    score_row,
+    summarise,
+    summarise_flags,
+)
 
 LEAKS = Leaks(
     control_tokens=["<|im_end|>", "<eos>"],
@@ -20,7 +28,7 @@ LEAKS = Leaks(
 def score(response: str, reference: str | None = "Blue.", instruction: str = "Name a colour.", **rest: Any) -> dict:
     """`score_row` with an ordinary row around the response."""
     settings = {"stop_reason": "eos", "leaks": LEAKS} | rest
-    return score_row(instruction=instruction, reference=reference, response=response, **settings)
+    return score_row(Answer(instruction, reference, response, **settings))
 
 
 FENCE = "```python\nprint(1)\n"
@@ -140,10 +148,7 @@ def row_of(ratio: float | None, stop_reason: str = "eos", exact: bool | None = T
     tokens = None if ratio is None else round(10 * ratio)
     return score(
         "Blue.", stop_reason=stop_reason, response_tokens=tokens, reference_tokens=10 if tokens is not None else 0
-    ) | {
-        "stop_reason": stop_reason,
-        "exact_match": exact,
-    }
+    ) | {"exact_match": exact}
 
 
 def test_length_ratios() -> None:

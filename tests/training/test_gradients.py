@@ -111,7 +111,9 @@ def test_unfed_encoders_stay_out(write_recipe: Callable[..., Path], gemma3: Path
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_activation_checkpointing_reaches_adapters(write_recipe: Callable[..., Path], checkpointing: bool) -> None:
     """Recomputing activations leaves no adapter without a gradient."""
-    trainable, reached = trainable_and_reached(trainer_for(write_recipe(**LORA, activation_checkpointing=checkpointing)))
+    trainable, reached = trainable_and_reached(
+        trainer_for(write_recipe(**LORA, activation_checkpointing=checkpointing))
+    )
     assert trainable == reached and trainable
 
 

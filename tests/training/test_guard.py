@@ -1,4 +1,4 @@
-"""A number that is not finite stops the run before the optimizer steps: exit code 3, no weight changed, nothing saved."""
+"""A number that is not finite stops the run before the optimizer steps: exit code 3, nothing changed or saved."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_fault_stops_before_the_step(
     tmp_path: Path,
     break_it: Break,
 ) -> None:
-    """`main` returns 3 and names step 2; the weights are those of step 1; no model file exists; the state says failed."""
+    """`main` returns 3 and names step 2; the weights are those of step 1; no model file; the state says failed."""
     path = write_recipe(max_steps=4, save_steps=4)
     one_step = trainer_for(path, max_steps=1, output_dir=str(tmp_path / "one"), lr_scheduler_type="constant")
     one_step.train()

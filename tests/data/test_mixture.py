@@ -1,0 +1,100 @@
+"""Which rows are trained and which are held out: seeded, exact in number, rows with one prompt never straddling."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sft_recipes.data.mixture import mix, prompt_group, split_eval
+from sft_recipes.messages import Example
+from sft_recipes.recipe import DatasetSource
+
+
+def chat(question: str, answer: str = "x") -> Example:
+    """A one-turn example."""
+    return Example([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "s", 0)
+
+
+def groups_of(count: int, repeats: int = 1, seed: int = 42) -> np.ndarray:
+    """Groups of `count` prompts, each standing `repeats` times."""
+    return np.array([prompt_group(chat(f"question {index // repeats}"), seed) for index in range(count)])
+
+
+def test_group_is_the_prompt() -> None:
+    """Answers, case, spacing and Unicode forms make no other group; words, system prompt and seed do."""
+    same = {prompt_group(chat(text, answer), 1) for text, answer in [("What is ﬁve?", "5"), ("  what IS\nfive? ", "6")]}
+    assert len(same) == 1
+    assert prompt_group(chat("what is six?"), 1) not in same
+    assert prompt_group(chat("what is five?"), 2) not in same
+    system = Example([{"role": "system", "content": "Be brief."}, *chat("what is five?").messages], "s", 0)
+    assert prompt_group(system, 1) not in same
+    assert prompt_group(Example([], "s", 0, text="A b"), 1) == prompt_group(Example([], "s", 9, text="a  B"), 1)
+
+
+@pytest.mark.parametrize(("eval_split", "expected"), [(0.25, 25), (10, 10), (1, 1), (0.0, 0), (100, 100)])
+def test_split_size(eval_split: float, expected: int) -> None:
+    """Below 1 it is a share, from 1 on a count; every row is on exactly one side."""
+    train, held_out = split_eval(groups_of(100), eval_split)
+    assert len(held_out) == expected
+    assert sorted([*train, *held_out]) == list(range(100))
+
+
+def test_split_is_seeded() -> None:
+    """The same seed draws the same rows, another seed others, and a row's own place in the file does not matter."""
+    first = split_eval(groups_of(200), 40)[1].tolist()
+    assert first == split_eval(groups_of(200), 40)[1].tolist()
+    assert first != split_eval(groups_of(200, seed=7), 40)[1].tolist()
+    assert first != list(range(40))
+    backwards = split_eval(groups_of(200)[::-1].copy(), 40)[1]
+    assert sorted(199 - backwards) == first
+
+
+def test_groups_never_straddle() -> None:
+    """Rows with the same prompt are all held out or all trained."""
+    groups = groups_of(300, repeats=3)
+    train, held_out = split_eval(groups, 0.2)
+    assert not set(groups[train]) & set(groups[held_out])
+    assert 60 <= len(held_out) <= 62
+
+
+def rows_by_source(*counts: int) -> np.ndarray:
+    """Source numbers of rows: `counts[i]` rows of source i."""
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def test_weight_repeats_exactly() -> None:
+    """weight 2.5 over 10 rows: every row twice, five of them three times; weight 0.3: three rows once."""
+    sources = [DatasetSource("a", weight=2.5), DatasetSource("b", weight=0.3), DatasetSource("c")]
+    of_row = rows_by_source(10, 10, 4)
+    chosen = mix(sources, of_row, 42, None)
+    counts = Counter(chosen.tolist())
+    assert sorted(counts[row] for row in range(10)) == [2] * 5 + [3] * 5
+    assert sum(counts[row] for row in range(10, 20)) == 3 and max(counts[row] for row in range(10, 20)) == 1
+    assert all(counts[row] == 1 for row in range(20, 24))
+    assert chosen.tolist() == mix(sources, of_row, 42, None).tolist()
+    assert chosen.tolist() != mix(sources, of_row, 43, None).tolist()
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (3, 1), (0.0, 1.0)])
+def test_fraction_is_the_share_of_the_mixture(fractions: tuple[float, float]) -> None:
+    """The mixture has the asked shares, is as large as the smallest source allows, and repeats nothing."""
+    sources = [DatasetSource("a", fraction=fractions[0]), DatasetSource("b", fraction=fractions[1])]
+    chosen = mix(sources, rows_by_source(60, 40), 42, None)
+    expected = {(0.5, 0.5): (40, 40), (3, 1): (60, 20), (0.0, 1.0): (0, 40)}[fractions]
+    assert ((chosen < 60).sum(), (chosen >= 60).sum()) == expected
+    assert len(set(chosen.tolist())) == len(chosen)
+    if 0 < expected[1] < 40:
+        assert set(chosen[chosen >= 60]) != set(range(60, 60 + expected[1])), "the first rows were taken, not a draw"
+
+
+def test_max_rows_draws_from_all() -> None:
+    """max_rows takes exactly that many rows of the mixture, from all of it, seeded; more changes nothing."""
+    sources = [DatasetSource("a"), DatasetSource("b")]
+    of_row = rows_by_source(50, 50)
+    chosen = mix(sources, of_row, 42, 20)
+    assert len(chosen) == 20 == len(set(chosen.tolist()))
+    assert chosen.min() < 50 <= chosen.max()
+    assert chosen.tolist() == mix(sources, of_row, 42, 20).tolist() != mix(sources, of_row, 1, 20).tolist()
+    assert mix(sources, of_row, 42, 1000).tolist() == list(range(100))

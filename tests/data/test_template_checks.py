@@ -1,0 +1,128 @@
+"""The named checks before every run: what they pass, what they note, and what stops a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sft_recipes.data import template_checks
+from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
+from sft_recipes.data.template_checks import TemplateCheck, check_template, require
+from sft_recipes.errors import CheckFailed
+from sft_recipes.messages import Example
+from sft_recipes.recipe import LabelSettings, TemplateSettings
+from tests.conftest import build_tokenizer
+
+TWO_TURNS = Example(
+    [
+        {"role": "user", "content": "Name a colour."},
+        {"role": "assistant", "content": "Blue."},
+        {"role": "user", "content": "Another one."},
+        {"role": "assistant", "content": "Red."},
+    ],
+    "data.jsonl",
+    4,
+    line=5,
+)
+
+
+def renderer_for(template: str | None = None) -> ChatRenderer:
+    """A renderer with a shipped template or the text of one."""
+    tokenizer = build_tokenizer()
+    if template is not None and "{" in template:
+        tokenizer.chat_template = template
+        return attach_chat_template(tokenizer, TemplateSettings())
+    return attach_chat_template(tokenizer, TemplateSettings(template))
+
+
+def outcomes(renderer: ChatRenderer, labeller: Any, *examples: Example) -> dict[str, TemplateCheck]:
+    """The checks by name."""
+    return {check.name: check for check in check_template(renderer, labeller, examples)}
+
+
+@pytest.mark.parametrize("template", [None, "chatml", "chapter_chat"])
+def test_shipped_templates_pass(template: str | None) -> None:
+    """All checks of a shipped template are ok, on the probe and on a conversation of two turns."""
+    renderer = renderer_for(template)
+    found = outcomes(renderer, Labeller(renderer, LabelSettings()), TWO_TURNS)
+    assert [check.outcome for check in found.values()] == ["ok"] * 4, found
+    assert "2 of 2 rows" in found["stop token trained"].detail
+    require(list(found.values()))
+
+
+class BrokenLabeller(Labeller):
+    """A labeller whose labels were moved: `shift` more tokens at the start, `cut` fewer at the end."""
+
+    shift, cut = 0, 0
+
+    def label(self, examples: Any) -> LabelledBatch:
+        batch = super().label(examples)
+        for row in batch.rows:
+            places = [index for index, label in enumerate(row.labels) if label != IGNORE_INDEX]
+            for index in range(places[0] - self.shift, places[0]):
+                row.labels[index] = row.input_ids[index]
+            for index in places[len(places) - self.cut :]:
+                row.labels[index] = IGNORE_INDEX
+        return batch
+
+
+def test_missing_stop_token_stops_the_run() -> None:
+    """Labels without the last turn's terminator fail by name, and `require` raises."""
+    renderer = renderer_for()
+    labeller = BrokenLabeller(renderer, LabelSettings())
+    labeller.cut = 1
+    found = outcomes(renderer, labeller, TWO_TURNS)
+    assert found["stop token trained"].outcome == "failed"
+    assert "the model would not learn to stop" in found["stop token trained"].detail
+    with pytest.raises(CheckFailed, match="stop token trained: probe row 0: 1 trained turns, 0 trained stop tokens"):
+        require(list(found.values()))
+
+
+def test_trained_header_stops_the_run() -> None:
+    """Labels that begin one token early, inside the generation prompt, fail by name."""
+    renderer = renderer_for("chatml")
+    labeller = BrokenLabeller(renderer, LabelSettings())
+    labeller.shift = 1
+    found = outcomes(renderer, labeller)
+    assert found["header not trained"].outcome == "failed" and found["stop token trained"].outcome == "ok"
+    with pytest.raises(CheckFailed, match="begins inside the prompt"):
+        require(list(found.values()))
+
+
+def test_train_on_all_is_noted() -> None:
+    """train_on: all trains headers as asked: a note, not a failure."""
+    renderer = renderer_for()
+    found = outcomes(renderer, Labeller(renderer, LabelSettings(train_on="all")), TWO_TURNS)
+    assert found["header not trained"].outcome == "note"
+    require(list(found.values()))
+
+
+def test_unstable_rendering_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two renderings of one conversation that differ fail by name."""
+    renderer = renderer_for()
+    labeller = Labeller(renderer, LabelSettings())
+    real, count = renderer.render, iter(range(1000))
+    monkeypatch.setattr(renderer, "render", lambda *args, **kwargs: f"{next(count)}{real(*args, **kwargs)}")
+    assert template_checks._render_stable(renderer).outcome == "failed"
+    assert labeller.settings.train_on == "assistant"
+
+
+CHATML_TURN = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+
+
+def test_clock_is_noted() -> None:
+    """A template that can write today's date is named."""
+    renderer = renderer_for("{% if false %}{{ strftime_now('%d') }}{% endif %}" + CHATML_TURN + PROMPT)
+    check = template_checks._render_stable(renderer)
+    assert check.outcome == "note" and "date" in check.detail
+
+
+def test_opened_think_block_is_noted() -> None:
+    """A generation prompt that opens a think block which the answers do not repeat: serving differs, and it is said."""
+    renderer = renderer_for(CHATML_TURN + PROMPT.replace("assistant\n", "assistant\n<think>\n"))
+    found = outcomes(renderer, Labeller(renderer, LabelSettings()), TWO_TURNS)
+    assert found["training equals serving"].outcome == "note"
+    assert "<think>" in found["training equals serving"].detail
