@@ -35,7 +35,7 @@ WORDS = sorted(
         *ENTITIES,
         *re.findall(r"\w+", " ".join(INSTRUCTIONS)),
         *("Instruction", "Input", "Response"),
-        *("Who", "who", "person", "Where", "where", "In", "place", "Find"),
+        *("Who", "who", "person", "Where", "where", "In", "which", "place", "Find"),
     }
 )
 

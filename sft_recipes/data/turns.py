@@ -77,15 +77,20 @@ def _shape(value: Any) -> Any:
         return tuple((key, item if key == "role" else _shape(item)) for key, item in value.items() if item is not None)
     if isinstance(value, (list, tuple)):
         return ("list", *[_shape(item) for item in value])
-    return type(value).__name__
+    # Numbers get markers of their own; true, false and null stand in the layout as they are.
+    return type(value).__name__ if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def _marker(index: int, count: int) -> str:
     return f"QZ{index}x{count}ZQ"
 
 
+def _number_marker(index: int, count: int) -> int:
+    return int(f"90{index:04}{count:04}09")
+
+
 def _with_markers(message: Message, index: int, is_last: bool) -> tuple[Message, list[str]]:
-    """The message with each text replaced by a marker, and the markers used. Blank texts stay as they are."""
+    """The message with each text and number replaced by a marker, and the markers used. Blank texts stay."""
     markers: list[str] = []
 
     def mark(value: Any, key: str) -> Any:
@@ -95,6 +100,10 @@ def _with_markers(message: Message, index: int, is_last: bool) -> tuple[Message,
                 return value
             markers.append(_marker(index, len(markers)))
             return markers[-1]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = _number_marker(index, len(markers))
+            markers.append(str(number))
+            return number
         if isinstance(value, Mapping):
             return {name: mark(item, name) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -122,7 +131,7 @@ def _find_layout(
     shared = common_prefix_length(prompt, text)
     lead = text[shared:first_text] if shared <= first_text else ""
     tail = text[max(ends) :]
-    gap = _gap_to_next_turn(renderer, conversation, text[: max(ends)], tools)
+    gap = _gap_to_next_turn(renderer, conversation, text[: max(ends)], markers, tools)
     stop, terminator, closing = _find_terminator(renderer, tail, gap)
     is_prefix = shared == len(prompt)
     return TurnLayout(
@@ -141,6 +150,7 @@ def _gap_to_next_turn(
     renderer: ChatRenderer,
     conversation: Sequence[Message],
     up_to_turn: str,
+    markers: Sequence[str],
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> tuple[str, str] | None:
     """What stands between the turn and the next one when the conversation goes on: (text, next role's header).
@@ -159,7 +169,7 @@ def _gap_to_next_turn(
     except _RENDER_ERRORS:
         return None
     # A template may render the turn differently once it is not the last, but its last text stands in both.
-    last_text = up_to_turn[up_to_turn.rfind("QZ") :]
+    last_text = max(markers, key=up_to_turn.rfind)
     end = len(up_to_turn) if text.startswith(up_to_turn) else text.find(last_text) + len(last_text)
     following_at = text.find("QZnextZQ", end)
     if last_text not in text or following_at < 0:

@@ -165,9 +165,9 @@ def print_table(console: Console, tuned: Evaluation, base: Evaluation | None = N
     sources = Counter(row["source"] for row in tuned.rows)
     answered = ", ".join(f"{count} of {source}" for source, count in sources.items())
     console.print(Text(visible(f"{len(tuned.rows)} rows answered: {answered}" if sources else "no rows answered")))
-    table = Table("metric", title="two-sided 95 % intervals", title_justify="left")
+    table = Table("95 % intervals", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for header in ("n", "base", "tuned", "tuned - base") if base else ("n", "tuned"):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for part in ("metrics", "task_types"):
         for name, estimate in getattr(tuned, part).items():
             label = METRIC_TEXTS[name].label if part == "metrics" else f"Exact match: {visible(name)}"
@@ -175,7 +175,6 @@ def print_table(console: Console, tuned: Evaluation, base: Evaluation | None = N
             compared = [differences[name]] if part == "metrics" and name in differences else []
             changes = [format_difference(difference.as_json()) for difference in compared]
             table.add_row(Text(label), str(estimate.n), *map(format_estimate, found), *changes)
-        table.add_section()
     console.print(table)
     for row, base_row in order_rows(tuned.rows, base.rows if base else None)[:examples]:
         console.rule(Text(visible(f"{row['source']} row {row['row']}")), align="left")

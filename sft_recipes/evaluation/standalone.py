@@ -23,7 +23,7 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator
 from sft_recipes.evaluation.evaluator import Evaluation
 from sft_recipes.messages import Example
-from sft_recipes.models import check_vocabulary, load_for_inference, load_tokenizer
+from sft_recipes.models import load_for_inference, load_tokenizer
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
 
@@ -117,8 +117,11 @@ def _check_same_vocabulary(base: str, tokenizer: Any) -> None:
 
 
 def _base_model(base: str, tokenizer: Any) -> Any:
-    model = load_for_inference(base).model
-    check_vocabulary(model, tokenizer)
+    model: Any = load_for_inference(base).model
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        what = f"its embedding has {rows} rows, the tuned model's tokenizer {len(tokenizer)} ids"
+        raise InputError(Problem(base, "--base", what, "name the model that was tuned"))
     return model
 
 

@@ -56,3 +56,14 @@ def check_same_run(recipe: Recipe, output_dir: Path) -> Mapping[str, Any] | None
         fix = "use --output_dir NEW for a new run, or restore the keys to resume"
         raise InputError(Problem(str(output_dir), changed[0], f"holds a run of another recipe ({differences})", fix))
     return state
+
+
+def check_same_data(output_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Raise InputError if the checkpoints in `output_dir` were trained on other data than `summary` describes."""
+    path = output_dir / run_folder.DATA
+    if not path.is_file() or not any(output_dir.glob("checkpoint-*")):
+        return
+    if run_folder.read_json(path)["fingerprint"] != summary["fingerprint"]:
+        what = "the data, its template or its tokenizer changed since the checkpoints were written"
+        fix = "restore them to resume, or use --output_dir NEW for a new run"
+        raise InputError(Problem(str(output_dir), "data", what, fix))

@@ -28,7 +28,7 @@ from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.announce import announce, next_steps
 from sft_recipes.training.arguments import has_accelerator, launched_processes, sft_config
 from sft_recipes.training.callbacks import LogWriter
-from sft_recipes.training.checkpoints import check_same_run, newest_checkpoint
+from sft_recipes.training.checkpoints import check_same_data, check_same_run, newest_checkpoint
 from sft_recipes.training.evaluate_while_training import generation_metrics
 from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
 from sft_recipes.training.record import record_failure, record_start, record_state
@@ -55,6 +55,7 @@ def train(recipe: Recipe) -> Path:
     with process.main_process_first():
         folder = recipe.output_dir / run_folder.PREPARED
         data = prepare(recipe, renderer, folder, progress=process.is_main_process)
+    check_same_data(recipe.output_dir, data.summary)
     checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
     require(checks)
 

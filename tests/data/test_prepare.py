@@ -1,4 +1,4 @@
-"""Preparation accounts for every row, refuses what would be lost silently, and runs again only when something changed."""
+"""Preparation accounts for every row, refuses silent losses, and runs again only when something changed."""
 
 from __future__ import annotations
 
@@ -91,6 +91,37 @@ def test_ledger_of_a_mixed_set(write_recipe: Callable[..., Path], write_rows: Ca
         assert all(label in (IGNORE_INDEX, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
 
 
+def test_every_source_and_split_is_accounted_for(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    """Two sources with two splits each: four ledgers, in each rows_in = rejected + kept + dropped, none mixed up."""
+    for name, good, bad in (("a", 7, 2), ("b", 5, 1)):
+        for split, extra in (("train", 0), ("test", 3)):
+            rows = chats(*(turn(f"{name} {split} {index}", "x") for index in range(good + extra)))
+            rows += [{"messages": []}] * bad + chats(turn(f"{name} {split} long", "one two three " * 60))
+            write_rows(rows, f"{name}/{split}.jsonl")
+    datasets = [{"path": "./a"}, {"path": "./b"}]
+    data = prepared(
+        write_recipe(datasets=datasets, dataset_test_split="test", on_bad_rows="skip", max_rejected=0.5, max_lost=0.99)
+    )
+    counted = [
+        (
+            Path(one["source"]).name,
+            one["split"],
+            *(one[f"rows_{what}"] for what in ("in", "rejected", "kept", "dropped")),
+        )
+        for one in data.summary["sources"]
+    ]
+    assert counted == [
+        ("a", "train", 10, 2, 7, 1),
+        ("b", "train", 7, 1, 5, 1),
+        ("a", "test", 13, 2, 10, 1),
+        ("b", "test", 10, 1, 8, 1),
+    ]
+    assert (len(data.train), len(data.eval or [])) == (12, 18)
+    assert len(read_lines(data.folder / "rejects.jsonl")) == 6 and len(read_lines(data.folder / "dropped.jsonl")) == 4
+
+
 def test_control_tokens_drop_is_counted(write_recipe: Callable[..., Path], write_rows: Callable[..., Path]) -> None:
     """control_tokens: drop drops the row and says so; error names file and line."""
     write_rows(MIXED[:12])
@@ -138,7 +169,7 @@ def test_max_lost_refuses(write_recipe: Callable[..., Path], write_rows: Callabl
     assert "max_lost is 5.0%" in message and "overlength: 1 rows" in message and "train.jsonl:11" in message
     assert "Fix: raise max_length" in message
     prepared(write_recipe(max_length=96, max_lost=0.9))
-    with pytest.raises(InputError, match="train.jsonl:11: max_length: .* tokens, max_length is 96.*Fix: raise"):
+    with pytest.raises(InputError, match=r"train\.jsonl:11: max_length: .* tokens, max_length is 96.*Fix: raise"):
         prepared(write_recipe(max_length=96, overlength="error"))
 
 
@@ -221,7 +252,7 @@ def test_split_that_leaves_nothing_is_refused(write_recipe: Callable[..., Path])
 def test_overlap_of_train_and_test_is_refused(
     write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
 ) -> None:
-    """A prompt of the test split that also stands in train, but for case and spacing, is an error that names the row."""
+    """A prompt of the test split that stands in train, but for case and spacing, is an error that names the row."""
     rows = instruction_rows(12)
     write_rows(rows, "data/train.jsonl")
     leaked = {**rows[4], "instruction": f"  {rows[4]['instruction'].upper()}", "output": "another answer"}
@@ -286,12 +317,11 @@ def test_any_change_prepares_again(write_recipe: Callable[..., Path], tmp_path: 
         assert len(set(seen)) == len(seen)
 
     changed()
-    before = prepared(path)
+    before = stamp(prepared(path))
     rows = tmp_path / "train.jsonl"
     rows.write_text(rows.read_text().replace("(39)", "(38)"))
     changed()
-    after = prepared(path)
-    assert stamp(after) != stamp(before)
+    assert stamp(prepared(path)) != before
     template.write_text(template.read_text().replace("'\n' + m.content", "'\n ' + m.content"))
     changed()
     changed(chat_template_kwargs={"enable_thinking": False})

@@ -160,13 +160,20 @@ def test_the_table_shows_both_models_and_what_was_lost(tuned) -> None:
     """Value, interval and paired difference per metric; task types; rows that became wrong come first."""
     base = answered(tuned, {3: True})
     text = printed(tuned, base, examples=1)
-    exact = next(line for line in text.splitlines() if line.startswith("\u2502 Exact match"))
+    exact = next(line for line in text.splitlines() if line.startswith("Exact match  "))
     assert "0.167 [0.03, 0.56]" in exact
     assert "-0.167" in exact
     assert any("name" in line and "0.333" in line for line in text.splitlines())
     assert "test.jsonl row 3" in text
     assert "test.jsonl row 0" not in text
     assert "Owl." in text
+
+
+def test_the_table_says_first_which_rows_were_answered(tuned) -> None:
+    """Number of rows and the source of each come before any metric."""
+    rows = [dict(row) | {"source": "other.jsonl" if row["row"] == 5 else "a\x1b.jsonl"} for row in tuned.rows]
+    first = printed(evaluation_from_rows(rows)).splitlines()[0]
+    assert first == "6 rows answered: 5 of a\u27e8U+001B\u27e9.jsonl, 1 of other.jsonl"
 
 
 def test_the_terminal_shows_control_characters_and_markup_as_text(tuned) -> None:

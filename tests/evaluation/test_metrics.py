@@ -78,6 +78,8 @@ LONG = "Please list the names of all the planets."
         ('[{"a": 1}] is the list', {}, []),
         ("[1] is a citation", {}, []),
         ('{"a": 1}', {"expected_format": JSON}, []),
+        ("[" * 9000, {"expected_format": JSON}, ["loop", "open_structure", "constraint_fail"]),
+        ("9" * 9000, {"expected_format": JSON}, ["loop", "open_structure", "constraint_fail"]),
         ("NaN of it", {"expected_format": JSON}, ["open_structure", "constraint_fail"]),
         ('{"a": 1} done', {"expected_format": JSON}, ["open_structure", "constraint_fail"]),
         ("- a\n* b", {"expected_format": BULLETS}, []),

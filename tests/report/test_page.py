@@ -89,6 +89,7 @@ def test_the_page_asks_nothing_of_the_network() -> None:
 def test_hidden_characters_are_spelled_out(text: str, shown: str) -> None:
     """Control, bidirectional, zero-width, tag characters and lone surrogates are visible; other text is untouched."""
     assert visible(text) == shown
+    assert Elements(fill("<b>{{ text }}</b>", text=text)).text == shown
 
 
 def test_figures_take_the_pages_colours_and_repeat_themselves() -> None:

@@ -160,6 +160,20 @@ def test_incomplete_newest_checkpoint_is_skipped(
     assert (run / "checkpoint-keepme/optimizer.pt").is_file()
 
 
+def test_changed_data_is_refused_on_resume(interrupted: tuple[Path, Path], tmp_path: Path) -> None:
+    """One changed byte of data since the checkpoints: refused instead of resumed on other rows; restored, it resumes."""
+    path, run = interrupted
+    rows = tmp_path / "train.jsonl"
+    original = rows.read_text()
+    rows.write_text(original.replace("(39)", "(38)"))
+    with pytest.raises(InputError, match="data: the data, its template or its tokenizer changed since the checkpoints"):
+        train(load_recipe(path))
+    assert not (run / "model.safetensors").exists() and (run / "checkpoint-3").is_dir()
+    rows.write_text(original)
+    train(load_recipe(path))
+    assert read(run / "run_state.json")["state"] == "finished"
+
+
 def test_no_complete_checkpoint_is_a_fault(interrupted: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """All checkpoints are incomplete: exit code 3, no fresh start, and what is there stays there."""
     path, run = interrupted
