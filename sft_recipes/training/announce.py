@@ -19,11 +19,7 @@ EPOCHS = (1, 3)
 
 
 def announce(
-    recipe: Recipe,
-    renderer: ChatRenderer,
-    data: PreparedData,
-    trainer: Any,
-    checks: Sequence[TemplateCheck],
+    recipe: Recipe, renderer: ChatRenderer, data: PreparedData, trainer: Any, checks: Sequence[TemplateCheck]
 ) -> None:
     """Print what is about to happen; one fact a line, warnings last."""
     for line in banner(recipe, renderer, data, trainer, checks):
@@ -31,11 +27,7 @@ def announce(
 
 
 def banner(
-    recipe: Recipe,
-    renderer: ChatRenderer,
-    data: PreparedData,
-    trainer: Any,
-    checks: Sequence[TemplateCheck],
+    recipe: Recipe, renderer: ChatRenderer, data: PreparedData, trainer: Any, checks: Sequence[TemplateCheck]
 ) -> list[str]:
     """The lines of the start banner, the ledger of the data included."""
     args = trainer.args
