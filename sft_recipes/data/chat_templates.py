@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from sft_recipes.data.encoding import ControlTokens
 from sft_recipes.data.turns import TurnLayout, TurnLayouts
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
@@ -21,9 +19,6 @@ from sft_recipes.messages import Message
 from sft_recipes.recipe import TemplateSettings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "chat_templates"
-
-# What a template may raise on a row that it cannot render: its own raise_exception, or a type it did not expect.
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 PROBE: Sequence[Message] = ({"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."})
 
@@ -55,7 +50,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.layouts = TurnLayouts(self)
+        self._layouts = TurnLayouts(self.special_tokens)
 
     @property
     def template_text(self) -> str:
@@ -81,7 +76,7 @@ class ChatRenderer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a turn when served, the usual terminator first."""
-        layouts = [self.layouts.find(PROBE, None), *self._tool_call_layouts()]
+        layouts = [self.layout(PROBE), *self._tool_call_layouts()]
         ids = [self.special_tokens[layout.terminator] for layout in layouts if layout is not None and layout.terminator]
         if self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
@@ -102,7 +97,7 @@ class ChatRenderer:
         call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
         turn = {"role": "assistant", "content": "", "tool_calls": [call]}
         tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
-        return [self.layouts.find([PROBE[0], turn], [tool])]
+        return [self.layout([PROBE[0], turn], [tool])]
 
     def render_batch(
         self,
@@ -129,6 +124,16 @@ class ChatRenderer:
     ) -> str:
         """Render one conversation."""
         return self.render_batch([messages], tools, add_generation_prompt)[0]
+
+    def layout(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> TurnLayout | None:
+        """How the template lays out the last turn of `messages`, an assistant's; None where it gives no clear place."""
+
+        def render(some: Sequence[Message], add_generation_prompt: bool) -> str:
+            return self.render(some, tools, add_generation_prompt)
+
+        return self._layouts.find(render, messages, bool(tools))
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """Ids of the generation prompt after `messages`, as served: no second BOS, text never a control token."""
@@ -180,7 +185,7 @@ def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:
     if tokenizer.eos_token is None and "eos_token" in renderer.template_text:
         fix = "use a tokenizer with an EOS token or a template that ends turns with a special token"
         raise CheckFailed(str(Problem(name, "chat_template", "the model would not learn to stop: no EOS token", fix)))
-    layout = renderer.layouts.find(PROBE, None)
+    layout = renderer.layout(PROBE)
     if layout is None or layout.terminator is None:
         what = "the model would not learn to stop: no special token ends an assistant turn"
         fix = "end the assistant turn with {{ eos_token }}, or use chat_template: instruction"

@@ -208,7 +208,7 @@ class Labeller:
         spans: list[Span] = []
         mask_empty_think = self.settings.empty_think == "mask"
         for turn in self._trained_turns(example):
-            layout = self.renderer.layouts.find(example.messages[: turn + 1], example.tools)
+            layout = self.renderer.layout(example.messages[: turn + 1], example.tools)
             rendering = renderings.turns[index, turn]
             span = verified_span(rendering, layout, example.messages[turn], turn, mask_empty_think)
             if isinstance(span, str):

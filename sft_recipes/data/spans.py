@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_recipes.data.chat_templates import TEMPLATE_ERRORS, ChatRenderer
+from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.encoding import Encoded
-from sft_recipes.data.turns import TurnLayout
+from sft_recipes.data.turns import TEMPLATE_ERRORS, TurnLayout
 from sft_recipes.messages import Example, Message
 
 Conversation = tuple[Sequence[Message], Sequence[Mapping[str, Any]] | None]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sft_recipes.data.chat_templates import PROBE, ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
+from sft_recipes.data.turns import common_prefix_length
 from sft_recipes.errors import CheckFailed
 from sft_recipes.messages import Example
 
@@ -68,16 +69,9 @@ def _header_not_trained(renderer: ChatRenderer, labeller: Labeller, examples: Se
         example = labeller.with_system_prompt(examples[row.example])
         prompt = renderer.prompt_ids(example.messages[: row.turns[0]], example.tools)
         first = next(index for index, label in enumerate(row.labels) if label != IGNORE_INDEX)
-        if first < _common_length(row.input_ids, prompt):
+        if first < common_prefix_length(row.input_ids, prompt):
             return TemplateCheck(name, "failed", f"{example.where}: the trained span begins inside the prompt")
     return TemplateCheck(name, "ok", f"checked {len(rows)} of {len(rows)} rows")
-
-
-def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))
 
 
 def _render_stable(renderer: ChatRenderer) -> TemplateCheck:
@@ -94,7 +88,7 @@ def _render_stable(renderer: ChatRenderer) -> TemplateCheck:
 def _train_equals_serve(renderer: ChatRenderer) -> TemplateCheck:
     """The generation prompt is how the trained text begins."""
     name = "training equals serving"
-    layout = renderer.layouts.find(PROBE, None)
+    layout = renderer.layout(PROBE)
     if layout is not None and layout.prompt_cut:
         detail = (
             f"the generation prompt ends in {layout.prompt_rest!r}, which answers without reasoning do not repeat: "

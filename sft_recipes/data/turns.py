@@ -13,19 +13,21 @@ the very end after the real terminator (Phi-3).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import Any
 
 import jinja2
 
 from sft_recipes.messages import Message
 
-if TYPE_CHECKING:
-    from sft_recipes.data.chat_templates import ChatRenderer
+# Renders messages to text; the second argument adds the generation prompt.
+Render = Callable[[Sequence[Message], bool], str]
 
 _EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
-_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+# What a template may raise on a row that it cannot render: its own raise_exception, or a type it did not expect.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +54,20 @@ class TurnLayout:
 
 
 class TurnLayouts:
-    """Finds layouts through one renderer and remembers them by conversation structure."""
+    """Finds layouts and remembers them by conversation structure. `special_tokens`: texts that may end a turn."""
 
-    def __init__(self, renderer: ChatRenderer) -> None:
-        self._renderer = renderer
+    def __init__(self, special_tokens: Iterable[str]) -> None:
+        longest_first = sorted(special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._known: dict[tuple[Any, ...], TurnLayout | None] = {}
 
-    def find(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> TurnLayout | None:
+    def find(self, render: Render, messages: Sequence[Message], has_tools: bool) -> TurnLayout | None:
         """Layout of the last turn of `messages` (an assistant's), or None where the template gives no clear one."""
-        key = (bool(tools), *[_shape(message) for message in messages])
+        key = (has_tools, *[_shape(message) for message in messages])
         if key not in self._known:
             try:
-                self._known[key] = _find_layout(self._renderer, messages, tools)
-            except _RENDER_ERRORS:
+                self._known[key] = _find_layout(render, messages, self._special)
+            except TEMPLATE_ERRORS:
                 self._known[key] = None
         return self._known[key]
 
@@ -114,168 +117,97 @@ def _with_markers(message: Message, index: int, is_last: bool) -> tuple[Message,
     return marked, markers
 
 
-def _find_layout(
-    renderer: ChatRenderer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None
-) -> TurnLayout | None:
+def _find_layout(render: Render, messages: Sequence[Message], special: re.Pattern[str]) -> TurnLayout | None:
     last = len(messages) - 1
     marked = [_with_markers(message, index, index == last) for index, message in enumerate(messages)]
     conversation = [message for message, _ in marked]
-    markers = marked[last][1]
-    prompt = renderer.render(conversation[:-1], tools, add_generation_prompt=True)
-    text = renderer.render(conversation, tools)
-    places = [text.rfind(marker) for marker in markers]
-    ends = [place + len(marker) for place, marker in zip(places, markers, strict=True) if place >= 0]
-    if not ends:
+    prompt, text = render(conversation[:-1], True), render(conversation, False)
+    places = {marker: text.rfind(marker) for marker in marked[last][1] if marker in text}
+    if not places:
         return None
-    first_text = min(place for place in places if place >= 0)
+    last_text = max(places, key=lambda marker: places[marker])
+    end = places[last_text] + len(last_text)
     shared = common_prefix_length(prompt, text)
-    lead = text[shared:first_text] if shared <= first_text else ""
-    tail = text[max(ends) :]
-    gap = _gap_to_next_turn(renderer, conversation, text[: max(ends)], markers, tools)
-    stop, terminator, closing = _find_terminator(renderer, tail, gap)
-    is_prefix = shared == len(prompt)
-    return TurnLayout(
-        prompt_cut=len(prompt) - shared,
-        prompt_rest=prompt[shared:],
-        header="" if is_prefix else _header(renderer, conversation, tools, lead, shared),
-        empty_think=_empty_think(renderer, conversation, tools, lead, shared),
-        tail=tail,
-        stop=stop,
-        terminator=terminator,
-        closing=closing,
-    )
+    lead = text[shared : max(shared, min(places.values()))]
+    gap = _gap_to_next_turn(render, conversation, text[:end], last_text)
+    stop, terminator, closing = _find_terminator(special, text[end:], gap)
+    bare, block = _plain_lead(render, conversation, shared)
+    header = ""
+    if shared < len(prompt):
+        # A tool call begins with text of the template's own; only what a plain answer has before it is the header.
+        own = lead[common_prefix_length(lead, bare) :] if conversation[-1].get("tool_calls") else ""
+        header = lead[: len(lead) - len(own.lstrip())]
+    match = _EMPTY_THINK.match(lead)
+    think = block if block and lead.startswith(block) else match.group() if match else ""
+    if conversation[-1].get("reasoning_content"):
+        think = ""
+    rest = prompt[shared:]
+    return TurnLayout(len(rest), rest, header, think, text[end:], stop, terminator, closing)
+
+
+def _plain_lead(render: Render, conversation: Sequence[Message], shared: int) -> tuple[str, str]:
+    """What stands before a plain answer in this place, and that again if it is an empty reasoning block, else "".
+
+    It is one if a reasoning text appears inside it when the turn brings one, and nothing else changes.
+    """
+    plain: Message = {"role": "assistant", "content": "QZanswerZQ"}
+    try:
+        bare = render([*conversation[:-1], plain], False)[shared:].partition("QZanswerZQ")[0]
+        reasoned = render([*conversation[:-1], {**plain, "reasoning_content": "QZreasonZQ"}], False)[shared:]
+    except TEMPLATE_ERRORS:
+        return "", ""
+    emptied = reasoned.replace("QZreasonZQ", "", 1).startswith(bare + "QZanswerZQ")
+    return bare, bare if "QZreasonZQ" in reasoned and emptied else ""
 
 
 def _gap_to_next_turn(
-    renderer: ChatRenderer,
-    conversation: Sequence[Message],
-    up_to_turn: str,
-    markers: Sequence[str],
-    tools: Sequence[Mapping[str, Any]] | None,
+    render: Render, conversation: Sequence[Message], up_to_turn: str, last_text: str
 ) -> tuple[str, str] | None:
     """What stands between the turn and the next one when the conversation goes on: (text, next role's header).
 
-    After a tool call the next turn is the tool's. None where the template cannot go on.
+    After a tool call the next turn is the tool's. None where the template cannot go on. The header is only looked for
+    in templates that write one after the last turn as well (an older Llama-3 one).
     """
-    calls_tool = bool(conversation[-1].get("tool_calls"))
-    following: list[Message] = [
-        {"role": "tool", "content": "QZnextZQ", "name": "QZnameZQ"}
-        if calls_tool
-        else {"role": "user", "content": "QZnextZQ"},
-        {"role": "assistant", "content": "QZlaterZQ"},
-    ]
+    following: Message = {"role": "user", "content": "QZnextZQ"}
+    if conversation[-1].get("tool_calls"):
+        following = {"role": "tool", "content": "QZnextZQ", "name": "QZnameZQ"}
     try:
-        text = renderer.render([*conversation, *following], tools)
-    except _RENDER_ERRORS:
+        text = render([*conversation, following, {"role": "assistant", "content": "QZlaterZQ"}], False)
+    except TEMPLATE_ERRORS:
         return None
     # A template may render the turn differently once it is not the last, but its last text stands in both.
-    last_text = max(markers, key=up_to_turn.rfind)
     end = len(up_to_turn) if text.startswith(up_to_turn) else text.find(last_text) + len(last_text)
     following_at = text.find("QZnextZQ", end)
     if last_text not in text or following_at < 0:
         return None
     gap = text[end:following_at]
-    always_opens = renderer.render(conversation, tools) == renderer.render(conversation, tools, True)
+    always_opens = render(conversation, False) == render(conversation, True)
     opening = text[: text.find(_marker(0, 0))] if always_opens and conversation[0]["role"] == "user" else ""
-    return gap, _common_suffix(opening, gap)
+    return gap, gap[len(gap) - common_prefix_length(opening[::-1], gap[::-1]) :]
 
 
-def _common_suffix(left: str, right: str) -> str:
-    length = common_prefix_length(left[::-1], right[::-1])
-    return right[len(right) - length :]
+def common_prefix_length(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """Number of characters (or ids) both begin with."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(left), len(right)))
 
 
-def common_prefix_length(left: str, right: str) -> int:
-    """Number of characters both texts begin with."""
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))
-
-
-def _find_terminator(renderer: ChatRenderer, tail: str, gap: tuple[str, str] | None) -> tuple[int, str | None, str]:
+def _find_terminator(special: re.Pattern[str], tail: str, gap: tuple[str, str] | None) -> tuple[int, str | None, str]:
     """(offset in `tail` after the terminator, its text, closing) by the cases of the module docstring."""
-    specials = _special_matches(renderer, tail)
-    if gap is not None:
-        gap_text, next_header = gap
-        common = common_prefix_length(tail, gap_text)
-        # What both renderings write is the turn's own, except the next turn's header where a template (an older
-        # Llama-3 one) writes that after the last turn as well.
-        limit = min(common, len(gap_text) - len(next_header)) if next_header else common
-        within = [match for match in specials if match.end() <= limit]
-        if within:
-            return within[-1].end(), within[-1].group(), ""
-    elif specials:
-        return specials[-1].end(), specials[-1].group(), ""
-    if specials:
-        chosen = _first_run(specials)
-        return chosen.end(), chosen.group(), ""
-    if gap is not None and gap[0].startswith(tail):
-        role_token = next(iter(_special_matches(renderer, gap[0])), None)
-        if role_token is not None:
-            return len(tail), role_token.group(), gap[0][len(tail) : role_token.end()]
+    found = list(special.finditer(tail))
+    gap_text, next_header = gap or (tail, "")
+    # What stands here in mid-conversation too is the turn's own, the next turn's header excepted.
+    limit = common_prefix_length(tail, gap_text)
+    limit = min(limit, len(gap_text) - len(next_header)) if next_header else limit
+    own = [match for match in found if match.end() <= limit]
+    if own:
+        return own[-1].end(), own[-1].group(), ""
+    if found:
+        # The last turn ends in another token than earlier ones: the first, with those that directly follow it.
+        pairs = zip(found[1:], found, strict=False)
+        run = [found[0], *[match for match, _ in takewhile(lambda pair: pair[0].start() == pair[1].end(), pairs)]]
+        return run[-1].end(), run[-1].group(), ""
+    role_token = special.search(gap_text) if gap_text.startswith(tail) else None
+    if role_token is not None:
+        return len(tail), role_token.group(), gap_text[len(tail) : role_token.end()]
     return len(tail), None, ""
-
-
-def _special_matches(renderer: ChatRenderer, text: str) -> list[re.Match[str]]:
-    if not renderer.special_tokens:
-        return []
-    longest_first = sorted(renderer.special_tokens, key=len, reverse=True)
-    return list(re.finditer("|".join(map(re.escape, longest_first)), text))
-
-
-def _first_run(matches: Sequence[re.Match[str]]) -> re.Match[str]:
-    """The last of the special tokens that directly follow the first one."""
-    chosen = matches[0]
-    for match in matches[1:]:
-        if match.start() != chosen.end():
-            break
-        chosen = match
-    return chosen
-
-
-def _header(
-    renderer: ChatRenderer,
-    conversation: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    lead: str,
-    shared: int,
-) -> str:
-    """Of what stands before the turn's first text, the part that a plain answer has as well, and space after it.
-
-    The rest belongs to the answer: a tool call begins with text of the template's own.
-    """
-    if not conversation[-1].get("tool_calls"):
-        return lead
-    plain: Message = {"role": "assistant", "content": "QZanswerZQ"}
-    bare = renderer.render([*conversation[:-1], plain], tools)[shared:].partition("QZanswerZQ")[0]
-    length = common_prefix_length(lead, bare)
-    return lead[: len(lead) - len(lead[length:].lstrip())]
-
-
-def _empty_think(
-    renderer: ChatRenderer,
-    conversation: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] | None,
-    lead: str,
-    shared: int,
-) -> str:
-    """The empty reasoning block at the beginning of `lead`: what the template writes around reasoning, around nothing.
-
-    Found by rendering a plain answer with a reasoning text and taking that text out again; a block spelled
-    `<think></think>` is recognised as well for templates that take no reasoning field.
-    """
-    if not lead or conversation[-1].get("reasoning_content"):
-        return ""
-    plain = {"role": "assistant", "content": "QZanswerZQ"}
-    try:
-        bare = renderer.render([*conversation[:-1], plain], tools)[shared:]
-        reasoned = renderer.render([*conversation[:-1], {**plain, "reasoning_content": "QZreasonZQ"}], tools)[shared:]
-    except _RENDER_ERRORS:
-        bare = reasoned = ""
-    block = bare.partition("QZanswerZQ")[0]
-    emptied = reasoned.replace("QZreasonZQ", "", 1).startswith(block + "QZanswerZQ")
-    if block and "QZreasonZQ" in reasoned and emptied and lead.startswith(block):
-        return block
-    match = _EMPTY_THINK.match(lead)
-    return match.group() if match else ""

@@ -242,11 +242,7 @@ def test_gptoss_history_in_context_ends_in_end() -> None:
             "<|observation|>",
             "Mild<|user|>",
         ),
-        (
-            "gemma4",
-            '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>',
-            "Mild<turn|>",
-        ),
+        ("gemma4", '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>', "Mild<turn|>"),
     ],
 )
 def test_tool_calls(name: str, call: str, answer: str) -> None:

@@ -58,10 +58,7 @@ def kinds_for(name: str) -> list[str]:
 
 
 def judge(
-    tokenizer: Tokenizer,
-    labeller: Labeller,
-    generated: Sequence[Generated],
-    kwargs: tuple[tuple[str, bool], ...] = (),
+    tokenizer: Tokenizer, labeller: Labeller, generated: Sequence[Generated], kwargs: tuple[tuple[str, bool], ...] = ()
 ) -> list[str]:
     """Label all conversations in one batch; faults of every one, named."""
     batch = labeller.label([Example(g.messages, "generated", i, tools=g.tools) for i, g in enumerate(generated)])

@@ -230,7 +230,7 @@ def test_same_prompt_never_straddles(write_recipe: Callable[..., Path], write_ro
         for text in ("Say {}.", "say  {}.", " SAY {}.")
     ]
     write_rows(rows)
-    data = prepared(write_recipe(eval_split=0.3))
+    data = prepared(write_recipe(eval_split=17))
     tokenizer = load_tokenizer(load_recipe(write_recipe()).model_name)
 
     def prompts(rows: Any) -> Counter[str]:

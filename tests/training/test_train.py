@@ -161,7 +161,7 @@ def test_incomplete_newest_checkpoint_is_skipped(
 
 
 def test_changed_data_is_refused_on_resume(interrupted: tuple[Path, Path], tmp_path: Path) -> None:
-    """One changed byte of data since the checkpoints: refused instead of resumed on other rows; restored, it resumes."""
+    """A changed byte of data since the checkpoints: refused, not resumed on other rows; restored, it resumes."""
     path, run = interrupted
     rows = tmp_path / "train.jsonl"
     original = rows.read_text()
