@@ -1,7 +1,7 @@
 """Build the quickstart's base model: train its tokenizer, pretrain it on generated text, save it.
 
     python scripts/quickstart/build_base.py                                   # rewrites recipes/quickstart/base
-    python scripts/quickstart/build_base.py --steps 150 --hidden 64 --heads 4 --output /tmp/base   # reduced
+    python scripts/quickstart/build_base.py --steps 150 --hidden 64 --heads 4 --output runs/base   # reduced
 
 One document a row, and drills first: in an earlier trial, packed rows at 3e-3 had learned no copying after 6M tokens.
 """

@@ -20,17 +20,17 @@ STEPS = (
     ("Rows as the trainer sees them: green is trained, grey is only read", f"inspect {QUICKSTART}/full.yaml --rows 3"),
     (
         "The base model answers the 600 test rows",
-        f"evaluate {QUICKSTART}/base --data {QUICKSTART}/data --max_new_tokens 64 --batch_size 200 "
+        f"evaluate {QUICKSTART}/base --data {QUICKSTART}/data --max_new_tokens 48 --batch_size 200 "
         "--output runs/quickstart-base --examples 0",
     ),
     ("Supervised fine-tuning", f"train {QUICKSTART}/full.yaml"),
     (
         "Base and tuned model side by side, on the same 600 rows (synthetic)",
-        f"evaluate {RUN} --base runs/quickstart-base --max_new_tokens 64 --batch_size 200 --examples 4",
+        f"evaluate {RUN} --base runs/quickstart-base --max_new_tokens 48 --batch_size 200 --examples 4",
     ),
     (
         "A composition of two skills that no training row shows (synthetic)",
-        f"evaluate {RUN} --data {QUICKSTART}/data/composition.jsonl --max_new_tokens 64 --batch_size 200 --examples 1",
+        f"evaluate {RUN} --data {QUICKSTART}/data/composition.jsonl --max_new_tokens 48 --batch_size 200 --examples 1",
     ),
 )
 

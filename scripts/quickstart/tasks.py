@@ -16,18 +16,7 @@ from typing import NotRequired, TypedDict
 # Twelve kinds of things with ten members each; a word belongs to one kind only, so every question has one answer.
 KINDS: dict[str, tuple[str, ...]] = {
     "fruit": ("apple", "pear", "plum", "cherry", "grape", "lemon", "peach", "mango", "melon", "banana"),
-    "vegetable": (
-        "carrot",
-        "onion",
-        "potato",
-        "leek",
-        "cabbage",
-        "radish",
-        "turnip",
-        "cucumber",
-        "tomato",
-        "pumpkin",
-    ),
+    "vegetable": ("carrot", "onion", "potato", "leek", "cabbage", "radish", "turnip", "cucumber", "tomato", "pumpkin"),
     "mammal": ("cat", "dog", "horse", "rabbit", "fox", "tiger", "goat", "sheep", "otter", "camel"),
     "bird": ("owl", "eagle", "robin", "swan", "duck", "parrot", "crow", "heron", "goose", "sparrow"),
     "fish": ("trout", "salmon", "carp", "tuna", "cod", "herring", "eel", "shark", "sardine", "haddock"),
