@@ -96,8 +96,7 @@ def test_chatml_keeps_the_old_eos_as_a_stop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("special", "expected"),
-    [(["<|reserved_1|>", "<unk>"], "<|reserved_1|>"), (["<unk>"], "<unk>"), ([], None)],
+    ("special", "expected"), [(["<|reserved_1|>", "<unk>"], "<|reserved_1|>"), (["<unk>"], "<unk>"), ([], None)]
 )
 def test_pad_is_an_existing_token(special: list[str], expected: str | None) -> None:
     """Without a PAD, a reserved token is taken, else the unknown token, else any id that ends no turn."""

@@ -5,13 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sft_recipes.statistics import (
-    bootstrap_estimate,
-    mean_estimate,
-    paired_difference,
-    proportion,
-    proportion_of,
-)
+from sft_recipes.statistics import bootstrap_estimate, mean_estimate, paired_difference, proportion, proportion_of
 
 
 def test_proportion_has_wilsons_interval() -> None:

@@ -34,6 +34,10 @@ STEPS = (
     ),
 )
 
+# The model is too small to share among threads (two took longer than one on a busy two-core machine), and glibc
+# otherwise returns memory to the system after every step.
+FASTER_ON_CPU = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
 FOR_YOUR_OWN_DATA = """
 For your own data (JSON, JSONL, CSV or Parquet; the format is detected):
 
@@ -47,7 +51,7 @@ For your own data (JSON, JSONL, CSV or Parquet; the format is detected):
 def main() -> int:
     """Run all steps from the repository's root; stops at the first one that fails and returns its exit code."""
     started = time.monotonic()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**FASTER_ON_CPU, **os.environ, "HF_HUB_OFFLINE": "1"}
     for number, (title, command) in enumerate(STEPS, start=1):
         print(f"\n== {number}/{len(STEPS)} {title}\n$ sft-recipes {command}\n", flush=True)
         arguments = [sys.executable, "-m", "sft_recipes", *shlex.split(command)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,7 +65,9 @@ class StandaloneResult:
 
     def print(self, examples: int) -> None:
         """The table, some answers, and where the rest is."""
-        evaluator.print_table(Console(), self.evaluation, self.base, examples=examples)
+        # A log or a pipe has no width of its own; the table needs more than the usual 80 columns.
+        console = Console() if sys.stdout.isatty() else Console(width=110)
+        evaluator.print_table(console, self.evaluation, self.base, examples=examples)
         print(f"\nreport: {self.folder / 'report.html'}\nanswers: {self.folder / 'samples.jsonl'}")
 
 
