@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# The suite compares numbers, not speed; one thread per process keeps two cores from fighting.
 export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: install quickstart test test-slow check bench format clean

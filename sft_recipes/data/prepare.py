@@ -25,6 +25,7 @@ from tqdm import tqdm
 import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.json_reader import display_path
 from sft_recipes.data.labels import LabelledBatch, Labeller
 from sft_recipes.data.ledger import DroppedLog, SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
@@ -113,9 +114,11 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
     ledgers: list[SourceLedger] = []
     for name, split in splits:
         candidates = _EvalCandidates()
-        with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        # Renamed when whole: another process may still read the old file from memory.
+        unfinished = folder / f".{name}.arrow.tmp"
+        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
             for number, source in enumerate(recipe.data.datasets):
-                ledger = SourceLedger(source.path, split or source.split)
+                ledger = SourceLedger(display_path(Path(source.path)), split or source.split)
                 examples = iter_examples(source, recipe.data, split=split, columns=EVALUATION_COLUMNS, rejects=rejects)
                 bar = tqdm(desc=f"preparing {Path(source.path).name}", unit=" rows", disable=not progress, leave=False)
                 for batch_examples, batch in labeller.label_batches(_batches(examples, bar)):
@@ -128,6 +131,7 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
                 _add_rejected(ledger, rejects, source.path)
                 ledger.check(recipe.labels.max_lost)
                 ledgers.append(ledger)
+        unfinished.replace(folder / f"{name}.arrow")
         if split or len(splits) == 1:
             candidates.write(folder / "eval_examples.jsonl")
     return {"sources": [ledger.as_json() for ledger in ledgers]}

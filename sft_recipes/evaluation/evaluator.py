@@ -166,7 +166,7 @@ def print_table(console: Console, tuned: Evaluation, base: Evaluation | None = N
     answered = ", ".join(f"{count} of {source}" for source, count in sources.items())
     console.print(Text(visible(f"{len(tuned.rows)} rows answered: {answered}" if sources else "no rows answered")))
     table = Table("95 % intervals", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for header in ("n", "base", "tuned", "tuned - base") if base else ("n", "tuned"):
+    for header in ("n", "base", "tuned", "tuned - base") if base else ("n", "value"):
         table.add_column(header, justify="right", no_wrap=True)
     for part in ("metrics", "task_types"):
         for name, estimate in getattr(tuned, part).items():

@@ -15,12 +15,14 @@ from sft_recipes import run_folder
 from sft_recipes.recipe import parse_overrides
 from sft_recipes.recipe_files import launch_config
 from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.training.checkpoints import check_same_run
 
 
 def launch_training(recipe: Path, name: str, num_processes: int | None, overrides: Sequence[str]) -> int:
     """Launch and wait. Launchers turn exit codes into 1, so the code comes from `run_state.json` where it says more."""
     config = launch_config(name)
     loaded = load_recipe(recipe, parse_overrides(list(overrides)))
+    check_same_run(loaded, loaded.output_dir)
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)),
         *(("--num_processes", str(num_processes)) if num_processes else ()),
