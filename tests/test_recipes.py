@@ -67,5 +67,5 @@ def test_check_plans_what_training_does(tmp_path: Path) -> None:
     assert result.plan["trained tokens"] == counted["trained_tokens"]
     assert result.plan["steps"] == json.loads((run / "run_state.json").read_text())["step"] == 2
     assert all(check.outcome == "ok" for check in result.checks)
-    assert "next: train" in "\n".join(result.lines())
+    assert "next: sft-recipes train" in "\n".join(result.lines())
     assert not [name for name in tmp_path.iterdir() if name.name != "run"]

@@ -17,6 +17,7 @@ from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.announce import outside_the_chapter
 from sft_recipes.training.arguments import sft_config
+from sft_recipes.training.plan import make_plan
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,19 @@ class RecipeCheck:
         return [
             *lines,
             "",
-            *[f"{key:22} {value}" for key, value in self.plan.items()],
+            *[f"{key:26} {_shown(key, value)}" for key, value in self.plan.items()],
             "",
-            f"next: train {self.recipe}",
+            f"next: sft-recipes train {self.recipe}",
         ]
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        total = [_shown(key, sum(value.values())), "="] if key.startswith("bytes") else []
+        return " ".join([*total, ", ".join(f"{name} {_shown(key, part)}" for name, part in value.items())])
+    if key.startswith("bytes"):
+        return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{value / 1e6:,.1f} MB"
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def check_recipe(recipe: Recipe, progress: bool = True) -> RecipeCheck:
@@ -57,17 +67,7 @@ def check_recipe(recipe: Recipe, progress: bool = True) -> RecipeCheck:
         checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
         require(checks)
         config = sft_config(recipe, data, flatten=False)
-        summary = dict(data.summary)
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
-    rows, tokens = summary["train"]["rows"], summary["train"]["tokens"]
-    steps_per_epoch = -(-rows // batch)
-    steps = config.max_steps if config.max_steps > 0 else round(steps_per_epoch * config.num_train_epochs)
-    plan = {
-        "rows": rows,
-        "tokens": tokens,
-        "trained tokens": summary["train"]["trained_tokens"],
-        "rows a step": batch,
-        "tokens a step": round(tokens / max(steps_per_epoch, 1)),
-        "steps": "decided by packing at start" if config.packing else steps,
-    }
-    return RecipeCheck(str(recipe.path or recipe.name), summary, checks, plan, outside_the_chapter(recipe, config))
+        planned = make_plan(recipe, data, config)
+    return RecipeCheck(
+        str(recipe.path or recipe.name), dict(data.summary), checks, planned, outside_the_chapter(recipe, config)
+    )

@@ -1,0 +1,126 @@
+"""What a run will take, computed before a weight is loaded: steps, tokens, parameters, memory, disk.
+
+Weights, gradients and optimizer states are counted exactly on a model without memory (torch's meta device);
+activations are an estimate with its formula printed. All sizes are per device, for the processes launched.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import pack_dataset
+
+from sft_recipes.data.prepare import PreparedData
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
+from sft_recipes.recipe import Recipe
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# bitsandbytes NF4: half a byte a weight and a float32 scale per 64 weights, or that scale in 8 bits again.
+_NF4, _NF4_NESTED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+def make_plan(recipe: Recipe, data: PreparedData, config: Any) -> dict[str, Any]:
+    """The plan as plain values by readable names; `config` is the run's SFTConfig."""
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    counts = data.summary["train"]
+    sequences, content = counts["rows"], {}
+    if config.packing:
+        packed = pack_dataset(data.train, config.max_length, config.packing_strategy)
+        sequences = len(packed)
+        content = {"share of each pack filled": counts["tokens"] / (sequences * config.max_length)}
+    per_epoch = -(-sequences // batch)
+    steps = config.max_steps if config.max_steps > 0 else round(per_epoch * config.num_train_epochs)
+    return {
+        "rows": counts["rows"],
+        "tokens": counts["tokens"],
+        "trained tokens": counts["trained_tokens"],
+        "rows a step": batch,
+        "tokens a step": round(counts["tokens"] / max(per_epoch, 1)),
+        "steps": steps,
+        **content,
+        **_sizes(recipe, config, _longest(data)),
+    }
+
+
+def meta_model(recipe: Recipe) -> Any:
+    """The recipe's model with its adapter, shapes only. Raises InputError if its config cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(recipe.model_name, revision=recipe.model.get("model_revision", "main"))
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        what = f"its config could not be read ({first_line})"
+        raise InputError(Problem(recipe.model_name, "model_name_or_path", what, "check the name")) from error
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+        freeze_unfed_encoders(model)
+        lora = lora_config(recipe, model)
+        if lora is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+    return model
+
+
+def _sizes(recipe: Recipe, config: Any, longest: int) -> dict[str, Any]:
+    model = meta_model(recipe)
+    text = model.config.get_text_config()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    by_module: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layers = (part for part in reversed(name.split(".")) if part.endswith("proj"))
+            by_module[next(layers, "other")] += parameter.numel()
+    trained = by_module.total()
+    width = _BYTES.get(model_dtype(recipe), 4)
+    quantized = recipe.model.get("load_in_4bit", False)
+    trained_width = 2 if quantized else 4 if recipe.model.get("use_peft") else width
+    weights = _frozen_bytes(model, recipe, width) + trained * trained_width
+    optimizer = str(getattr(config.optim, "value", config.optim))
+    states = 2 if "8bit" in optimizer else 2 * trained_width if "adam" in optimizer else 0
+    activations, formula = _activations(config, text, longest)
+    parts = {"weights": weights, "gradients": trained * trained_width, "optimizer": trained * states}
+    return {
+        "parameters": total,
+        "trained parameters": trained,
+        "trained by layer": dict(by_module.most_common()),
+        "bytes a device": {name: round(amount) for name, amount in {**parts, "activations": activations}.items()},
+        "activations": f"an estimate: {formula}",
+        "bytes a checkpoint": trained * (trained_width + states),
+    }
+
+
+def _longest(data: PreparedData) -> int:
+    """Tokens of the longest training row."""
+    batches = data.train.with_format("arrow").iter(10_000)
+    return max(batch.column("input_ids").combine_chunks().value_lengths().to_numpy().max() for batch in batches)
+
+
+def _frozen_bytes(model: Any, recipe: Recipe, width: int) -> float:
+    """Bytes of the weights that are not trained; 4-bit covers the linear layers except the output head."""
+    nf4 = _NF4_NESTED if recipe.model.get("use_bnb_nested_quant") else _NF4
+    linear = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    }
+    small = recipe.model.get("load_in_4bit", False)
+    return sum(
+        parameter.numel() * (nf4 if small and name in linear else width)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    )
+
+
+def _activations(config: Any, text: Any, longest: int) -> tuple[float, str]:
+    """(bytes, formula): Korthikanti et al. 2022, without the attention matrix that sdpa does not keep."""
+    tokens = (config.max_length if config.packing else longest) * config.per_device_train_batch_size
+    wide = 1 if config.bf16 or config.fp16 else 2
+    layer = 34 * tokens * text.hidden_size * wide
+    if not config.activation_checkpointing:
+        return layer * text.num_hidden_layers, f"34 x {tokens:,.0f} tokens x hidden x layers x {wide}"
+    kept = 2 * wide * tokens * text.hidden_size * text.num_hidden_layers
+    return kept + layer, f"({2 * wide} x layers + 34 x {wide}) x {tokens:,.0f} tokens x hidden, checkpointing on"
