@@ -48,7 +48,6 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     from trl import ModelConfig, get_quantization_config
 
     config = ModelConfig(**{**recipe.model, "dtype": model_dtype(recipe)})
-    _check_adapter_keys(recipe, config)
     _check_name(recipe.model_name)
     quantization = get_quantization_config(config)
     if quantization is not None:
@@ -79,17 +78,6 @@ def model_dtype(recipe: Recipe) -> str:
 def supports_bf16() -> bool:
     """Whether the accelerator computes in bfloat16. A CPU run stays in float32 unless the recipe says otherwise."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-def _check_adapter_keys(recipe: Recipe, config: Any) -> None:
-    lora_keys = [key for key in recipe.model if key.startswith(("lora_", "use_rslora", "use_dora"))]
-    quantized_keys = [key for key in ("load_in_4bit", "load_in_8bit") if recipe.model.get(key)]
-    dead = [key for key in recipe.model if key.startswith(("bnb_4bit", "use_bnb")) and not config.load_in_4bit]
-    if not config.use_peft and (lora_keys or quantized_keys):
-        key = (lora_keys + quantized_keys)[0]
-        raise InputError(Problem(recipe.name, key, "has no effect without LoRA", "set use_peft: true or remove it"))
-    if dead:
-        raise InputError(Problem(recipe.name, dead[0], "has no effect without load_in_4bit", "remove it"))
 
 
 def _require_bitsandbytes() -> None:

@@ -18,7 +18,7 @@ import yaml
 
 from sft_recipes.errors import InputError, Problem
 
-_PATH_KEYS = ("model_name_or_path", "dataset_name", "chat_template")
+_PATH_KEYS = ("model_name_or_path", "dataset_name", "chat_template", "output_dir")
 
 Overlength = Literal["drop", "truncate", "error"]
 
@@ -114,7 +114,6 @@ class Recipe:
     template: TemplateSettings
     evaluation: EvaluationSettings
     global_batch_size: int | None = None
-    gate: Mapping[str, Any] | None = None
 
     @property
     def model_name(self) -> str:

@@ -25,6 +25,7 @@ from sft_recipes.recipe import (
     Recipe,
     TemplateSettings,
     read_yaml,
+    rebase_paths,
     resolve_path,
 )
 
@@ -37,7 +38,7 @@ DATA_KEYS: Mapping[str, Any] = {
     "datasets": list,
 }
 
-# This project's own keys. `evaluation` and `gate` are the only nested blocks besides `datasets`.
+# This project's own keys. `evaluation` is the only nested block besides `datasets`.
 OWN_KEYS: Mapping[str, Any] = {
     "format": str,
     "column_mapping": dict,
@@ -58,7 +59,6 @@ OWN_KEYS: Mapping[str, Any] = {
     "global_batch_size": int,
     "max_rows": int,
     "evaluation": dict,
-    "gate": dict,
 }
 
 _OTHER_KEYS: Mapping[str, Mapping[str, str]] = yaml.safe_load(
@@ -88,7 +88,9 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     values, lines = read_yaml(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     places |= dict.fromkeys(overrides or {}, "command line")
-    return make_recipe({**values, **(overrides or {})}, path, places)
+    # ./ on the command line means the working directory, in the file the file's folder.
+    here = rebase_paths(overrides or {}, Path.cwd(), path.parent)
+    return make_recipe({**values, **here}, path, places)
 
 
 def make_recipe(values: Mapping[str, Any], path: Path | None = None, places: Mapping[str, str] | None = None) -> Recipe:
@@ -120,7 +122,6 @@ def make_recipe(values: Mapping[str, Any], path: Path | None = None, places: Map
         ),
         evaluation=_evaluation_settings(given.get("evaluation", {}), base, where),
         global_batch_size=given.get("global_batch_size"),
-        gate=given.get("gate"),
     )
 
 
@@ -212,6 +213,10 @@ def _data_settings(given: Mapping[str, Any], base: Path | None, where: str) -> D
         raise InputError(Problem(where, "fraction", "set for some data sets only", "set it for all or for none"))
     if any(fractions) and any(source.weight != 1 for source in sources):
         raise InputError(Problem(where, "weight", "set together with fraction", "use one of them"))
+    if given.get("eval_split") and given.get("dataset_test_split"):
+        raise InputError(
+            Problem(where, "eval_split", "set together with dataset_test_split", "set one of them to null")
+        )
     settings = {key: given[key] for key in _names(DataSettings) if key in given and key != "datasets"}
     settings["seed"] = given.get("data_seed", given.get("seed", 42))
     return DataSettings(datasets=tuple(sources), test_split=given.get("dataset_test_split"), **settings)

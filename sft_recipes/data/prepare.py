@@ -120,14 +120,15 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
             for number, source in enumerate(recipe.data.datasets):
                 ledger = SourceLedger(display_path(Path(source.path)), split or source.split)
                 examples = iter_examples(source, recipe.data, split=split, columns=EVALUATION_COLUMNS, rejects=rejects)
-                bar = tqdm(desc=f"preparing {Path(source.path).name}", unit=" rows", disable=not progress, leave=False)
-                for batch_examples, batch in labeller.label_batches(_batches(examples, bar)):
-                    groups = [prompt_group(example, recipe.data.seed) for example in batch_examples]
-                    writer.write_batch(_record_batch(batch, batch_examples, groups, number))
-                    ledger.add(batch_examples, batch)
-                    dropped.write(batch_examples, batch)
-                    candidates.add(batch_examples, batch, groups)
-                bar.close()
+                with tqdm(
+                    desc=f"preparing {Path(source.path).name}", unit=" rows", disable=not progress, leave=False
+                ) as bar:
+                    for batch_examples, batch in labeller.label_batches(_batches(examples, bar)):
+                        groups = [prompt_group(example, recipe.data.seed) for example in batch_examples]
+                        writer.write_batch(_record_batch(batch, batch_examples, groups, number))
+                        ledger.add(batch_examples, batch)
+                        dropped.write(batch_examples, batch)
+                        candidates.add(batch_examples, batch, groups)
                 _add_rejected(ledger, rejects, source.path)
                 ledger.check(recipe.labels.max_lost)
                 ledgers.append(ledger)

@@ -11,19 +11,11 @@ from sft_recipes.data.prepare import PreparedData
 from sft_recipes.data.template_checks import TemplateCheck
 from sft_recipes.recipe import Recipe
 
-# The chapter's ranges; LoRA takes about ten times the rate of full fine-tuning (peers.md in prose: TRL's docs,
-# "LoRA Without Regret").
+# The chapter's ranges; LoRA takes about ten times the rate of full fine-tuning (TRL docs, peft_integration;
+# "LoRA Without Regret", Thinking Machines 2025).
 FULL_LEARNING_RATES = (1e-5, 5e-5)
 LORA_LEARNING_RATES = (1e-4, 5e-4)
 EPOCHS = (1, 3)
-
-
-def announce(
-    recipe: Recipe, renderer: ChatRenderer, data: PreparedData, trainer: Any, checks: Sequence[TemplateCheck]
-) -> None:
-    """Print what is about to happen; one fact a line, warnings last."""
-    for line in banner(recipe, renderer, data, trainer, checks):
-        print(line)
 
 
 def banner(
@@ -35,6 +27,9 @@ def banner(
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.max_steps
+    if steps <= 0:
+        steps = round(-(-len(trainer.train_dataset) // batch) * args.num_train_epochs)
     rows = data.summary["train"]
     tokenizer = renderer.tokenizer
     text_config = model.config.get_text_config()
@@ -50,9 +45,8 @@ def banner(
         f"trained in {rows['rows']:,} rows; {eval_rows:,} rows held out",
         f"batch       {batch} rows a step ({args.per_device_train_batch_size} per device x "
         f"{args.gradient_accumulation_steps} accumulation x {args.world_size} processes)",
-        f"steps       {_steps(args, rows['rows'], batch):,} over {args.num_train_epochs:g} epochs"
-        if args.max_steps <= 0
-        else f"steps       {args.max_steps:,}",
+        f"steps       {steps:,} of {batch} {'packs' if args.packing else 'rows'}"
+        + (f", {args.num_train_epochs:g} epochs" if args.max_steps <= 0 else ""),
         f"optimizer   {_value(args.optim)}, learning rate {args.learning_rate:g}, {_value(args.lr_scheduler_type)}, "
         f"warmup {args.warmup_steps:g}, clipping {args.max_grad_norm:g}",
         f"precision   weights {str(model.dtype).removeprefix('torch.')}, "
@@ -84,10 +78,6 @@ def outside_the_chapter(recipe: Recipe, args: Any) -> list[str]:
 
 def _is_instruction(renderer: ChatRenderer) -> bool:
     return "### Instruction:" in renderer.template_text
-
-
-def _steps(args: Any, rows: int, batch: int) -> int:
-    return -(-rows // batch) * int(args.num_train_epochs) if not args.packing else 0
 
 
 def _batching(trainer: Any) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from sft_recipes.data.prepare import PreparedData
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.models import supports_bf16
 from sft_recipes.recipe import Recipe
@@ -24,15 +23,9 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def sft_config(recipe: Recipe, data: PreparedData, flatten: bool) -> SFTConfig:
-    """Build `SFTConfig`. `flatten` runs TRL's padding-free batches, for models that keep rows apart in them.
-
-    Raises InputError where the recipe asks for something this machine or this data cannot do.
-    """
+def sft_config(recipe: Recipe, flatten: bool) -> SFTConfig:
+    """Build `SFTConfig`. `flatten` runs TRL's padding-free batches, for models that keep rows apart in them."""
     given: dict[str, Any] = dict(recipe.training)
-    given.pop("push_to_hub", None)  # our push, after the run
-    _check_precision(recipe, given)
-    _check_evaluation(recipe, given, data)
     use_cpu = bool(given.get("use_cpu", not has_accelerator()))
     packing = bool(given.get("packing", False))
     chosen: dict[str, Any] = {
@@ -50,8 +43,6 @@ def sft_config(recipe: Recipe, data: PreparedData, flatten: bool) -> SFTConfig:
         "padding_free": bool(given.get("padding_free", flatten)) and not packing,
         "gradient_accumulation_steps": accumulation_steps(recipe),
     }
-    if packing and recipe.labels.max_length is None:
-        raise InputError(Problem(recipe.name, "max_length", "packing needs a length", "set max_length"))
     return SFTConfig(**chosen)
 
 
@@ -73,20 +64,30 @@ def accumulation_steps(recipe: Recipe) -> int:
     return recipe.global_batch_size // per_step
 
 
-def _check_precision(recipe: Recipe, given: dict[str, Any]) -> None:
-    if given.get("bf16") and has_accelerator() and not supports_bf16():
-        raise InputError(
-            Problem(recipe.name, "bf16", "this accelerator has no bfloat16", "remove it or set fp16: true")
-        )
-    if given.get("fp16") and not torch.cuda.is_available():
-        raise InputError(Problem(recipe.name, "fp16", "needs a CUDA device", "remove it"))
-
-
-def _check_evaluation(recipe: Recipe, given: dict[str, Any], data: PreparedData) -> None:
-    strategy = given.get("eval_strategy", "no")
-    if strategy != "no" and data.eval is None:
-        fix = "set eval_split or dataset_test_split, or remove eval_strategy"
-        raise InputError(Problem(recipe.name, "eval_strategy", "there are no eval rows", fix))
-    if strategy == "no" and (given.get("load_best_model_at_end") or given.get("eval_on_start")):
-        key = "load_best_model_at_end" if given.get("load_best_model_at_end") else "eval_on_start"
-        raise InputError(Problem(recipe.name, key, "nothing is evaluated", "set eval_strategy: epoch or steps"))
+def check_settings(recipe: Recipe) -> None:
+    """Refuse, before anything is read, keys without effect and what this machine cannot do. Raises InputError."""
+    training, model = recipe.training, recipe.model
+    evaluates = training.get("eval_strategy", "no") != "no"
+    has_eval_rows = bool(recipe.data.test_split or recipe.data.eval_split)
+    lora = next((key for key in model if key.startswith(("lora_", "use_rslora", "use_dora", "load_in"))), "")
+    four_bit = next((key for key in model if key.startswith(("bnb_4bit", "use_bnb"))), "")
+    best = next((key for key in ("load_best_model_at_end", "eval_on_start") if training.get(key)), "")
+    faults = (
+        (lora and not model.get("use_peft"), lora, "has no effect without LoRA", "set use_peft: true or remove it"),
+        (four_bit and not model.get("load_in_4bit"), four_bit, "has no effect without load_in_4bit", "remove it"),
+        (evaluates and not has_eval_rows, "eval_strategy", "there are no eval rows", "set eval_split, or remove it"),
+        (best and not evaluates, best, "nothing is evaluated", "set eval_strategy: epoch or steps"),
+        (
+            training.get("packing") and recipe.labels.max_length is None,
+            *("max_length", "packing needs a length", "set max_length"),
+        ),
+        (
+            training.get("bf16") and has_accelerator() and not supports_bf16(),
+            *("bf16", "this accelerator has no bfloat16", "remove it or set fp16: true"),
+        ),
+        (training.get("fp16") and not torch.cuda.is_available(), "fp16", "needs a CUDA device", "remove it"),
+    )
+    problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong]
+    if problems:
+        raise InputError(problems)
+    accumulation_steps(recipe)

@@ -16,7 +16,7 @@ from sft_recipes.data.template_checks import TemplateCheck, check_template, requ
 from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.announce import outside_the_chapter
-from sft_recipes.training.arguments import sft_config
+from sft_recipes.training.arguments import check_settings, sft_config
 from sft_recipes.training.plan import make_plan
 
 
@@ -60,13 +60,14 @@ def _shown(key: str, value: Any) -> str:
 
 def check_recipe(recipe: Recipe, progress: bool = True) -> RecipeCheck:
     """Label all rows, run the template checks, and plan the steps. Raises what training would raise."""
+    check_settings(recipe)
     tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
     renderer = attach_chat_template(tokenizer, recipe.template)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe, renderer, Path(folder), progress)
         checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
         require(checks)
-        config = sft_config(recipe, data, flatten=False)
+        config = sft_config(recipe, flatten=False)
         planned = make_plan(recipe, data, config)
     return RecipeCheck(
         str(recipe.path or recipe.name), dict(data.summary), checks, planned, outside_the_chapter(recipe, config)

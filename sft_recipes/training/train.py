@@ -25,8 +25,8 @@ from sft_recipes.errors import InputError, Problem, SFTRecipesError
 from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, load_tokenizer, lora_config
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.training.announce import announce, next_steps
-from sft_recipes.training.arguments import has_accelerator, launched_processes, sft_config
+from sft_recipes.training.announce import banner, next_steps
+from sft_recipes.training.arguments import check_settings, has_accelerator, launched_processes, sft_config
 from sft_recipes.training.callbacks import LogWriter
 from sft_recipes.training.checkpoints import check_same_data, check_same_run, newest_checkpoint
 from sft_recipes.training.evaluate_while_training import generation_metrics
@@ -41,6 +41,7 @@ def train(recipe: Recipe) -> Path:
     Raises InputError for anything wrong before training, CheckFailed for a template that would train the wrong thing,
     TrainingFault for a run that went wrong.
     """
+    check_settings(recipe)
     process = _process(recipe)
     before = check_same_run(recipe, recipe.output_dir)
     if before is not None and before.get("state") == "finished":
@@ -62,7 +63,7 @@ def train(recipe: Recipe) -> Path:
     trainer = build_trainer(recipe, renderer, data)
     if process.is_main_process:
         run_folder.write_json(recipe.output_dir / run_folder.DATA, data.summary)
-        announce(recipe, renderer, data, trainer, checks)
+        print("\n".join(banner(recipe, renderer, data, trainer, checks)), flush=True)
     checkpoint = newest_checkpoint(recipe.output_dir)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return save(recipe, trainer, renderer)
@@ -73,7 +74,7 @@ def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) ->
     model = load_model(recipe)
     check_vocabulary(model, renderer.tokenizer)
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
-    config = sft_config(recipe, data, flatten=_flatten(recipe, model, renderer, data))
+    config = sft_config(recipe, flatten=_flatten(recipe, model, renderer, data))
     trainer = RecipeTrainer(
         model=model,
         args=config,
