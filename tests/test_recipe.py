@@ -260,12 +260,12 @@ def test_rebase_paths() -> None:
 
 
 def test_overrides_replace(recipe_file: Callable[[str], Path]) -> None:
-    """A key of the command line replaces the file's, and lists and blocks are replaced, not merged."""
+    """A key of the command line replaces the file's, blocks are not merged, and ./ there is the working directory."""
     path = recipe_file(f"{MINIMAL}seed: 1\nevaluation: {{rows: 5, batch_size: 2}}\n")
     recipe = load_recipe(path, parse_overrides(["--seed", "3", "--evaluation", "{rows: 7}", "--dataset_name", "./e"]))
     assert recipe.training["seed"] == 3 == recipe.data.seed
     assert recipe.evaluation.rows == 7 and recipe.evaluation.batch_size != 2
-    assert recipe.data.datasets[0].path == str(path.parent.resolve() / "e")
+    assert recipe.data.datasets[0].path == str(Path.cwd() / "e")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from sft_recipes.errors import InputError
+from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.training.arguments import check_settings
 from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
 from tests.conftest import build_model
 from tests.training.tiny import gradients, trainer_for
@@ -112,4 +114,4 @@ def test_packing_without_length_is_refused(write_recipe: Callable[..., Path]) ->
     path = write_recipe(packing=True)
     path.write_text(path.read_text().replace("max_length: 128", "max_length: null"))
     with pytest.raises(InputError, match="max_length: packing needs a length"):
-        trainer_for(path)
+        check_settings(load_recipe(path))
