@@ -144,8 +144,9 @@ def test_files_and_functions_stay_short() -> None:
 
 
 def test_the_package_stays_small() -> None:
-    """The whole package stays below 6,000 lines."""
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES) < 6000
+    """The whole package stays below 6,000 lines, blank ones not counted."""
+    lines = [line for path in MODULES for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) < 6000
 
 
 @pytest.mark.parametrize("name", [name for name in FOUNDATION if (PACKAGE / f"{name}.py").is_file()])

@@ -107,10 +107,8 @@ class Labeller:
         batch = LabelledBatch()
         drafts = self._draft({0: Example(messages=PROBE, source="probe", row=0)}, batch)
         encodings = self._encode(drafts)
-        if (
-            encodings
-            and encodings[0].ids != self.renderer.tokenizer(drafts[0].text, add_special_tokens=False)["input_ids"]
-        ):
+        alone = self.renderer.tokenizer([draft.text for draft in drafts], add_special_tokens=False)["input_ids"]
+        if [encoded.ids for encoded in encodings] != alone:
             what = "its tokenizer gives other ids in a batch than alone"
             raise CheckFailed(str(Problem("recipe", "model_name_or_path", what, "report this tokenizer")))
         if not encodings or not self._spans(batch, drafts[0], encodings[0]):
@@ -142,7 +140,9 @@ class Labeller:
         for index, original in enumerate(examples):
             example = self.with_system_prompt(original)
             if example.text is not None:
-                work.raw[index] = example
+                spells = self.renderer.control_tokens.occur_in(example.text)
+                if not spells or self._may_neutralize(work.batch, example, index):
+                    work.raw[index] = example
             elif not self._trained_turns(example):
                 detail = "no assistant turn of this row may be trained"
                 work.batch.dropped.append(DroppedRow(index, "no_trained_turn", detail))
@@ -306,7 +306,7 @@ class Labeller:
     def _add_raw(self, batch: LabelledBatch, example: Example, index: int) -> None:
         """`format: raw`: the text as it stands plus EOS, every token trained."""
         tokenizer = self.renderer.tokenizer
-        ids = tokenizer(example.text, split_special_tokens=self.settings.control_tokens == "neutralize")["input_ids"]
+        ids = tokenizer(example.text, split_special_tokens=True)["input_ids"]
         if not ids or ids[-1] != tokenizer.eos_token_id:
             ids = [*ids, tokenizer.eos_token_id]
         row = LabelledRow(index, ids, list(ids), ())
