@@ -96,7 +96,10 @@ class ChatRenderer:
             return []
         call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
         turn = {"role": "assistant", "content": "", "tool_calls": [call]}
-        tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+        word = {"type": "string", "description": "A word."}
+        parameters = {"type": "object", "properties": {"word": word}, "required": ["word"]}
+        look_up = {"name": "look_up", "description": "Looks a word up.", "parameters": parameters}
+        tool = {"type": "function", "function": look_up}
         return [self.layout([PROBE[0], turn], [tool])]
 
     def render_batch(

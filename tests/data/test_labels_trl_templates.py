@@ -13,6 +13,7 @@ from trl.chat_template_utils import supports_tool_calling
 
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import LabelledBatch, Labeller
+from sft_recipes.data.template_checks import check_template
 from sft_recipes.errors import CheckFailed
 from sft_recipes.messages import Example
 from sft_recipes.recipe import LabelSettings, TemplateSettings
@@ -148,6 +149,16 @@ def test_control_tokens_in_text_stay_text(name: str) -> None:
         harmless = Example([{**message, "content": "plain words"} for message in messages], "harmless", 0)
         benign = labeller_for(name).label([harmless]).rows[-1]
         assert sum(token in ids for token in row.input_ids) == sum(token in ids for token in benign.input_ids)
+
+
+@pytest.mark.parametrize("name", TEXT_TEMPLATES)
+def test_no_named_check_is_a_false_alarm(name: str) -> None:
+    """On correct labels none of the checks before a run fails, and generation stops at every token that ends a turn."""
+    labeller = labeller_for(name)
+    made = [generate(kind, seed) for kind in ("single", "multi", "unicode", "reasoning", "tools") for seed in range(2)]
+    examples = [Example(one.messages, one.kind, 0, tools=one.tools) for one in made]
+    checks = check_template(labeller.renderer, labeller, examples)
+    assert [check for check in checks if check.outcome == "failed"] == []
 
 
 def _length_of(tokenizer: Tokenizer, made: Generated, ids: Sequence[int]) -> int:
