@@ -34,6 +34,7 @@ def check_template(renderer: ChatRenderer, labeller: Labeller, examples: Sequenc
         _header_not_trained(renderer, labeller, chosen),
         _render_stable(renderer),
         _train_equals_serve(renderer),
+        _reasoning_rendered(renderer, chosen),
     ]
 
 
@@ -99,3 +100,18 @@ def _train_equals_serve(renderer: ChatRenderer) -> TemplateCheck:
         detail = f"{layout.closing!r} ends earlier turns only; it is appended to the last turn so that the model stops"
         return TemplateCheck(name, "note", detail)
     return TemplateCheck(name, "ok", "the generation prompt is a prefix of the trained text")
+
+
+def _reasoning_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> TemplateCheck:
+    """A template that knows no reasoning field drops the reasoning of the rows without a word."""
+    name = "reasoning rendered"
+    brought = ignored = 0
+    for example in examples:
+        for index, message in enumerate(example.messages):
+            if reasoning := str(message.get("reasoning_content") or "").strip():
+                brought += 1
+                ignored += reasoning not in renderer.render(example.messages[: index + 1], example.tools)
+    if ignored:
+        detail = f"the template leaves out the reasoning of {ignored} of {brought} turns; it is not trained"
+        return TemplateCheck(name, "note", detail)
+    return TemplateCheck(name, "ok", f"checked {brought} of {brought} turns that bring reasoning")

@@ -47,7 +47,7 @@ def test_shipped_templates_pass(template: str | None) -> None:
     """All checks of a shipped template are ok, on the probe and on a conversation of two turns."""
     renderer = renderer_for(template)
     found = outcomes(renderer, Labeller(renderer, LabelSettings()), TWO_TURNS)
-    assert [check.outcome for check in found.values()] == ["ok"] * 4, found
+    assert [check.outcome for check in found.values()] == ["ok"] * len(found) and found, found
     assert "2 of 2 rows" in found["stop token trained"].detail
     require(list(found.values()))
 
@@ -126,3 +126,18 @@ def test_opened_think_block_is_noted() -> None:
     found = outcomes(renderer, Labeller(renderer, LabelSettings()), TWO_TURNS)
     assert found["training equals serving"].outcome == "note"
     assert "<think>" in found["training equals serving"].detail
+
+
+def test_reasoning_that_the_template_leaves_out_is_said() -> None:
+    """A row's reasoning that the rendering does not hold is counted in a note; a template that writes it is ok."""
+    turns = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
+    example = Example([turns[0], {**turns[1], "reasoning_content": "Counting up."}], "data.jsonl", 0)
+    renderer = renderer_for("chatml")
+    note = outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"]
+    assert (note.outcome, "1 of 1 turns" in note.detail) == ("note", True)
+    writes_it = (
+        "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.reasoning_content or '' }}{{ m.content }}<|im_end|>\n"
+        "{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
+    )
+    renderer = renderer_for(writes_it)
+    assert outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"].outcome == "ok"
