@@ -36,26 +36,54 @@ TemplateOption = Annotated[str | None, typer.Option("--chat_template", help="Shi
 @app.command()
 def init(
     recipe: Annotated[str | None, typer.Argument(help="Shipped recipe, such as quickstart/full")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to copy into (default: ./MODEL)")] = None,
+    model: Annotated[str | None, typer.Option(help="Your model: writes a recipe for it; needs --data")] = None,
+    data: Annotated[str | None, typer.Option(help="Your data: file, folder or Hub name")] = None,
+    format: FormatOption = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write to (default: named after the recipe)")] = None,
     force: Annotated[bool, typer.Option(help="Overwrite files that exist")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the shipped recipes, or copy one with everything that belongs to it."""
+    """List the shipped recipes, copy one with everything that belongs to it, or write one for your model and data."""
     from sft_recipes.recipe_files import copy_recipe, shipped_recipes
 
+    if model and data and not recipe:
+        return _init_for(model, data, format, output or Path(Path(data).stem), force, as_json)
+    if model or data:
+        what = "a shipped recipe is copied as it is" if recipe else "--model and --data go together"
+        raise InputError(Problem("command line", "init", what, "give --model M --data D and no RECIPE"))
     if recipe is None:
         recipes = shipped_recipes()
         if as_json:
             return _print_json([{"name": one.name, "summary": one.summary} for one in recipes])
         for one in recipes:
             print(f"{one.name:24} {one.summary}")
-        return print("\ncopy one: sft-recipes init NAME")
+        return print("\ncopy one: sft-recipes init NAME\nyour own: sft-recipes init --model MODEL --data DATA")
     folder = output or Path(recipe.split("/")[0])
     files = copy_recipe(recipe, folder, force)
+    return _print_next(folder / f"{recipe.split('/')[-1]}.yaml", [str(file) for file in files], as_json)
+
+
+def _init_for(model: str, data: str, format: str | None, output: Path, force: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from sft_recipes.data.inspection import coloured, summary_line
+    from sft_recipes.training.new_recipe import write_recipe
+
+    made = write_recipe(model, data, format, output, force)
+    if not as_json:
+        console = Console()
+        for row in made.rows:
+            console.rule(row.example.where, align="left", style="grey50")
+            if row.labelled is not None:
+                console.print(coloured(made.renderer, row.labelled), soft_wrap=True)
+        console.print(f"\n{summary_line(made.rows)} (green = trained)\n", markup=False)
+    _print_next(made.path, [str(made.path)], as_json)
+
+
+def _print_next(path: Path, files: list[str], as_json: bool) -> None:
     if as_json:
-        return _print_json({"files": [str(file) for file in files]})
-    path = folder / f"{recipe.split('/')[-1]}.yaml"
-    print(f"wrote {len(files)} files to {folder}\n\nnext:")
+        return _print_json({"files": files})
+    print(f"wrote {len(files)} files to {path.parent}\n\nnext:")
     for verb in ("inspect", "check", "train"):
         print(f"  sft-recipes {verb} {path}")
     return None

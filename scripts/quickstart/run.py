@@ -41,10 +41,9 @@ FASTER_ON_CPU = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "4294967296",
 FOR_YOUR_OWN_DATA = """
 For your own data (JSON, JSONL, CSV or Parquet; the format is detected):
 
-  sft-recipes inspect DATA.jsonl --tokenizer MODEL
-  sft-recipes train recipes/quickstart/full.yaml --model_name_or_path MODEL --dataset_name DATA.jsonl \\
-      --dataset_test_split null --eval_split 0.05 --learning_rate 2e-5 --output_dir runs/mine
-  sft-recipes evaluate runs/mine --base MODEL
+  sft-recipes init --model MODEL --data DATA.jsonl --output mine
+  sft-recipes train mine/recipe.yaml
+  sft-recipes evaluate mine/run --base MODEL
 """
 
 

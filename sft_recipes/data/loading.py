@@ -44,6 +44,7 @@ class RejectLog:
         self._problems: list[Problem] = []
         self.rejected: dict[str, Counter[str]] = {}  # source -> reason -> rows, of the last pass
         self.unused_columns: dict[str, list[str]] = {}
+        self.formats: dict[str, str] = {}  # source -> format, where it was detected
         if path is not None:
             path.unlink(missing_ok=True)
 
@@ -108,7 +109,7 @@ def iter_examples(
                 values = {column: value for column, value in values.items() if column in source.columns}
             if format is None:
                 where = f"{file}:{item.line}" if item.line is not None else f"{file} row {item.row}"
-                format = detect_format(values, mapping, where)
+                format = rejects.formats[name] = detect_format(values, mapping, where)
                 check_mapping(format, mapping, columns, name)
             if (names := frozenset(item.values)) not in seen:
                 seen.add(names)

@@ -26,7 +26,7 @@ import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.json_reader import display_path
-from sft_recipes.data.labels import LabelledBatch, Labeller
+from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
 from sft_recipes.data.ledger import DroppedLog, SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
 from sft_recipes.data.mixture import Indices, mix, prompt_group, split_eval
@@ -240,12 +240,14 @@ def _check_overlap(recipe: Recipe, rows: Dataset, groups: Indices, eval_groups: 
 
 
 def _counts(rows: Dataset) -> dict[str, int]:
-    tokens = trained = 0
+    tokens = trained = longest = 0
     for batch in rows.with_format("arrow").iter(10_000):
-        lengths = batch.column("labels").combine_chunks().flatten()
-        tokens += len(lengths)
-        trained += int((np.asarray(lengths) != -100).sum())
-    return {"rows": len(rows), "tokens": tokens, "trained_tokens": trained}
+        column = batch.column("labels").combine_chunks()
+        labels = np.asarray(column.flatten())
+        tokens += len(labels)
+        trained += int((labels != IGNORE_INDEX).sum())
+        longest = max(longest, int(np.asarray(column.value_lengths()).max()))
+    return {"rows": len(rows), "tokens": tokens, "trained_tokens": trained, "longest": longest}
 
 
 def _read_eval_examples(path: Path, groups: set[int]) -> list[Example]:

@@ -58,7 +58,17 @@ def banner(
     ]
     lines += ["data", *[f"  {line}" for line in ledger_lines(data.summary["sources"])]]
     lines += [f"note: {check.name}: {check.detail}" for check in checks if check.outcome == "note"]
-    return lines + [f"note: {text}" for text in outside_the_chapter(recipe, args)]
+    notes = outside_the_chapter(recipe, args) + beyond_context(
+        rows["longest"], getattr(text_config, "max_position_embeddings", None)
+    )
+    return lines + [f"note: {text}" for text in notes]
+
+
+def beyond_context(longest: int, context: Any) -> list[str]:
+    """A note if the longest row has more tokens than the model's context (None or text: not known)."""
+    if not isinstance(context, int) or longest <= context:
+        return []
+    return [f"the longest row has {longest:,} tokens, the model's context is {context:,}: lower max_length"]
 
 
 def outside_the_chapter(recipe: Recipe, args: Any) -> list[str]:

@@ -15,7 +15,7 @@ from sft_recipes.data.prepare import prepare
 from sft_recipes.data.template_checks import TemplateCheck, check_template, require
 from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe import Recipe
-from sft_recipes.training.announce import outside_the_chapter
+from sft_recipes.training.announce import beyond_context, outside_the_chapter
 from sft_recipes.training.arguments import check_settings, sft_config
 from sft_recipes.training.plan import make_plan
 
@@ -69,6 +69,5 @@ def check_recipe(recipe: Recipe, progress: bool = True) -> RecipeCheck:
         require(checks)
         config = sft_config(recipe, flatten=False)
         planned = make_plan(recipe, data, config)
-    return RecipeCheck(
-        str(recipe.path or recipe.name), dict(data.summary), checks, planned, outside_the_chapter(recipe, config)
-    )
+    notes = outside_the_chapter(recipe, config) + beyond_context(planned["longest row"], planned["model context"])
+    return RecipeCheck(str(recipe.path or recipe.name), dict(data.summary), checks, planned, notes)

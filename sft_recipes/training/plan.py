@@ -38,11 +38,12 @@ def make_plan(recipe: Recipe, data: PreparedData, config: Any) -> dict[str, Any]
         "rows": counts["rows"],
         "tokens": counts["tokens"],
         "trained tokens": counts["trained_tokens"],
+        "longest row": counts["longest"],
         "rows a step": batch,
         "tokens a step": round(counts["tokens"] / max(per_epoch, 1)),
         "steps": steps,
         **content,
-        **_sizes(recipe, config, _longest(data)),
+        **_sizes(recipe, config, counts["longest"]),
     }
 
 
@@ -84,6 +85,7 @@ def _sizes(recipe: Recipe, config: Any, longest: int) -> dict[str, Any]:
     activations, formula = _activations(config, text, longest)
     parts = {"weights": weights, "gradients": trained * trained_width, "optimizer": trained * states}
     return {
+        "model context": getattr(text, "max_position_embeddings", "not recorded"),
         "parameters": total,
         "trained parameters": trained,
         "trained by layer": dict(by_module.most_common()),
@@ -91,12 +93,6 @@ def _sizes(recipe: Recipe, config: Any, longest: int) -> dict[str, Any]:
         "activations": f"an estimate: {formula}",
         "bytes a checkpoint": trained * (trained_width + states),
     }
-
-
-def _longest(data: PreparedData) -> int:
-    """Tokens of the longest training row."""
-    batches = data.train.with_format("arrow").iter(10_000)
-    return max(batch.column("input_ids").combine_chunks().value_lengths().to_numpy().max() for batch in batches)
 
 
 def _frozen_bytes(model: Any, recipe: Recipe, width: int) -> float:

@@ -80,6 +80,7 @@ def test_ledger_of_a_mixed_set(write_recipe: Callable[..., Path], write_rows: Ca
         "rows": 12,
         "tokens": source["tokens_kept"],
         "trained_tokens": source["trained_tokens_kept"],
+        "longest": max(len(row["input_ids"]) for row in data.train),
     }
     assert [(row["line"], row["row"], row["reason"]) for row in read_lines(data.folder / "dropped.jsonl")] == [
         (14, 13, "no_trained_turn"),

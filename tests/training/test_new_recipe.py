@@ -1,0 +1,75 @@
+"""`init --model --data` writes a recipe that says what it found and that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_recipes.errors import InputError
+from sft_recipes.models import load_tokenizer
+from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.training.new_recipe import write_recipe
+from sft_recipes.training.train import train
+from tests.conftest import instruction_rows
+
+
+def test_written_recipe_trains(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    """The recipe written for a model and a file loads, points at both from its own folder, and trains to the end."""
+    data = write_rows(instruction_rows(40))
+    made = write_recipe(str(base_folder), str(data), None, tmp_path / "mine", force=False)
+    recipe = load_recipe(made.path, {"max_steps": 1, "per_device_train_batch_size": 2, "global_batch_size": 2})
+    assert Path(recipe.model_name) == base_folder.resolve()
+    assert Path(recipe.data.datasets[0].path) == data.resolve()
+    assert recipe.data.datasets[0].format == "instruction"
+    assert recipe.labels.max_length == 256
+    assert len(made.rows) == 3
+    run = train(recipe)
+    assert run == tmp_path.resolve() / "mine" / "run"
+    assert (run / "adapter_config.json").is_file()
+
+
+def test_max_length_is_the_smallest_that_nearly_all_rows_fit(
+    base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One row in two hundred may be longer than max_length; with more of them it grows, and the comment counts them."""
+    rows: list[dict[str, Any]] = instruction_rows(199)
+    rows.append({"instruction": "Say it.", "output": "one two three " * 200})
+    made = write_recipe(str(base_folder), str(write_rows(rows)), None, tmp_path / "a", force=False)
+    assert load_recipe(made.path).labels.max_length == 256
+    assert "Of the first 200 rows, 199 fit" in made.path.read_text()
+    rows += rows[-1:] * 4
+    made = write_recipe(str(base_folder), str(write_rows(rows)), None, tmp_path / "b", force=False)
+    assert (load_recipe(made.path).labels.max_length or 0) > 256
+
+
+def test_a_tuned_models_template_is_kept_and_said(
+    base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A tokenizer with its own template keeps it: the recipe names none, and warns of forgetting."""
+    tokenizer = load_tokenizer(str(base_folder))
+    tokenizer.chat_template = (
+        "{%- for m in messages -%}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n{%- endfor -%}"
+        "{%- if add_generation_prompt -%}<|im_start|>assistant\\n{%- endif -%}"
+    )
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    made = write_recipe(
+        str(tmp_path / "tuned"), str(write_rows(instruction_rows(5))), None, tmp_path / "c", force=False
+    )
+    assert load_recipe(made.path).template.chat_template is None
+    assert "can lose what it knows" in made.path.read_text()
+    assert "<|im_end|>" in made.renderer.tokenizer.decode(made.rows[0].labelled.input_ids)  # type: ignore[union-attr]
+
+
+def test_nothing_is_overwritten(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    """A second call is refused and changes nothing; --force writes."""
+    data = str(write_rows(instruction_rows(5)))
+    path = write_recipe(str(base_folder), data, None, tmp_path / "d", force=False).path
+    path.write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        write_recipe(str(base_folder), data, None, tmp_path / "d", force=False)
+    assert path.read_text() == "mine"
+    write_recipe(str(base_folder), data, None, tmp_path / "d", force=True)
+    assert "model_name_or_path" in path.read_text()
