@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import Any
+
+# Read when Hugging Face libraries are imported; nothing is sent unless the user sets it otherwise.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # bitsandbytes, where installed, asks at every import on a CPU for a package that fetches compiled kernels from the Hub.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -5,7 +5,6 @@ Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 i
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +13,6 @@ import typer
 
 from sft_recipes.errors import InputError, Problem, SFTRecipesError
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings, parse_overrides
-
-# Read when Hugging Face libraries are imported; nothing is sent unless the user opts in.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 app = typer.Typer(
     name="sft-recipes",
