@@ -1,6 +1,6 @@
 """The `sft-recipes` command. Bodies are a few lines; torch and transformers are imported inside them.
 
-Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 inconclusive, 75 preempted.
+Exit codes: 0 ok, 1 a check failed, 2 wrong input, 3 training fault.
 """
 
 from __future__ import annotations
@@ -189,15 +189,29 @@ def train(
     recipe: RecipeArgument,
     launch: Annotated[str | None, typer.Option(help="Accelerate config to launch with, such as ddp")] = None,
     num_processes: Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a recipe, or resume it. `--key value` overrides a key of the recipe."""
-    if launch is not None:
-        from sft_recipes.training.launch import launch_training
+    import contextlib
 
-        raise typer.Exit(launch_training(recipe, launch, num_processes, context.args))
-    from sft_recipes.training.train import main as train_main
+    # With --json the run speaks on stderr, and stdout holds the state it ended in.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        if launch is not None:
+            from sft_recipes.training.launch import launch_training
 
-    raise typer.Exit(train_main(["--config", str(recipe), *context.args]))
+            code = launch_training(recipe, launch, num_processes, context.args)
+        else:
+            from sft_recipes.training.train import main as train_main
+
+            code = train_main(["--config", str(recipe), *context.args])
+    if as_json:
+        from sft_recipes import run_folder
+        from sft_recipes.recipe_keys import load_recipe
+
+        folder = load_recipe(recipe, parse_overrides(context.args)).output_dir
+        state = folder / run_folder.RUN_STATE
+        _print_json({"output_dir": str(folder), **(run_folder.read_json(state) if state.is_file() else {})})
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -3,9 +3,7 @@
     SFTRecipesError
     ├── InputError       2   wrong input: recipe, data, template, arguments
     ├── CheckFailed      1   a check or a gate said no
-    ├── TrainingFault    3   training went wrong: non-finite loss, broken checkpoint
-    ├── Inconclusive     4   too few samples for a verdict
-    └── Preempted       75   stopped from outside; the same command resumes
+    └── TrainingFault    3   training went wrong: non-finite loss, broken checkpoint
 
 Messages read `FILE:LINE: field: what is wrong. Fix: how.`
 """
@@ -75,15 +73,3 @@ class TrainingFault(SFTRecipesError):
     """Training went wrong in a way that must not reach a saved file."""
 
     exit_code = 3
-
-
-class Inconclusive(SFTRecipesError):
-    """Too few samples for the verdict that was asked for."""
-
-    exit_code = 4
-
-
-class Preempted(SFTRecipesError):
-    """The run was stopped from outside after a checkpoint; running the same command resumes it."""
-
-    exit_code = 75

@@ -30,7 +30,7 @@ def launch_training(recipe: Path, name: str, num_processes: int | None, override
         *overrides,
     ]
     # A group of its own, so that a signal reaches every rank and not the launcher alone, which would leave orphans.
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, stdout=sys.stdout)
 
     def pass_on(number: int, _: FrameType | None) -> None:
         os.killpg(process.pid, number)
