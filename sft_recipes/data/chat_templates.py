@@ -163,9 +163,10 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
         raise InputError(Problem("recipe", "model_name_or_path", "its tokenizer has no character offsets", fix))
     name = settings.chat_template or ("tokenizer" if tokenizer.chat_template else "instruction")
     if name != "tokenizer":
-        tokenizer.chat_template = _with_bos(
-            tokenizer, load_chat_template(name), shipped=name in shipped_template_names()
-        )
+        template = load_chat_template(name)
+        # Our plain-text templates know no BOS of their own.
+        needs_bos = name in shipped_template_names() and begins_with_bos(tokenizer)
+        tokenizer.chat_template = "{{- bos_token -}}" + template if needs_bos else template
     elif not tokenizer.chat_template:
         fix = f"set chat_template to one of {', '.join(shipped_template_names())}"
         raise InputError(Problem("recipe", "chat_template", "the tokenizer has no chat template of its own", fix))
@@ -175,11 +176,10 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
     return renderer
 
 
-def _with_bos(tokenizer: Any, template: str, shipped: bool) -> str:
-    # Our plain-text templates know no BOS; a model that was pretrained with one must see it in training too.
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts BOS before a text: the model was pretrained with it and must see it in training."""
     ids = tokenizer("a")["input_ids"]
-    adds_bos = tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
-    return "{{- bos_token -}}" + template if shipped and adds_bos else template
+    return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
 def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from sft_recipes.errors import InputError, Problem
+
 # Private-use characters; a row that brings them itself cannot be marked and is refused by name.
 START, END = "\uf5e0", "\uf5e1"
 
@@ -26,7 +28,6 @@ class ControlTokens:
         longest_first = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
         self._pattern = re.compile(longest_first)
         self._markers = re.compile(f"{START}({longest_first}){END}|[{START}{END}]")
-        self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._reset()
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
@@ -66,9 +67,6 @@ class ControlTokens:
         wanted = dict.fromkeys(
             piece if index == 0 else "\n" + piece for pieces in split for index, piece in enumerate(pieces[::2])
         )
-        # Some pieces of this text may have been encoded as plain text just now; that mode stays on the backend.
-        for token in {piece for pieces in split for piece in pieces[1::2] if piece is not None}:
-            self._text_ids(token)
         self._reset()
         encodings = self._backend.encode_batch(list(wanted), add_special_tokens=False)
         by_text = dict(zip(wanted, encodings, strict=True))
@@ -96,15 +94,24 @@ class ControlTokens:
         return Encoded(ids, parts)
 
     def _text_ids(self, token: str) -> list[int]:
-        """Ids of a control token's spelling as plain text."""
+        """Ids of a control token's spelling as plain text. Raises InputError where the tokenizer has none."""
         if token not in self._as_text:
-            encode = self._tokenizer.encode
-            ids = encode("\n" + token, add_special_tokens=False, split_special_tokens=True)
+            ids = self._without_added_tokens("\n" + token)
             own = ids[: len(self._newline)] == self._newline
-            self._as_text[token] = (
-                ids[len(self._newline) :] if own else encode(token, add_special_tokens=False, split_special_tokens=True)
-            )
+            ids = ids[len(self._newline) :] if own else self._without_added_tokens(token)
+            if self._backend.token_to_id(token) in ids:
+                what = f"this tokenizer cannot keep {token!r} as text"
+                raise InputError(Problem("recipe", "control_tokens", what, "set control_tokens: drop"))
+            self._as_text[token] = ids
         return self._as_text[token]
+
+    def _without_added_tokens(self, text: str) -> list[int]:
+        # The tokenizer's own steps; its switch for special tokens leaves added tokens that are not special in force.
+        backend = self._backend
+        normal = backend.normalizer.normalize_str(text) if backend.normalizer is not None else text
+        splitter = backend.pre_tokenizer
+        pieces = [piece for piece, _ in splitter.pre_tokenize_str(normal)] if splitter is not None else [normal]
+        return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
 
 
 @dataclass(frozen=True, slots=True)

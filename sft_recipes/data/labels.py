@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from sft_recipes.data.chat_templates import PROBE, ChatRenderer
+from sft_recipes.data.chat_templates import PROBE, ChatRenderer, begins_with_bos
 from sft_recipes.data.encoding import Encoded
 from sft_recipes.data.spans import Renderings, Span, render_examples, token_span, verified_span
 from sft_recipes.errors import CheckFailed, InputError, Problem
@@ -306,7 +306,9 @@ class Labeller:
     def _add_raw(self, batch: LabelledBatch, example: Example, index: int) -> None:
         """`format: raw`: the text as it stands plus EOS, every token trained."""
         tokenizer = self.renderer.tokenizer
-        ids = tokenizer(example.text, split_special_tokens=True)["input_ids"]
+        bos = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
+        control_tokens = self.renderer.control_tokens
+        ids = [*bos, *control_tokens.encode([control_tokens.mark(example.text)])[0].ids]
         if not ids or ids[-1] != tokenizer.eos_token_id:
             ids = [*ids, tokenizer.eos_token_id]
         row = LabelledRow(index, ids, list(ids), ())
