@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
-from sft_recipes.data.labels import IGNORE_INDEX, LabelledRow, Labeller
+from sft_recipes.data.labels import IGNORE_INDEX, Labeller
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example, Message
 from sft_recipes.recipe import LabelSettings, TemplateSettings
@@ -27,11 +27,6 @@ from sft_recipes.recipe import LabelSettings, TemplateSettings
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
-
-GENERATION_BATCH_SIZE = 8
-EXAMPLES_SHOWN = 5
-PATTERN_CHARACTERS = 20
-PATTERN_LIMIT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +48,13 @@ class InstructionExample:
 
     def to_message(self) -> Message:
         """The user turn; the instruction template reads `instruction` and `input`, chat templates read `content`."""
-        content = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
-        parts = {"instruction": self.instruction, "input": self.input} if self.input else {}
-        return {"role": "user", "content": content, **parts}
+        if not self.input:
+            return {"role": "user", "content": self.instruction}
+        content = f"{self.instruction}\n\n{self.input}"
+        return {"role": "user", "content": content, "instruction": self.instruction, "input": self.input}
+
+
+Examples = Sequence[InstructionExample]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +73,38 @@ class ChatDataset:
         """The conversation as text. Unknown roles raise InputError; the chapter leaves such messages out silently."""
         for index, message in enumerate(messages):
             if message.role not in ("system", "user", "assistant"):
-                field = f"messages[{index}].role"
-                fix = "use system, user or assistant"
-                raise InputError(Problem("conversation", field, f"unknown role {message.role!r}", fix))
+                what, fix = f"unknown role {message.role!r}", "use system, user or assistant"
+                raise InputError(Problem("conversation", f"messages[{index}].role", what, fix))
         return "".join(f"<|{message.role}|>\n{message.content}\n" for message in messages) + "<|end|>"
 
 
 class SupervisedFineTuningDataset:
     """Map-style data set for torch's DataLoader: `input_ids`, `attention_mask`, `labels`, each of `(max_length,)`.
 
-    Deviations from the chapter: padding and prompt are -100 in `labels`, EOS is appended and trained (and BOS stands
-    first where the model was pretrained with one), the tokenizer needs no pad token and is left as it is. Raises
-    InputError for an example without output and for one longer than `max_length` tokens, which the chapter cuts.
+    The tokenizer needs no pad token and is left as it is. Raises InputError for no examples, an example without output
+    and one longer than `max_length` tokens, which the chapter cuts.
     """
 
-    def __init__(self, examples: Sequence[InstructionExample], tokenizer: Any, max_length: int = 512) -> None:
-        self.examples = examples
-        self.tokenizer = tokenizer
-        self.max_length = max_length
+    def __init__(self, examples: Examples, tokenizer: Any, max_length: int = 512) -> None:
+        _refuse_empty(examples, "output")
+        self.examples, self.tokenizer, self.max_length = examples, tokenizer, max_length
         renderer = instruction_renderer(tokenizer)
-        self._pad_id: int = renderer.tokenizer.pad_token_id
-        self._rows = _label(examples, renderer, max_length)
+        self._collate = ResponseOnlyCollator(renderer.tokenizer.pad_token_id, max_length)
+        rows = [
+            Example([example.to_message(), {"role": "assistant", "content": example.output}], "examples", index)
+            for index, example in enumerate(examples)
+        ]
+        batch = Labeller(renderer, LabelSettings(max_length=max_length)).label(rows)
+        if batch.dropped:
+            fix = f"shorten it or raise max_length (now {max_length})"
+            raise InputError([Problem(f"examples[{row.example}]", "", row.detail, fix) for row in batch.dropped])
+        self._rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in batch.rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self._rows[index]
-        return {
-            key: tensor[0]
-            for key, tensor in _pad(
-                [{"input_ids": row.input_ids, "labels": row.labels}], self._pad_id, self.max_length
-            ).items()
-        }
+        return {key: tensor[0] for key, tensor in self._collate([self._rows[index]]).items()}
 
 
 def instruction_renderer(tokenizer: Any) -> ChatRenderer:
@@ -114,27 +112,8 @@ def instruction_renderer(tokenizer: Any) -> ChatRenderer:
     return attach_chat_template(copy.deepcopy(tokenizer), TemplateSettings(chat_template="instruction"))
 
 
-def _label(examples: Sequence[InstructionExample], renderer: ChatRenderer, max_length: int) -> list[LabelledRow]:
-    problems = [
-        Problem(f"examples[{index}]", "output", "there is no answer to train on", "write one or remove the example")
-        for index, example in enumerate(examples)
-        if not example.output.strip()
-    ]
-    if problems:
-        raise InputError(problems)
-    rows = [
-        Example([example.to_message(), {"role": "assistant", "content": example.output}], source="examples", row=index)
-        for index, example in enumerate(examples)
-    ]
-    batch = Labeller(renderer, LabelSettings(max_length=max_length)).label(rows)
-    if batch.dropped:
-        fix = f"shorten it or raise max_length (now {max_length})"
-        raise InputError([Problem(f"examples[{row.example}]", "", row.detail, fix) for row in batch.dropped])
-    return batch.rows
-
-
 def create_sft_dataloader(
-    examples: Sequence[InstructionExample], tokenizer: Any, batch_size: int = 4, max_length: int = 512
+    examples: Examples, tokenizer: Any, batch_size: int = 4, max_length: int = 512
 ) -> DataLoader[dict[str, Tensor]]:
     """A shuffling DataLoader over `SupervisedFineTuningDataset`; tensors are `(batch, max_length)`."""
     from torch.utils.data import DataLoader
@@ -145,39 +124,28 @@ def create_sft_dataloader(
 
 @dataclass(frozen=True, slots=True)
 class ResponseOnlyCollator:
-    """Pads rows that carry `input_ids` and `labels` to the longest of the batch; padding is -100 in the labels.
-
-    What TRL's own collator does with such rows (a test holds the two equal), without TRL.
-    """
+    """Pads rows of `input_ids` and `labels` to `width`, else to the longest, as TRL's own collator does."""
 
     pad_token_id: int
+    width: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-        """Tensors `input_ids`, `attention_mask`, `labels` of shape `(len(rows), longest row)`."""
-        return _pad(rows, self.pad_token_id, max(len(row["input_ids"]) for row in rows))
+        """Tensors `input_ids`, `attention_mask`, `labels` of shape `(len(rows), width)`; labels are padded by -100."""
+        import torch
 
-
-def _pad(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int, width: int) -> dict[str, Tensor]:
-    import torch
-
-    def stack(key: str, fill: int) -> Tensor:
-        return torch.tensor([[*row[key], *[fill] * (width - len(row[key]))] for row in rows], dtype=torch.long)
-
-    mask = [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
-    return {
-        "input_ids": stack("input_ids", pad_id),
-        "attention_mask": torch.tensor(mask, dtype=torch.long),
-        "labels": stack("labels", IGNORE_INDEX),
-    }
+        width = self.width or max(len(row["input_ids"]) for row in rows)
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        masked = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        return {
+            key: torch.tensor([[*row[key], *[fill] * (width - len(row[key]))] for row in masked])
+            for key, fill in fills.items()
+        }
 
 
 class DataQualityAnalyzer:
-    """The chapter's three analyses; `sft-recipes audit` has the full set. Lengths are counted in words.
+    """The chapter's three analyses; `sft-recipes audit` has the full set. Raises InputError for no examples."""
 
-    Raises InputError when there are no examples.
-    """
-
-    def __init__(self, examples: Sequence[InstructionExample]) -> None:
+    def __init__(self, examples: Examples) -> None:
         _refuse_empty(examples)
         self.examples = examples
 
@@ -186,8 +154,8 @@ class DataQualityAnalyzer:
         instructions = [len(example.instruction.split()) for example in self.examples]
         outputs = [len(example.output.split()) for example in self.examples]
         return {
-            "avg_instruction_length": sum(instructions) / len(instructions),
-            "avg_output_length": sum(outputs) / len(outputs),
+            "avg_instruction_length": fmean(instructions),
+            "avg_output_length": fmean(outputs),
             "max_instruction_length": max(instructions),
             "max_output_length": max(outputs),
         }
@@ -195,8 +163,8 @@ class DataQualityAnalyzer:
     def detect_repetitive_patterns(self) -> dict[str, list[str]]:
         """First 20 characters that open more than 5 instructions, or more than 5 outputs."""
         return {
-            "repetitive_instructions": _frequent_openings([example.instruction for example in self.examples]),
-            "repetitive_outputs": _frequent_openings([example.output for example in self.examples]),
+            "repetitive_instructions": _frequent_openings(example.instruction for example in self.examples),
+            "repetitive_outputs": _frequent_openings(example.output for example in self.examples),
         }
 
     def diversity_score(self) -> float:
@@ -204,24 +172,27 @@ class DataQualityAnalyzer:
         return len({example.instruction for example in self.examples}) / len(self.examples)
 
 
-def _frequent_openings(texts: Sequence[str]) -> list[str]:
-    counts = Counter(text[:PATTERN_CHARACTERS] for text in texts)
-    return [opening for opening, count in counts.items() if count > PATTERN_LIMIT]
+def _frequent_openings(texts: Iterable[str]) -> list[str]:
+    return [opening for opening, count in Counter(text[:20] for text in texts).items() if count > 5]
 
 
-def _refuse_empty(examples: Sequence[Any]) -> None:
-    if not examples:
-        raise InputError(Problem("examples", "", "no examples", "pass at least one"))
+def _refuse_empty(examples: Examples, field: str = "") -> None:
+    problems = [
+        Problem(f"examples[{index}]", field, "it has no words", "write some or remove the example")
+        for index, example in enumerate(examples)
+        if field and not getattr(example, field).strip()
+    ]
+    if problems or not examples:
+        raise InputError(problems or Problem("examples", "", "no examples", "pass at least one"))
 
 
 class SFTEvaluator:
     """The chapter's three scores over generated answers. Answers are greedy, at most 150 tokens."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = model, tokenizer
 
-    def evaluate_instruction_following(self, test_examples: Sequence[InstructionExample]) -> dict[str, float]:
+    def evaluate_instruction_following(self, test_examples: Examples) -> dict[str, float]:
         """Means over the examples, by the chapter's definitions.
 
         - `avg_length_ratio`: words in the answer / words in the reference (at least 1).
@@ -230,37 +201,25 @@ class SFTEvaluator:
 
         Raises InputError for no examples, and for an instruction without words (no share of zero words).
         """
-        _refuse_empty(test_examples)
-        for index, example in enumerate(test_examples):
-            if not example.instruction.split():
-                where = f"test_examples[{index}]"
-                raise InputError(Problem(where, "instruction", "it has no words", "write one or remove the example"))
         from sft_recipes.evaluation.metrics import chapter_completion, chapter_format, chapter_length_ratio
 
-        answers = [text.strip() for text in _answer_examples(self.model, self.tokenizer, test_examples, 150)]
+        _refuse_empty(test_examples, "instruction")
+        answers = [text.strip() for text in _answer(self.model, self.tokenizer, test_examples, 150)]
         pairs = list(zip(test_examples, answers, strict=True))
         return {
             "avg_length_ratio": fmean(chapter_length_ratio(example.output, answer) for example, answer in pairs),
-            "completion_rate": fmean(
-                chapter_completion(example.instruction, answer) or 0.0 for example, answer in pairs
-            ),
-            "format_adherence": fmean(chapter_format(answer) for answer in answers),
+            "completion_rate": fmean(chapter_completion(example.instruction, answer) or 0 for example, answer in pairs),
+            "format_adherence": fmean(map(chapter_format, answers)),
         }
 
 
-def evaluate_quality(
-    model: Any, tokenizer: Any, test_examples: Sequence[InstructionExample]
-) -> dict[str, dict[str, str]]:
+def evaluate_quality(model: Any, tokenizer: Any, test_examples: Examples) -> dict[str, dict[str, str]]:
     """`example_0` to `example_4`: instruction, expected and generated text (greedy, at most 100 tokens)."""
-    shown = test_examples[:EXAMPLES_SHOWN]
-    answers = _answer_examples(model, tokenizer, shown, 100)
+    shown = test_examples[:5]
+    answers = _answer(model, tokenizer, shown, 100)
     return {
-        f"example_{index}": {
-            "instruction": example.instruction,
-            "expected": example.output,
-            "generated": answer.strip(),
-        }
-        for index, (example, answer) in enumerate(zip(shown, answers, strict=True))
+        f"example_{index}": {"instruction": each.instruction, "expected": each.output, "generated": answer.strip()}
+        for index, (each, answer) in enumerate(zip(shown, answers, strict=True))
     }
 
 
@@ -268,15 +227,11 @@ def detect_format_overfitting(
     model: Any, tokenizer: Any, test_prompts: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Prompts whose answer depends on the training format: more than twice as long (in characters) with it, or with
-    `###` leaking out without it. Greedy, at most 100 tokens; `evaluation/format_overfitting.py` measures more.
+    `###` leaking out without it. Greedy, at most 100 tokens.
     """
     examples = [InstructionExample(prompt) for prompt in test_prompts]
-    formatted = _answer_examples(model, tokenizer, examples, 100)
-    renderer = instruction_renderer(tokenizer)
-    bare_ids = [
-        [*_bos(renderer), *renderer.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in test_prompts
-    ]
-    bare = _answer(model, renderer, bare_ids, 100)
+    formatted = _answer(model, tokenizer, examples, 100)
+    bare = _answer(model, tokenizer, examples, 100, bare=True)
     found = [
         {
             "prompt": prompt,
@@ -290,26 +245,18 @@ def detect_format_overfitting(
     return {"overfitting_indicators": found}
 
 
-def _bos(renderer: ChatRenderer) -> list[int]:
-    """BOS exactly where the renderer writes one; a tokenizer's own habit may also append EOS."""
-    bos = renderer.tokenizer.bos_token_id
-    return [bos] if renderer.prompt_ids([{"role": "user", "content": "a"}])[:1] == [bos] else []
-
-
-def _answer_examples(model: Any, tokenizer: Any, examples: Sequence[InstructionExample], new_tokens: int) -> list[str]:
-    renderer = instruction_renderer(tokenizer)
-    return _answer(model, renderer, [renderer.prompt_ids([example.to_message()]) for example in examples], new_tokens)
-
-
-def _answer(model: Any, renderer: ChatRenderer, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+def _answer(model: Any, tokenizer: Any, examples: Examples, new_tokens: int, bare: bool = False) -> list[str]:
+    """Greedy answers to the prompts in the training format, or (`bare`) to the instructions as they stand."""
     from sft_recipes.evaluation.generation import generate
 
-    answers = generate(
-        model,
-        renderer.tokenizer,
-        prompts,
-        stop_ids=renderer.stop_ids,
-        max_new_tokens=new_tokens,
-        batch_size=GENERATION_BATCH_SIZE,
-    )
-    return [renderer.tokenizer.decode(answer.ids, skip_special_tokens=True) for answer in answers]
+    renderer = instruction_renderer(tokenizer)
+    own = renderer.tokenizer
+    prompts = [renderer.prompt_ids([example.to_message()]) for example in examples]
+    if bare:  # BOS exactly where the renderer writes one; a tokenizer's own habit may also append EOS
+        bare_ids = [own(example.instruction, add_special_tokens=False)["input_ids"] for example in examples]
+        prompts = [
+            [*(bos for bos in ids[:1] if bos == own.bos_token_id), *text]
+            for ids, text in zip(prompts, bare_ids, strict=True)
+        ]
+    answers = generate(model, own, prompts, stop_ids=renderer.stop_ids, max_new_tokens=new_tokens, batch_size=8)
+    return [own.decode(answer.ids, skip_special_tokens=True) for answer in answers]

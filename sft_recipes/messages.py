@@ -21,22 +21,16 @@ ROLES = ("system", "user", "assistant", "tool")
 
 # Names other formats and projects give the same roles (ShareGPT, Vicuna, LLaMA-Factory, OpenAI, Gemini).
 ROLE_ALIASES: Mapping[str, str] = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "prompter": "user",
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "function_call"), "assistant"),
+    **dict.fromkeys(("observation", "function", "ipython"), "tool"),
     "developer": "system",
-    "function_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-    "ipython": "tool",
 }
 
-# What a message may carry besides role and content; anything else is not handed to a template.
-MESSAGE_FIELDS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id", "instruction", "input")
+
+def place(source: str, row: int, line: int | None = None) -> str:
+    """`FILE:LINE` where the line is known, else `SOURCE row N` (0-based, as in `inspect --json`)."""
+    return f"{source}:{line}" if line is not None else f"{source} row {row}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +39,7 @@ class Example:
 
     `messages` ends with an assistant turn. `train[i]` says whether assistant message `i` may be trained
     (the per-message `train: false` of the data). `text` is set instead for `format: raw`, where messages is empty.
-    `row` is the 0-based index in its source, `line` the 1-based line of its file where the reader knows it.
-    `columns` are extra columns somebody asked for (such as `task_type` or `expected_format` in evaluation).
+    `row` counts from 0, `line` from 1 where the reader knows it. `columns` are extra columns somebody asked for.
     """
 
     messages: Sequence[Message]
@@ -60,8 +53,8 @@ class Example:
 
     @property
     def where(self) -> str:
-        """`FILE:LINE` where the line is known, else `SOURCE row N` (0-based, as in `inspect --json`)."""
-        return f"{self.source}:{self.line}" if self.line is not None else f"{self.source} row {self.row}"
+        """Where the row stands, for messages."""
+        return place(self.source, self.row, self.line)
 
     def is_trainable(self, index: int) -> bool:
         """Whether message `index` is an assistant turn that the data allows to train."""
@@ -73,43 +66,30 @@ def find_message_problem(messages: Sequence[Message]) -> tuple[str, str, str] | 
     if not messages:
         return "messages", "the conversation is empty", "remove the row or add messages"
     for index, message in enumerate(messages):
-        problem = _role_problem(messages, index) or _content_problem(message, index)
-        if problem:
-            return problem
+        if problem := _role_problem(message, messages[index - 1] if index else {}):
+            return f"messages[{index}].role", *problem
+        content = message.get("content")
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+            kind = "missing or null" if content is None else type(content).__name__
+            return f"messages[{index}].content", f"expected a string, got {kind}", "write the text as one string"
     if not any(message["role"] == "assistant" for message in messages):
         return "messages", "there is no assistant turn", "remove the row or add an answer"
-    if messages[-1]["role"] != "assistant":
-        last = messages[-1]["role"]
+    if (last := messages[-1]["role"]) != "assistant":
         return f"messages[{len(messages) - 1}].role", f"the last turn is {last!r}, not 'assistant'", "cut the row there"
     return None
 
 
-def _role_problem(messages: Sequence[Message], index: int) -> tuple[str, str, str] | None:
-    role = messages[index].get("role")
-    field = f"messages[{index}].role"
+def _role_problem(message: Message, previous: Message) -> tuple[str, str] | None:
+    role, before = message.get("role"), previous.get("role")
     if role not in ROLES:
-        known = ", ".join(ROLES)
         aliases = ", ".join(f"{alias}={name}" for alias, name in ROLE_ALIASES.items())
-        return field, f"unknown role {role!r}", f"use one of {known} (aliases: {aliases})"
-    previous = messages[index - 1]["role"] if index else None
-    if role == "system" and index:
-        return field, "a system message stands in the middle", "put it first or remove it"
-    if role == "user" and previous == "user":
-        return field, "two user messages in a row", "join them into one"
-    if role == "assistant" and previous == "assistant":
-        return field, "two assistant messages in a row", "join them into one"
-    if role == "assistant" and previous in (None, "system"):
-        return field, "the assistant speaks before any user", "remove that turn or add the user's"
-    if role == "tool" and not (
-        previous == "tool" or (previous == "assistant" and messages[index - 1].get("tool_calls"))
-    ):
-        return field, "a tool message without a tool call before it", "add the assistant's tool_calls or remove it"
+        return f"unknown role {role!r}", f"use one of {', '.join(ROLES)} (aliases: {aliases})"
+    if role == "system" and previous:
+        return "a system message stands in the middle", "put it first or remove it"
+    if role == before and role != "tool":
+        return f"two {role} messages in a row", "join them into one"
+    if role == "assistant" and before in (None, "system"):
+        return "the assistant speaks before any user", "remove that turn or add the user's"
+    if role == "tool" and before != "tool" and not previous.get("tool_calls"):
+        return "a tool message without a tool call before it", "add the assistant's tool_calls or remove it"
     return None
-
-
-def _content_problem(message: Message, index: int) -> tuple[str, str, str] | None:
-    content = message.get("content")
-    if isinstance(content, str) or (content is None and message.get("tool_calls")):
-        return None
-    kind = "missing or null" if content is None else type(content).__name__
-    return f"messages[{index}].content", f"expected a string, got {kind}", "write the text as one string"

@@ -132,7 +132,7 @@ def test_rows_that_do_not_fit_or_answer_nothing_are_refused(tokenizer: PreTraine
     assert len(SupervisedFineTuningDataset([HAIKU], tokenizer, max_length=length)) == 1
     with pytest.raises(InputError, match=rf"examples\[1\].*max_length \(now {length - 1}\)"):
         SupervisedFineTuningDataset([InstructionExample("a", output="b"), HAIKU], tokenizer, max_length=length - 1)
-    with pytest.raises(InputError, match=r"examples\[0\]: output: there is no answer"):
+    with pytest.raises(InputError, match=r"examples\[0\]: output: it has no words"):
         SupervisedFineTuningDataset([InstructionExample("a")], tokenizer)
 
 
@@ -193,6 +193,8 @@ def test_no_examples(tokenizer: PreTrainedTokenizerFast) -> None:
         DataQualityAnalyzer([])
     with pytest.raises(InputError, match="no examples"):
         SFTEvaluator(None, tokenizer).evaluate_instruction_following([])
+    with pytest.raises(InputError, match="no examples"):
+        SupervisedFineTuningDataset([], tokenizer)
 
 
 class Answers:
@@ -240,7 +242,7 @@ def test_instruction_following_known_answers(
 
 def test_an_instruction_without_words_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     """There is no share of zero keywords."""
-    with pytest.raises(InputError, match=r"test_examples\[1\]: instruction: it has no words"):
+    with pytest.raises(InputError, match=r"examples\[1\]: instruction: it has no words"):
         SFTEvaluator(None, tokenizer).evaluate_instruction_following([HAIKU, InstructionExample(" ")])
 
 

@@ -248,7 +248,7 @@ def test_recipe_numbers(name: str) -> None:
 def test_rows_have_the_format_the_recipe_relies_on(data: str) -> None:
     """No recipe names a format: it is detected from the columns of its data set."""
     mapping = {"input": "context", "output": "response"} if data.endswith("dolly-15k") else {}
-    assert detect_format(ROWS[data](0), mapping) == ("instruction" if mapping else "messages")
+    assert detect_format(ROWS[data](0), mapping, data) == ("instruction" if mapping else "messages")
 
 
 @pytest.mark.parametrize(

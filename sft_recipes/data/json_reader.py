@@ -12,41 +12,34 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, Problem
 
+# Characters of an array that are read at a time.
+_CHUNK = 1 << 20
 # In JSON that parses: a surrogate pair, a surrogate without its other half, any other escape.
 _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)|\\.")
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRow:
-    """A row as it stands in its file: `row` counts from 0 (rejected rows included), `line` from 1."""
+class RowProblem(Exception):
+    """What is wrong with one row, or with JSON text inside it; `field` may be empty."""
 
-    row: int
-    line: int | None
-    values: dict[str, Any]
+    def __init__(self, field: str, what: str, fix: str) -> None:
+        super().__init__(field, what, fix)
+        self.field, self.what, self.fix = field, what, fix
 
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that cannot be read; `raw` is its text, undecodable bytes shown as U+FFFD."""
-
-    row: int
-    line: int | None
-    problem: Problem
-    raw: str
+    def at(self, where: str) -> Problem:
+        """The same with the place of the row."""
+        return Problem(where, self.field, self.what, self.fix)
 
 
-class JSONTextError(Exception):
-    """JSON text that this project refuses: broken, ambiguous (duplicate keys) or not JSON at all (NaN)."""
-
-    def __init__(self, what: str, fix: str) -> None:
-        super().__init__(what)
-        self.what, self.fix = what, fix
+# Line (from 1) where the file has lines; values, or what is wrong with them; the text, where values are missing.
+Row = tuple[int | None, dict[str, Any] | RowProblem, str]
 
 
 def display_path(path: Path) -> str:
@@ -66,54 +59,50 @@ def text_lines(path: Path) -> Iterator[str]:
             try:
                 yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(Problem(f"{display_path(path)}:{line}", "", *_invalid_utf8(error))) from error
+                raise InputError(_invalid_utf8(error).at(f"{display_path(path)}:{line}")) from error
 
 
 def parse_json(text: str) -> Any:
-    """Parse one strict JSON text. Raises JSONTextError with the 1-based column of what is wrong."""
+    """Parse one strict JSON text. Raises RowProblem, with the 1-based column where it is broken."""
     try:
         value, end = _scan(text, _skip_space(text, 0))
         if (end := _skip_space(text, end)) != len(text):
             raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
         fix = "write one complete JSON object per line, or remove the line"
-        raise JSONTextError(_broken(error, error.pos + 1), fix) from error
+        raise RowProblem("", _broken(error.msg, error.pos + 1), fix) from error
     return value
 
 
-def read_json_rows(path: Path) -> Iterator[SourceRow | BadRow]:
+def read_json_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSON Lines file or of a JSON array of objects; the content decides which one it is.
 
-    A UTF-8 byte order mark, CRLF, blank lines and a missing final newline change nothing. Raises InputError where no
-    row can be told from the next: no rows, one object alone, an array in a `.jsonl` file, a malformed array element.
+    A UTF-8 byte order mark, CRLF, blank lines and a missing final newline change nothing. Raises InputError for no
+    rows, one object alone, an array in a `.jsonl` file, and at the first element of an array that is not strict JSON.
     """
     name, is_jsonl = display_path(path), path.suffix.lower() == ".jsonl"
     with path.open("rb") as file:
-        starts = filter(None, (line.removeprefix(codecs.BOM_UTF8).lstrip()[:1] for line in file))
-        first, second = next(starts, b""), next(starts, b"")
+        first = file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+        file.seek(0)
+        starts = [line.lstrip()[:1] for line in islice(filter(bytes.strip, file), 2)] if first == b"{" else []
     if first == b"[" and is_jsonl:
         fix = "rename the file to .json, or write one object per line"
         raise InputError(Problem(f"{name}:1", "", "a JSON array in a .jsonl file", fix))
-    if first == b"{" and second != b"{" and not is_jsonl:
+    if first == b"{" and starts[1:] != [b"{"] and not is_jsonl:
         fix = "put the rows into an array [...], or rename a file of one object per line to .jsonl"
         raise InputError(Problem(name, "", "one JSON object alone, not an array of rows", fix))
-    row = 0
-    try:
-        for line, value, text in _elements(path) if first == b"[" else _lines(path):
-            if isinstance(value, dict):
-                yield SourceRow(row, line, value)
-            else:
-                yield BadRow(row, line, _problem(f"{name}:{line}", value), text.strip())
-            row += 1
-    except json.JSONDecodeError as error:
-        problem = Problem(f"{name}:{error.lineno}", "", _broken(error, error.colno), "repair the array there")
-        raise InputError(problem) from error
-    if not row:
+    line = None
+    for line, value, text in _elements(path) if first == b"[" else _lines(path):
+        if not isinstance(value, dict | RowProblem):
+            what = f"expected a JSON object, got {type_name(value)}"
+            value = RowProblem("", what, 'write the row as {"column": value}')
+        yield line, value, text.strip()
+    if line is None:
         raise InputError(Problem(name, "", "no rows", "write at least one row into the file"))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
-    """Number, value (or the JSONTextError in its place) and text of every line that is not blank."""
+    """Number, value (or the RowProblem in its place) and text of every line that is not blank."""
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -123,117 +112,99 @@ def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
                 text = raw.rstrip(b"\r\n").decode()
                 value = parse_json(text)
             except UnicodeDecodeError as error:
-                text, value = raw.decode(errors="replace"), JSONTextError(*_invalid_utf8(error))
-            except JSONTextError as error:
+                text, value = raw.decode(errors="replace"), _invalid_utf8(error)
+            except RowProblem as error:
                 value = error
             yield line, value, text
 
 
 def _elements(path: Path) -> Iterator[tuple[int, Any, str]]:
-    """The same of every element of an array. Raises JSONDecodeError where one cannot be told from the next."""
+    """The same of every element of an array. Raises InputError where one is broken or refused."""
     window = _Window(path)
-    window.skip(1)
-    if window.peek() == "]":
-        window.skip(1)
-    else:
-        delimiter = ","
+    try:
+        delimiter = "]" if window.advance(1) == "]" else ","
         while delimiter == ",":
-            window.peek()
-            line = window.line
-            value, text = window.element()
-            yield line, value, text
-            delimiter = window.peek()
-            if delimiter not in (",", "]"):
-                raise window.error("Expecting ','", 0)
-            window.skip(1)
-    if window.peek():
-        raise window.error("Extra data", 0)
+            yield window.line, *window.value()
+            if (delimiter := window.advance(0)) == ",":
+                window.advance(1)
+        if delimiter != "]" or window.advance(1):
+            raise window.broken("Extra data" if delimiter == "]" else "Expecting ','")
+    except RowProblem as error:
+        raise InputError(error.at(f"{display_path(path)}:{window.line}")) from error
 
 
 class _Window:
     """A piece of a file's text that grows while something in it is unfinished and forgets what was read."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._chunks = self._read()
-        self._text, self._at = "", 0
+        self._chunks, self._text, self._at = _chunks(path), "", 0
         self.line, self._column = 1, 1
-        self.peek()
-
-    def _read(self) -> Iterator[str]:
-        with self._path.open(encoding="utf-8-sig", newline="") as file:
-            try:
-                while chunk := file.read(_CHUNK):
-                    yield chunk
-            except UnicodeDecodeError:
-                for _ in text_lines(self._path):  # names the line, which the decoder of chunks does not know
-                    pass
-                raise
+        self.advance(0)
 
     def _grow(self) -> bool:
-        chunk = next(self._chunks, "")
-        if chunk:
+        if chunk := next(self._chunks, ""):
             self._text, self._at = self._text[self._at :] + chunk, 0
         return bool(chunk)
 
-    def skip(self, length: int) -> None:
-        """Go `length` characters on."""
-        end = self._at + length
+    def _move(self, end: int) -> None:
         newlines = self._text.count("\n", self._at, end)
         self.line += newlines
-        self._column = end - self._text.rfind("\n", self._at, end) if newlines else self._column + length
+        self._column = end - self._text.rfind("\n", self._at, end) if newlines else self._column + end - self._at
         self._at = end
 
-    def peek(self) -> str:
-        """Go to the next character that is not white space and return it, or "" at the end of the file."""
+    def advance(self, length: int) -> str:
+        """Go `length` characters on and over white space; what stands there, or "" at the end of the file."""
+        self._move(self._at + length)
         while True:
-            self.skip(_skip_space(self._text, self._at) - self._at)
+            self._move(_skip_space(self._text, self._at))
             if self._at < len(self._text) or not self._grow():
                 return self._text[self._at : self._at + 1]
 
-    def element(self) -> tuple[Any, str]:
-        """The value that begins here, or the JSONTextError in its place, and its text; goes on behind it."""
+    def value(self) -> tuple[Any, str]:
+        """The value that begins here and its text; goes on behind it."""
         while True:
-            start = self._at
             try:
-                try:
-                    value, end = _scan(self._text, start)
-                except JSONTextError as error:
-                    value, end = error, _scan(self._text, start, strict=False)[1]
+                value, end = _scan(self._text, self._at)
             except json.JSONDecodeError as error:
                 # Far from the end of the window it is broken; near it, or inside a string, it may be unfinished.
                 unfinished = error.pos > len(self._text) - 64 or error.msg.startswith("Unterminated")
                 if unfinished and self._grow():
                     continue
-                raise self.error(error.msg, error.pos - start) from error
-            if end == len(self._text) and self._grow():
-                continue
-            self.skip(end - start)
-            return value, self._text[start:end]
+                self._move(error.pos)
+                raise self.broken(error.msg) from error
+            if end < len(self._text) or not self._grow():
+                text = self._text[self._at : end]
+                self._move(end)
+                return value, text
 
-    def error(self, message: str, position: int) -> json.JSONDecodeError:
-        """The error `position` characters from here, with its line and column in the file."""
-        self.skip(position)
-        error = json.JSONDecodeError(message, "", 0)
-        error.lineno, error.colno = self.line, self._column
-        return error
+    def broken(self, reason: str) -> RowProblem:
+        """That the array is broken here."""
+        return RowProblem("", _broken(reason, self._column), "repair the array there")
 
 
-def _scan(text: str, start: int, strict: bool = True) -> tuple[Any, int]:
-    """The value at `start` and where it ends. Raises JSONDecodeError if it is broken, JSONTextError if refused."""
+def _chunks(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            yield from iter(partial(file.read, _CHUNK), "")
+        except UnicodeDecodeError:
+            for _ in text_lines(path):  # names the line, which the decoder of chunks does not know
+                pass
+            raise
+
+
+def _scan(text: str, start: int) -> tuple[Any, int]:
+    """The value at `start` and where it ends. Raises JSONDecodeError if it is broken, RowProblem if refused."""
     try:
-        value, end = (_STRICT if strict else _LENIENT).raw_decode(text, start)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        raise json.JSONDecodeError("Nested too deeply", text, start) from None
-    except ValueError as error:  # an integer with more digits than Python converts
+        value, end = _DECODER.raw_decode(text, start)
+    except (RecursionError, ValueError) as error:  # nested too deeply; an integer with more digits than Python converts
+        if isinstance(error, json.JSONDecodeError):
+            raise
         raise json.JSONDecodeError(str(error), text, start) from None
-    if strict and (text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0):
+    if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
         for escape in _ESCAPES.finditer(text, start, end):
             if lone := escape["lone"]:
                 what = f"lone surrogate {lone} at character {escape.start() - start + 1} of the row"
-                raise JSONTextError(what, "write the whole character, or remove the escape")
+                raise RowProblem("", what, "write the whole character, or remove the escape")
     return value, end
 
 
@@ -241,37 +212,26 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise JSONTextError(f"duplicate key {twice!r}", "keep one of them")
+        raise RowProblem("", f"duplicate key {twice!r}", "keep one of them")
     return values
 
 
 def _refuse_constant(name: str) -> None:
-    raise JSONTextError(f"{name} is not JSON", "write a number or null")
+    raise RowProblem("", f"{name} is not JSON", "write a number or null")
 
 
-# Characters of an array that are read at a time.
-_CHUNK = 1 << 20
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
-_LENIENT = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
 
 
 def _skip_space(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\n\r":
-        position += 1
-    return position
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]  # the empty string matches as well
 
 
-def _broken(error: json.JSONDecodeError, column: int) -> str:
-    reason = error.msg.removesuffix(" starting at").removesuffix(" at")
+def _broken(reason: str, column: int) -> str:
+    reason = reason.removesuffix(" starting at").removesuffix(" at")
     return f"invalid JSON at column {column} ({reason[0].lower()}{reason[1:]})"
 
 
-def _invalid_utf8(error: UnicodeDecodeError) -> tuple[str, str]:
-    return f"invalid UTF-8 at byte {error.start + 1} (0x{error.object[error.start]:02x})", "save the file as UTF-8"
-
-
-def _problem(where: str, value: Any) -> Problem:
-    if isinstance(value, JSONTextError):
-        return Problem(where, "", value.what, value.fix)
-    return Problem(where, "", f"expected a JSON object, got {type_name(value)}", 'write the row as {"column": value}')
+def _invalid_utf8(error: UnicodeDecodeError) -> RowProblem:
+    what = f"invalid UTF-8 at byte {error.start + 1} (0x{error.object[error.start]:02x})"
+    return RowProblem("", what, "save the file as UTF-8")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sft_recipes.data.formats import RowProblem, check_mapping, convert_row, detect_format, unused_columns
+from sft_recipes.data.formats import RowFormat, convert_row, detect_format
+from sft_recipes.data.json_reader import RowProblem
 from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
 
@@ -18,15 +19,14 @@ ANSWER = {"role": "assistant", "content": "a"}
 
 def convert(values: dict[str, Any], format: str | None = None, **options: Any) -> Example:
     mapping = options.pop("column_mapping", {})
-    format = format or detect_format(values, mapping)
-    return convert_row(values, format=format, column_mapping=mapping, source="f.jsonl", row=6, line=7, **options)
+    format = format or detect_format(values, mapping, "f.jsonl:7")
+    return convert_row(values, RowFormat(format, mapping, **options), "f.jsonl", 6, 7)
 
 
 def problem(values: dict[str, Any], format: str | None = None, **options: Any) -> str:
     with pytest.raises(RowProblem) as error:
         convert(values, format, **options)
-    assert str(error.value) == str(error.value.problem)
-    return str(error.value)
+    return str(error.value.at("f.jsonl:7"))
 
 
 def chat(*turns: Any) -> dict[str, Any]:
@@ -49,50 +49,47 @@ def sharegpt(*turns: tuple[str, Any]) -> dict[str, Any]:
 )
 def test_format_is_told_from_the_columns(columns: list[str], expected: str) -> None:
     """Each format is known by the columns it requires; further columns do not matter."""
-    assert detect_format(columns) == expected
+    assert detect_format(columns, {}, "f.jsonl:1") == expected
 
 
 def test_format_through_a_mapping() -> None:
     """Mapped columns count under our names and no longer under their own."""
-    assert (
-        detect_format(["question", "answers"], {"instruction": "question", "output": "answers.0.text"}) == "instruction"
-    )
-    assert detect_format(["conversations"], {"messages": "conversations"}) == "messages"
+    mapping = {"instruction": "question", "output": "answers.0.text"}
+    assert detect_format(["question", "answers"], mapping, "") == "instruction"
+    assert detect_format(["conversations"], {"messages": "conversations"}, "") == "messages"
 
 
 def test_unknown_columns_are_explained() -> None:
-    """The error lists the columns found, the formats and how to map; raw is offered, never assumed."""
+    """The error lists the columns found, the formats and how to map; raw is never assumed."""
     with pytest.raises(InputError) as error:
-        detect_format(["id", "text"], where="f.jsonl:1")
+        detect_format(["id", "text"], {}, "f.jsonl:1")
     assert str(error.value) == (
-        "f.jsonl:1: format: no known format has the columns id, text; known are instruction (instruction, output); "
+        "f.jsonl:1: format: the columns (id, text) fit no format; known are instruction (instruction, output); "
         "messages (messages); sharegpt (conversations); prompt_completion (prompt, completion); raw (text). "
         "Fix: name the columns, as in `column_mapping: {instruction: question, output: answers.0.text}`, "
-        "or set `format: raw` to train on the whole text (never assumed)."
+        "or set `format` (raw is never assumed)."
     )
-    with pytest.raises(InputError, match="no known format has the columns prompt, chosen, rejected;"):
-        detect_format(["prompt", "chosen", "rejected"])
 
 
 def test_several_fitting_formats_are_not_guessed() -> None:
     """Columns of two formats need a word from the user."""
-    with pytest.raises(InputError) as error:
-        detect_format(["messages", "prompt", "completion"], where="f.jsonl:1")
-    assert str(error.value) == (
-        "f.jsonl:1: format: the columns (messages, prompt, completion) fit several formats: messages, "
-        "prompt_completion. Fix: set `format: messages` or another of them."
-    )
+    with pytest.raises(
+        InputError, match=r"\(messages, prompt, completion\) fit messages and prompt_completion; known "
+    ):
+        detect_format(["messages", "prompt", "completion"], {}, "f.jsonl:1")
 
 
 def test_mapping_and_format_names_are_checked() -> None:
     """A name that no format has is refused instead of ignored."""
-    check_mapping("instruction", {"input": "x", "task_type": "y"}, ["task_type"], "f.jsonl")
+    RowFormat("instruction", {"input": "x", "task_type": "y"}, ["task_type"]).check("f.jsonl")
     with pytest.raises(
         InputError, match=r"column_mapping: 'inptu' is no column of format instruction\. Fix: map one of "
     ):
-        check_mapping("instruction", {"inptu": "x"}, [], "f.jsonl")
+        RowFormat("instruction", {"inptu": "x"}).check("f.jsonl")
     with pytest.raises(InputError, match=r"unknown format 'alpaca'\. Fix: use one of instruction, messages, "):
-        check_mapping("alpaca", {}, [], "f.jsonl")
+        RowFormat("alpaca", {}).check("f.jsonl")
+    with pytest.raises(InputError, match=r"unknown format 'share_gpt'\. Fix: did you mean 'sharegpt'\?"):
+        RowFormat("share_gpt", {}).check("f.jsonl")
 
 
 @pytest.mark.parametrize("empty", [{}, {"input": None}, {"input": ""}])
@@ -131,12 +128,12 @@ def test_prompt_kept_in_input() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"output": 5}, "output: expected a string, got int. Fix: write the text as one string."),
-        ({"output": ["b"]}, "output: expected a string, got list. Fix: write the text as one string."),
-        ({"output": None}, "output: expected a string, got null. Fix: write the text as one string."),
-        ({"instruction": 1.5}, "instruction: expected a string, got float. Fix: write the text as one string."),
-        ({"input": {}}, "input: expected a string, got dict. Fix: write the text as one string."),
-        ({"system": True}, "system: expected a string, got bool. Fix: write the text as one string."),
+        ({"output": 5}, "output: expected a string, got int. Fix: write a string."),
+        ({"output": ["b"]}, "output: expected a string, got list. Fix: write a string."),
+        ({"output": None}, "output: expected a string, got null. Fix: write a string."),
+        ({"instruction": 1.5}, "instruction: expected a string, got float. Fix: write a string."),
+        ({"input": {}}, "input: expected a string, got dict. Fix: write a string."),
+        ({"system": True}, "system: expected a string, got bool. Fix: write a string."),
         ({"history": "x"}, "history: expected a list of [question, answer] pairs, got str."),
         ({"history": [["q"]]}, "history[0]: not a [question, answer] pair. Fix: write two strings."),
         ({"history": [["q", 3]]}, "history[0]: expected a string, got int."),
@@ -167,12 +164,6 @@ def test_empty_output_can_be_allowed() -> None:
     assert "got null" in problem(ALPACA | {"output": None}, allow_empty_output=True)
 
 
-def test_rows_without_lines_are_named_by_row() -> None:
-    """Sources without lines give `SOURCE row N`."""
-    with pytest.raises(RowProblem, match=r"^hub/set row 3: output: "):
-        convert_row(ALPACA | {"output": 1}, format="instruction", column_mapping={}, source="hub/set", row=3, line=None)
-
-
 @pytest.mark.parametrize(
     ("row", "format", "message"),
     [
@@ -198,7 +189,7 @@ def test_columns_that_steer_training_are_refused(name: str) -> None:
         f"f.jsonl:7: {name}: this column is refused because labels and templates are made here, not taken from rows. "
         "Fix: remove the column, or list the columns to read under `columns`."
     )
-    assert convert(row, columns=[name]).columns == {name: "x"}
+    assert convert(row, extra=[name]).columns == {name: "x"}
     assert convert({"instruction": "i", name: "a"}, column_mapping={"output": name}).messages[-1]["content"] == "a"
 
 
@@ -206,9 +197,9 @@ def test_unused_and_extra_columns() -> None:
     """Columns nobody asked for are listed; those asked for are kept under our names."""
     row = {"id": 1, "q": {"text": "i"}, "output": "o", "kind": "qa", "input": ""}
     mapping = {"instruction": "q.text", "task_type": "kind"}
-    assert unused_columns(row, "instruction", mapping, ["task_type", "absent"]) == ["id"]
-    assert unused_columns(row, "instruction", mapping) == ["id", "kind"]
-    example = convert(row, "instruction", column_mapping=mapping, columns=["task_type", "absent"])
+    assert set(row) - RowFormat("instruction", mapping, ["task_type", "absent"]).used_columns() == {"id"}
+    assert set(row) - RowFormat("instruction", mapping).used_columns() == {"id", "kind"}
+    example = convert(row, "instruction", column_mapping=mapping, extra=["task_type", "absent"])
     assert example.columns == {"task_type": "qa"}
 
 
@@ -275,6 +266,13 @@ def test_tool_calls_have_one_shape(arguments: Any, nested: bool) -> None:
     assert example.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 
 
+def test_the_old_form_of_a_tool_call_is_read() -> None:
+    """`function_call`, one call beside the content, becomes a tool call like any other."""
+    row = chat(ASK, {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}})
+    function = {"name": "f", "arguments": {"x": 1}}
+    assert convert(row).messages[-1]["tool_calls"] == [{"type": "function", "function": function}]
+
+
 def test_a_tool_call_is_an_answer() -> None:
     """A row may end in a call without text."""
     row = chat(ASK, {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]})
@@ -299,7 +297,7 @@ def test_turns_may_be_left_untrained(flag: dict[str, Any]) -> None:
         (chat({"role": 3, "content": "x"}), "messages[0].role: expected a string, got int."),
         (
             chat({"from": "human", "value": "x"}),
-            "messages[0]: no 'role' (found: from, value). Fix: set `format: sharegpt`",
+            "messages[0]: no 'role' (found: from, value). Fix: write who speaks in every turn.",
         ),
         (chat(ASK, ANSWER | {"train": 0}), "messages[1].train: expected true or false, got int."),
         (chat(ASK, ANSWER | {"weight": 0.5}), "messages[1].weight: expected 0 or 1, got 0.5."),
@@ -320,10 +318,6 @@ def test_turns_may_be_left_untrained(flag: dict[str, Any]) -> None:
             "messages[1].tool_calls[0].name: expected a string, got",
         ),
         (chat(ASK | {"tool_calls": [{"name": "f"}]}, ANSWER), "messages[0].tool_calls: a user turn cannot call tools."),
-        (
-            chat(ASK, ANSWER | {"function_call": {"name": "f"}}),
-            "messages[1].function_call: the old form of a tool call.",
-        ),
         (chat(ASK, ANSWER | {"reasoning": 3}), "messages[1].reasoning: expected a string, got int."),
         (chat(), "messages: the conversation is empty."),
         (
@@ -395,10 +389,14 @@ def test_empty_tools_are_none(tools: Any) -> None:
         ),
         (sharegpt(("human", "q"), ("function_call", 3)), "conversations[1]: expected a string, got int."),
         (
-            {"conversations": [ASK, ANSWER]},
-            "conversations[0]: no 'from' (found: role, content). "
-            "Fix: set `format: messages` and `column_mapping: {messages: conversations}`.",
+            sharegpt(("human", "q"), ("function_call", "{}")),
+            "conversations[1].tool_calls[0].name: expected a string, got",
         ),
+        (
+            sharegpt(("human", "q"), ("gpt", "x"), ("function_call", "[]")),
+            "conversations[2].tool_calls[0].name: expected a string, got",
+        ),
+        ({"conversations": [ASK, ANSWER]}, "conversations[0]: no 'from' (found: role, content)."),
         (sharegpt(("human", "q"), ("gpt", "a")) | {"tools": "x"}, "tools: invalid JSON at column 1 (expecting value)"),
         (
             sharegpt(("human", "q"), ("gpt", "a")) | {"tools": {"a": 1}},

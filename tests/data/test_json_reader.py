@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from sft_recipes.data import json_reader
-from sft_recipes.data.json_reader import BadRow, JSONTextError, SourceRow, parse_json, read_json_rows
+from sft_recipes.data.json_reader import Row, RowProblem, parse_json, read_json_rows
 from sft_recipes.errors import InputError
 
 GOOD = '{"a": 1}'
+TOO_DEEP = "maximum recursion depth exceeded while decoding a JSON array from a unicode string"
 PER_LINE = "Fix: write one complete JSON object per line, or remove the line."
 
 
@@ -21,14 +23,19 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def read(content: str | bytes, name: str = "train.jsonl") -> list[SourceRow | BadRow]:
+def read(content: str | bytes, name: str = "train.jsonl") -> list[Row]:
     path = Path(name)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return list(read_json_rows(path))
 
 
-def values(rows: list[SourceRow | BadRow]) -> list[object]:
-    return [row.values if isinstance(row, SourceRow) else str(row.problem) for row in rows]
+def values(rows: list[Row], name: str = "train.jsonl") -> list[object]:
+    """The values of good rows, the message of bad ones."""
+    return [str(value.at(f"{name}:{line}")) if isinstance(value, RowProblem) else value for line, value, _ in rows]
+
+
+def lines(rows: list[Row]) -> list[int | None]:
+    return [line for line, _, _ in rows]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +44,7 @@ def values(rows: list[SourceRow | BadRow]) -> list[object]:
         ('{"instruction": "a", "output": "b', f"invalid JSON at column 32 (unterminated string). {PER_LINE}"),
         ('{"a": 1', f"invalid JSON at column 8 (expecting ',' delimiter). {PER_LINE}"),
         ('  {"a": 1} x', f"invalid JSON at column 12 (extra data). {PER_LINE}"),
-        ("[" * 100_000, f"invalid JSON at column 1 (nested too deeply). {PER_LINE}"),
+        ("[" * 100_000, f"invalid JSON at column 1 ({TOO_DEEP}). {PER_LINE}"),
         (b'{"a": "\xff"}', "invalid UTF-8 at byte 8 (0xff). Fix: save the file as UTF-8."),
         (
             '{"a": "x\\ud800y"}',
@@ -61,10 +68,9 @@ def test_bad_line_is_named_and_the_rest_is_read(line: str | bytes, message: str)
     """D1, D3, D4: a bad line gives its file, line and reason; the rows around it keep their numbers."""
     raw = line if isinstance(line, bytes) else line.encode()
     rows = read(b"\n".join([GOOD.encode(), b"", GOOD.encode(), raw, GOOD.encode()]))
-    assert [(row.row, row.line) for row in rows] == [(0, 1), (1, 3), (2, 4), (3, 5)]
+    assert lines(rows) == [1, 3, 4, 5]
     assert values(rows) == [{"a": 1}, {"a": 1}, f"train.jsonl:4: {message}", {"a": 1}]
-    assert isinstance(rows[2], BadRow)
-    assert rows[2].raw == raw.decode(errors="replace").strip()
+    assert rows[2][2] == raw.decode(errors="replace").strip()
 
 
 def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
@@ -76,13 +82,11 @@ def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
 def test_line_number_behind_ten_megabytes() -> None:
     """D2: a bad line at 262145 of a file above 10 MB is reported with that very number."""
     row = json.dumps({"prompt": "p" * 12, "completion": "c" * 12})
-    lines = [row] * 262_144 + ['{"prompt": "p"'] + [row]
-    rows = Path("train.jsonl")
-    rows.write_text("\n".join(lines))
-    assert rows.stat().st_size > 10 << 20
-    (bad,) = [item for item in read_json_rows(rows) if isinstance(item, BadRow)]
-    assert (bad.row, bad.line) == (262_144, 262_145)
-    assert str(bad.problem).startswith("train.jsonl:262145: invalid JSON at column 15 ")
+    path = Path("train.jsonl")
+    path.write_text("\n".join([row] * 262_144 + ['{"prompt": "p"'] + [row]))
+    assert path.stat().st_size > 10 << 20
+    (bad,) = [item for item in read_json_rows(path) if isinstance(item[1], RowProblem)]
+    assert str(values([bad])[0]).startswith("train.jsonl:262145: invalid JSON at column 15 ")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \r\n\t\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n"])
@@ -104,19 +108,19 @@ def test_empty_array_has_no_rows() -> None:
 def test_encoding_marks_and_line_ends_change_nothing(name: str) -> None:
     """D5: BOM, CRLF, blank lines, U+2028 in a string and a missing final newline load like the clean file."""
     rows = ['{"a": "x\u2028y\u0085z"}', '{"a": "\u00e9"}']
-    lines = rows if name == "train.jsonl" else ["[", rows[0] + ",", rows[1], "]"]
-    clean = values(read("\n".join(lines) + "\n", name))
+    pieces = rows if name == "train.jsonl" else ["[", rows[0] + ",", rows[1], "]"]
+    clean = values(read("\n".join(pieces) + "\n", name))
     assert clean == [{"a": "x\u2028y\u0085z"}, {"a": "\u00e9"}]
-    variants = ["\ufeff" + "\n".join(lines), "\r\n".join(lines) + "\r\n", "\n\n" + "\n\n".join(lines) + "\n\n \n"]
+    variants = ["\ufeff" + "\n".join(pieces), "\r\n".join(pieces) + "\r\n", "\n\n" + "\n\n".join(pieces) + "\n\n \n"]
     for variant in variants:
         assert values(read(variant, name)) == clean
-    assert [row.line for row in read(variants[2], name)] == ([3, 5] if name == "train.jsonl" else [5, 7])
+    assert lines(read(variants[2], name)) == ([3, 5] if name == "train.jsonl" else [5, 7])
 
 
 def test_content_beats_extension() -> None:
     """A .json file of one object per line is read as JSON Lines, even where its first line is long."""
     long = json.dumps({"a": "x" * 3_000_000})
-    assert [row.line for row in read(f"{long}\n\n{GOOD}\n", "train.json")] == [1, 3]
+    assert lines(read(f"{long}\n\n{GOOD}\n", "train.json")) == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -153,25 +157,39 @@ def test_wrong_container(name: str, content: str, message: str) -> None:
         (f"[{GOOD}]\n{GOOD}", "train.json:2: invalid JSON at column 1 (extra data)"),
         ('[\n{"a": "x', "train.json:2: invalid JSON at column 7 (unterminated string)"),
         (b'[\n{"a": 1},\n{"a": "\xe9"}]', "train.json:3: invalid UTF-8 at byte 8 (0xe9)"),
+        (f'[\n{GOOD},\n{{"a": 1, "a": 2}}]', "train.json:3: duplicate key 'a'. Fix: keep one of them."),
+        (f'[{GOOD},\n{{"a": NaN}}]', "train.json:2: NaN is not JSON. Fix: write a number or null."),
+        (f'[{GOOD},\n\n{{"a": "\\ud800"}}]', "train.json:3: lone surrogate \\ud800 at character 8 of the row."),
     ],
 )
 def test_broken_array_stops_with_line_and_column(content: str | bytes, message: str) -> None:
-    """Behind a malformed element no row can be told from the next: InputError names line and column."""
+    """D1, D3, D4 for arrays: an element that is not strict JSON ends the array; InputError names line and column."""
     with pytest.raises(InputError) as error:
         read(content, "train.json")
     assert str(error.value).startswith(message)
 
 
-def test_refused_array_elements_do_not_stop_the_array() -> None:
-    """Elements that parse but are refused are bad rows, each whole and with its line; the rest is read."""
-    elements = [GOOD, '{"a": 1, "a": 2}', "31415926535", '{"a": NaN}', '{"a": "\\ud800"}', GOOD]
-    rows = read("[\n" + ",\n".join(elements) + "\n]", "train.json")
-    assert [(row.row, row.line) for row in rows] == [(index, index + 2) for index in range(6)]
-    reasons = ["duplicate key 'a'", "expected a JSON object, got int", "NaN is not JSON", "lone surrogate \\ud800"]
-    for row, reason, element in zip(rows[1:5], reasons, elements[1:5], strict=True):
-        assert isinstance(row, BadRow)
-        assert reason in str(row.problem)
-        assert row.raw == element
+def test_array_elements_that_are_no_objects_are_bad_rows() -> None:
+    """D4: they are reported each with its line and text, and the rest of the array is read."""
+    rows = read(f'[\n{GOOD},\n31415926535,\n["x"],\n{GOOD}]', "train.json")
+    assert lines(rows) == [2, 3, 4, 5]
+    assert [text for _, _, text in rows[1:3]] == ["31415926535", '["x"]']
+    reason = 'Fix: write the row as {"column": value}.'
+    assert values(rows, "train.json")[1:3] == [
+        f"train.json:3: expected a JSON object, got int. {reason}",
+        f"train.json:4: expected a JSON object, got list. {reason}",
+    ]
+
+
+def test_memory_stays_at_a_piece_of_the_array() -> None:
+    """An array on a single line of 30 MB is read with a tenth of that."""
+    row = json.dumps({"a": "x" * 1000})
+    Path("train.json").write_text(f"[{','.join([row] * 30_000)}]")
+    tracemalloc.start()
+    assert sum(1 for _ in read_json_rows(Path("train.json"))) == 30_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 << 20
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -181,14 +199,14 @@ def test_arrays_give_their_values_and_lines(seed: int) -> None:
     texts = ["é" * draw.randrange(40) + '"\\\n' + "\U0001f600" * draw.randrange(9) for _ in range(30)]
     expected = [{"text": text, "list": [index, None, {"x": 1.5e3}]} for index, text in enumerate(texts)]
     dumped = [json.dumps(row, indent=draw.choice([None, 1]), ensure_ascii=draw.random() < 0.5) for row in expected]
-    content, lines = "[", []
+    content, starts = "[", []
     for index, text in enumerate(dumped):
         content += ("," if index else "") + draw.choice(["", "\n", " \r\n\n\t"])
-        lines.append(content.count("\n") + 1)
+        starts.append(content.count("\n") + 1)
         content += text
     rows = read(content + "]\n", "train.json")
     assert values(rows) == expected
-    assert [row.line for row in rows] == lines
+    assert lines(rows) == starts
 
 
 def test_hostile_text_is_only_text() -> None:
@@ -214,7 +232,7 @@ def test_parse_json_is_as_strict() -> None:
         ("NaN", "not JSON"),
         ("1 2", "extra data"),
     ]:
-        with pytest.raises(JSONTextError, match=what):
+        with pytest.raises(RowProblem, match=what):
             parse_json(text)
 
 
@@ -242,7 +260,7 @@ def test_the_size_of_the_window_does_not_matter(
     def read() -> tuple[list[object], str]:
         found: list[object] = []
         try:
-            found.extend(read_json_rows(path))
+            found += read_json_rows(path)
         except InputError as error:
             return found, str(error)
         return found, ""

@@ -124,15 +124,15 @@ def test_arrow_nulls_do_not_become_arguments() -> None:
 def test_broken_tables(suffix: str) -> None:
     """A file that is no table says so in our words."""
     Path(f"rows.{suffix}").write_text("no table")
-    assert refusal(f"rows.{suffix}").startswith(f"rows.{suffix}: not a readable {suffix} file (")
+    assert refusal(f"rows.{suffix}").startswith(f"rows.{suffix}: neither files here nor a data set we can read (")
 
 
 @pytest.mark.parametrize(
     ("path", "options", "message"),
     [
-        ("rows.json", {}, "rows.json: no such file or folder. Fix: did you mean 'rows.jsonl'? (there are: "),
-        ("./dta", {}, "dta: no such file or folder. Fix: did you mean 'data'? (there are: data, "),
-        ("no/such/x.jsonl", {}, "no/such/x.jsonl: no such file, and no folder no/such. Fix: check the path."),
+        ("rows.json", {}, "rows.json: no such file or folder. Fix: did you mean 'rows.jsonl'?"),
+        ("./dta", {}, "dta: no such file or folder. Fix: did you mean 'data'?"),
+        ("no/such/x.jsonl", {}, "no/such/x.jsonl: no such file or folder. Fix: check the path."),
         (
             "notes.txt",
             {},
@@ -142,40 +142,32 @@ def test_broken_tables(suffix: str) -> None:
         (
             "rows.jsonl",
             {"which": "test"},
-            "rows.jsonl: split: one file alone is the split 'train', not 'test'. Fix: use a ",
+            "rows.jsonl: split: there is no split 'test' (found: train). Fix: use a folder or `data_files` ",
         ),
         (
             "data",
             {"which": "tets"},
-            "data: split: there is no split 'tets'. Fix: did you mean 'test'? (there are: test, train).",
+            "data: split: there is no split 'tets' (found: test, train). Fix: did you mean 'test'?",
         ),
-        ("empty", {}, "empty: split: there is no split 'train'. Fix: choose one that exists (there are none)."),
+        ("empty", {}, "empty: split: there is no split 'train' (found: none). Fix: use a folder or "),
         (
             "twice",
             {},
-            "twice: split 'train' needs 1 file(s), found train.json, train.jsonl. "
-            "Fix: keep one complete set of files per split.",
-        ),
-        (
-            "shards",
-            {},
-            "shards: split 'train' needs 3 file(s), found train-00000-of-00003.jsonl, train-00001-of-00003.jsonl. "
-            "Fix: keep one complete set of files per split.",
+            "twice: split 'train' is there in several types: train.json, train.jsonl. Fix: keep one of them.",
         ),
         ("data", {"data_files": "x*.jsonl"}, "data/x*.jsonl: no such file or folder. Fix: "),
         (
             "data",
             {"data_files": {"train": "train.jsonl"}, "which": "test"},
-            "data data_files: split: there is no split 'test'. Fix: choose one that exists (there are: train).",
+            "data: split: there is no split 'test' (found: train). Fix: use a folder or `data_files` ",
         ),
     ],
 )
 def test_sources_that_are_not_there(path: str, options: dict[str, Any], message: str) -> None:
-    """Missing files, splits, shards and unknown types are refused with the alternatives."""
+    """Missing files, splits and unknown types are refused with the alternatives."""
     for name in ("rows.jsonl", "data/train.jsonl", "data/test.jsonl", "twice/train.jsonl", "twice/train.json"):
         write(name)
-    for name in ("shards/train-00000-of-00003.jsonl", "shards/train-00001-of-00003.jsonl", "empty/notes.jsonl.bak"):
-        write(name)
+    write("empty/notes.jsonl.bak")
     Path("notes.txt").write_text("x")
     assert refusal(path, **options).startswith(message)
 
@@ -206,10 +198,11 @@ def test_saved_sets() -> None:
     assert answers(load("one")) == ["a2", "a0"]
     assert answers(load("both")) == ["a0", "a1", "a2"]
     assert answers(load("both", which="test")) == ["a1"]
-    assert "there is no split 'dev'. Fix: choose one that exists (there are: test, train)" in refusal(
-        "both", which="dev"
-    )
-    assert "there is no split 'test'. Fix: choose one that exists (there are: train)" in refusal("one", which="test")
+    assert "there is no split 'dev' (found: test, train)." in refusal("both", which="dev")
+    assert "there is no split 'test' (found: train)." in refusal("one", which="test")
+    (Path("hollow")).mkdir()
+    Path("hollow/state.json").write_text("{}")
+    assert "there is no split 'train'" in refusal("hollow")
     (file,) = source_files(DatasetSource("both"), "test")
     assert file.parent == Path("both/test")
 
@@ -243,30 +236,23 @@ def test_hub_names_go_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    "error",
     [
-        (
-            ConnectionError("no route"),
-            "org/set: neither a file or folder here nor a data set the Hub gives us (no route).",
-        ),
-        (
-            datasets.exceptions.DatasetNotFoundError("gone"),
-            "org/set: neither a file or folder here nor a data set the Hub",
-        ),
-        (
-            ValueError("Unknown split"),
-            "org/set: the Hub data set cannot be loaded (Unknown split). Fix: check `name`, ",
-        ),
+        ConnectionError("no route\nto host"),
+        datasets.exceptions.DatasetNotFoundError("no route"),
+        ValueError("no route"),
     ],
 )
-def test_unreachable_hub_sets(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` raises becomes an input error that says what the name could have been."""
+def test_unreachable_hub_sets(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` raises becomes an input error with its first line."""
 
     def load_dataset(*names: Any, **options: Any) -> datasets.Dataset:
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert refusal("org/set").startswith(message)
+    assert refusal("org/set").startswith(
+        "org/set: neither files here nor a data set we can read (no route). Fix: check "
+    )
 
 
 def test_all_bad_rows_of_a_pass_are_reported_at_once() -> None:
@@ -277,7 +263,7 @@ def test_all_bad_rows_of_a_pass_are_reported_at_once() -> None:
     assert message[0].startswith("rows.jsonl:2: invalid JSON at column 2 (expecting property name")
     assert message[1].startswith("rows.jsonl:3: output: the column is missing (found: instruction).")
     assert message[2].startswith("rows.jsonl:4: this row looks like messages (messages), the file is instruction (")
-    assert message[3] == "rows.jsonl:5: output: expected a string, got int. Fix: write the text as one string."
+    assert message[3] == "rows.jsonl:5: output: expected a string, got int. Fix: write a string."
     assert message[20] == "... 20 of 33 problems shown."
 
 
@@ -286,9 +272,7 @@ def test_types_are_checked_behind_ten_megabytes() -> None:
     row = json.dumps({"instruction": "q", "output": "x" * 1000})
     write("rows.jsonl", [row] * 11_000 + [{"instruction": "q", "output": ["b"]}])
     assert Path("rows.jsonl").stat().st_size > 10 << 20
-    assert refusal("rows.jsonl") == (
-        "rows.jsonl:11001: output: expected a string, got list. Fix: write the text as one string."
-    )
+    assert refusal("rows.jsonl") == ("rows.jsonl:11001: output: expected a string, got list. Fix: write a string.")
 
 
 def test_skipped_rows_are_written_with_reasons() -> None:
@@ -346,17 +330,13 @@ def test_columns_are_kept_listed_or_dropped() -> None:
     assert examples[0].messages[0]["content"] == "q0"
     assert examples[0].columns == {"kind": "qa"}
     assert log.unused_columns == {"rows.jsonl": ["id"]}
-    assert refusal("rows.jsonl", columns=["instruction", "output", "imput"]) == (
-        "rows.jsonl: columns: no row has the column 'imput'. "
-        "Fix: did you mean 'input'? (there are: id, input, instruction, kind, labels, output)."
-    )
 
 
 def test_format_and_mapping_reach_the_rows() -> None:
     """A stated format is used as stated, a mapping is checked and applied, detection names the first row."""
     write("rows.jsonl", [{"text": "t"}])
     assert load("rows.jsonl", format="raw")[0].text == "t"
-    assert refusal("rows.jsonl").startswith("rows.jsonl:1: format: no known format has the columns text; known are ")
+    assert refusal("rows.jsonl").startswith("rows.jsonl:1: format: the columns (text) fit no format; known are ")
     assert refusal("rows.jsonl", format="alpaca").startswith("rows.jsonl: format: unknown format 'alpaca'.")
     write("seeds.jsonl", [{"instruction": "i", "instances": [{"input": "x", "output": "o"}]}])
     mapping = {"instruction": "instruction", "input": "instances.0.input", "output": "instances.0.output"}
