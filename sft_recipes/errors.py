@@ -2,7 +2,7 @@
 
     SFTRecipesError
     ├── InputError       2   wrong input: recipe, data, template, arguments
-    ├── CheckFailed      1   a check or a gate said no
+    ├── CheckFailed      1   a check said no
     └── TrainingFault    3   training went wrong: non-finite loss, broken checkpoint
 
 Messages read `FILE:LINE: field: what is wrong. Fix: how.`
@@ -64,7 +64,7 @@ class InputError(SFTRecipesError):
 
 
 class CheckFailed(SFTRecipesError):
-    """A check or a gate ran and said no."""
+    """A check ran and said no."""
 
     exit_code = 1
 
