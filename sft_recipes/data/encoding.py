@@ -4,6 +4,9 @@ Text in a message that spells a control token must stay text. Such tokens are wr
 rendering (`mark`), and the rendering is then encoded piece by piece: marked tokens as plain text, the rest as usual.
 The ids are those of transformers' `apply_chat_template(..., sanitize_control_tokens=True)`, which a test holds equal;
 that call works row by row and gives no character offsets, so it cannot be used here.
+
+Most tokenizers cut a text at its control tokens before anything else, so the pieces between them can be encoded alone
+and equal pieces (the system prompt of every row) once a batch. Whether this one does is tried on every control token.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from threading import Lock
 from typing import Any
 
@@ -27,18 +31,33 @@ class ControlTokens:
     def __init__(self, tokenizer: Any, tokens: Sequence[str]) -> None:
         longest_first = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
         self._pattern = re.compile(longest_first)
-        self._markers = re.compile(f"{START}({longest_first}){END}|[{START}{END}]")
         self._backend = tokenizer.backend_tokenizer
         self._reset()
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
         self._lock = Lock()  # the modes of the shared backend are changed while encoding
         self._as_text: dict[str, list[int]] = {}
+        self._ids = {token: self._backend.token_to_id(token) for token in tokens}
+        self._cuts_at_tokens = self._try_cutting(tokens)
+        controls = f"|{longest_first}" if self._cuts_at_tokens else ""
+        self._separators = re.compile(f"({START}(?:{longest_first}){END}|{START}|{END}{controls})")
 
     def _reset(self) -> None:
         # Padding, truncation and special-token modes that any earlier call left on the shared backend.
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = False
+
+    def _try_cutting(self, tokens: Sequence[str]) -> bool:
+        """Whether every token, whatever stands around it, gives the ids of its two sides with its own between."""
+        sides = [("a", "b"), ("a ", " b"), ("a\n", "\nb"), (" ", " "), ("\n", "\n"), ("", "b"), ("a", "")]
+        texts = [text for left, right in sides for text in (left, right, *(left + token + right for token in tokens))]
+        ids = [one.ids for one in self._backend.encode_batch(texts, add_special_tokens=False)]
+        return all(
+            whole == [*left, self._ids[token], *right]
+            for start in range(0, len(ids), len(tokens) + 2)
+            for left, right in [ids[start : start + 2]]
+            for token, whole in zip(tokens, ids[start + 2 : start + 2 + len(tokens)], strict=True)
+        )
 
     def occur_in(self, value: Any) -> bool:
         """Whether any text inside `value` (a message, tools) spells a control token or a marker."""
@@ -62,34 +81,36 @@ class ControlTokens:
             return self._encode(texts)
 
     def _encode(self, texts: Sequence[str]) -> list[Encoded]:
-        split = [self._markers.split(text) if START in text or END in text else [text] for text in texts]
-        # Pieces after the first follow a newline, so that no tokenizer adds the prefix space of a text's beginning.
-        wanted = dict.fromkeys(
-            piece if index == 0 else "\n" + piece for pieces in split for index, piece in enumerate(pieces[::2])
-        )
+        split = [self._separators.split(text) for text in texts]
+        # Where pieces depend on their place, those after the first follow a newline, so that no tokenizer adds the
+        # prefix space of a text's beginning.
+        before = "" if self._cuts_at_tokens else "\n"
+        wanted = dict.fromkeys(piece for pieces in split for piece in pieces[:1])
+        wanted |= dict.fromkeys(before + piece for pieces in split for piece in pieces[2::2])
         self._reset()
         encodings = self._backend.encode_batch(list(wanted), add_special_tokens=False)
-        by_text = dict(zip(wanted, encodings, strict=True))
-        return [self._join(pieces, by_text) for pieces in split]
+        by_text = {text: (encoding, encoding.ids) for text, encoding in zip(wanted, encodings, strict=True)}
+        return [self._join(pieces, by_text, before) for pieces in split]
 
-    def _join(self, pieces: Sequence[str | None], by_text: Mapping[str, Any]) -> Encoded:
-        ids: list[int] = []
-        parts: list[_Part] = []
-        position = 0
-        for index, piece in enumerate(pieces):
-            if index % 2:  # a marked token, or None for a marker that a template tore from its token
-                if piece is not None:
-                    parts.append(_Part(position, len(ids), None, 0, 0))
-                    ids += self._text_ids(piece)
-                position += len(piece) + 2 if piece is not None else 1
-                continue
-            text = piece or ""
-            encoding = by_text[text if index == 0 else "\n" + text]
-            shift, skipped = (0, 0) if index == 0 else (1, len(self._newline))
-            if index and encoding.ids[:skipped] != self._newline:
+    def _join(self, pieces: Sequence[str], by_text: Mapping[str, tuple[Any, list[int]]], before: str) -> Encoded:
+        """One text from its pieces: text, separator, text and so on."""
+        encoding, own = by_text[pieces[0]]
+        parts: list[_Part] = [(0, 0, encoding, 0, 0)]
+        ids, position = list(own), len(pieces[0])
+        for separator, text in zip(pieces[1::2], pieces[2::2], strict=True):
+            parts.append((position, len(ids), None, 0, 0))
+            position += len(separator)
+            if separator in self._ids:
+                ids.append(self._ids[separator])
+            elif len(separator) > 1:  # else a marker that a template tore from its token
+                ids += self._text_ids(separator[1:-1])
+            encoding, own = by_text[before + text]
+            shift, skipped = (1, len(self._newline)) if before else (0, 0)
+            if own[:skipped] != self._newline[:skipped]:
                 encoding, shift, skipped = self._backend.encode(text, add_special_tokens=False), 0, 0
-            parts.append(_Part(position, len(ids), encoding, shift, skipped))
-            ids += encoding.ids[skipped:] if skipped else encoding.ids
+                own = encoding.ids
+            parts.append((position, len(ids), encoding, shift, skipped))
+            ids += own[skipped:] if skipped else own
             position += len(text)
         return Encoded(ids, parts)
 
@@ -114,15 +135,9 @@ class ControlTokens:
         return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A piece of text: where it begins in characters and in tokens, its encoding, and what a leading newline added."""
-
-    char: int
-    token: int
-    encoding: Any | None
-    shift: int
-    skipped: int
+# A piece of text: where it begins in characters and in tokens, its encoding (None: a control token, or one spelled as
+# text), and the characters and tokens that a newline before it added.
+_Part = tuple[int, int, Any, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +149,15 @@ class Encoded:
 
     def token_at(self, char: int) -> int | None:
         """The token that covers the character, or None if no token does."""
-        part = self.parts[bisect_right(self.parts, char, key=lambda one: one.char) - 1]
-        if part.encoding is None:
-            return part.token
-        token = part.encoding.char_to_token(char - part.char + part.shift)
-        return None if token is None or token < part.skipped else part.token + token - part.skipped
+        start, first, encoding, shift, skipped = self.parts[bisect_right(self.parts, char, key=itemgetter(0)) - 1]
+        if encoding is None:
+            return first
+        token = encoding.char_to_token(char - start + shift)
+        return None if token is None or token < skipped else first + token - skipped
 
     def first_char(self, token: int) -> int:
         """Where the token's text begins, in characters of the whole text."""
-        part = self.parts[bisect_right(self.parts, token, key=lambda one: one.token) - 1]
-        if part.encoding is None:
-            return part.char
-        return int(part.encoding.token_to_chars(token - part.token + part.skipped)[0]) - part.shift + part.char
+        start, first, encoding, shift, skipped = self.parts[bisect_right(self.parts, token, key=itemgetter(1)) - 1]
+        if encoding is None:
+            return start
+        return int(encoding.token_to_chars(token - first + skipped)[0]) - shift + start

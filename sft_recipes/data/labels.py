@@ -73,11 +73,12 @@ class LabelledBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A row before tokenization: its text and its verified spans."""
+    """A row before tokenization: its text, its verified spans, and whether control tokens in it are text."""
 
     example: int
     text: str
     spans: tuple[Span, ...]
+    neutralized: bool
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class Labeller:
 
     def _check_template(self) -> None:
         batch = LabelledBatch()
-        drafts = self._draft({0: Example(messages=PROBE, source="probe", row=0)}, batch)
+        drafts = self._draft({0: Example(messages=PROBE, source="probe", row=0)}, batch, set())
         encodings = self._encode(drafts)
         alone = self.renderer.tokenizer([draft.text for draft in drafts], add_special_tokens=False)["input_ids"]
         if [encoded.ids for encoded in encodings] != alone:
@@ -153,7 +154,7 @@ class Labeller:
                 marked = dataclasses.replace(example, messages=mark(example.messages), tools=mark(example.tools))
                 work.ready[index] = marked
                 work.neutralized.add(index)
-        work.drafts = self._draft(work.ready, work.batch)
+        work.drafts = self._draft(work.ready, work.batch, work.neutralized)
         return work
 
     def _finish(self, work: _Work, encoded: Sequence[Encoded]) -> LabelledBatch:
@@ -163,9 +164,6 @@ class Labeller:
             self._add(batch, work.ready[draft.example], draft, ids)
         for index, example in work.raw.items():
             self._add_raw(batch, example, index)
-        for position, row in enumerate(batch.rows):
-            if row.example in work.neutralized:
-                batch.rows[position] = dataclasses.replace(row, neutralized=True)
         batch.rows.sort(key=lambda row: (row.example, row.turns))
         return batch
 
@@ -194,17 +192,21 @@ class Labeller:
 
     # -- drafts: texts with verified spans ---------------------------------------------------------------------------
 
-    def _draft(self, examples: Mapping[int, Example], batch: LabelledBatch) -> list[_Draft]:
+    def _draft(self, examples: Mapping[int, Example], batch: LabelledBatch, neutralized: set[int]) -> list[_Draft]:
         renderings = render_examples(self.renderer, examples, self._trained_turns)
         for index, detail in renderings.failed.items():
             batch.dropped.append(DroppedRow(index, "template_error", detail))
         drafts: list[_Draft] = []
         for index, example in examples.items():
             if index not in renderings.failed:
-                drafts += self._draft_one(example, index, renderings, batch)
+                rows = self._draft_one(example, index, renderings, batch)
+                drafts += [_Draft(index, text, spans, index in neutralized) for text, spans in rows]
         return drafts
 
-    def _draft_one(self, example: Example, index: int, renderings: Renderings, batch: LabelledBatch) -> list[_Draft]:
+    def _draft_one(
+        self, example: Example, index: int, renderings: Renderings, batch: LabelledBatch
+    ) -> list[tuple[str, tuple[Span, ...]]]:
+        """Text and spans of every row that one example becomes."""
         spans: list[Span] = []
         mask_empty_think = self.settings.empty_think == "mask"
         for turn in self._trained_turns(example):
@@ -225,8 +227,8 @@ class Labeller:
                 detail = "every turn renders differently as the last turn"
                 batch.dropped.append(DroppedRow(index, "no_trained_turn", detail))
             alone = []
-        drafts = [_Draft(index, span.text, (span,)) for span in alone]
-        return [*drafts, _Draft(index, full, shared)] if shared else drafts
+        rows: list[tuple[str, tuple[Span, ...]]] = [(span.text, (span,)) for span in alone]
+        return [*rows, (full, shared)] if shared else rows
 
     # -- from texts to ids -------------------------------------------------------------------------------------------
 
@@ -258,37 +260,34 @@ class Labeller:
         spans = self._spans(batch, draft, encoded)
         if spans is None:
             return
-        row = self._row(draft.example, encoded.ids, spans, tuple(span.turn for span in draft.spans))
+        row = self._row(draft, encoded.ids, spans)
         limit = self.settings.max_length
         if limit is None or len(row.input_ids) <= limit:
             batch.rows.append(row)
             return
         fitting = [span for span, (_, end) in zip(draft.spans, spans, strict=True) if end <= limit]
-        shorter = self._cut_turns(row, fitting, limit) if self.settings.overlength == "truncate" else None
+        shorter = self._cut_turns(row, draft, fitting, limit) if self.settings.overlength == "truncate" else None
         if shorter is not None:
             batch.rows.append(shorter)
         else:
             self._drop_overlength(batch, example, row)
 
-    def _row(
-        self, example: int, ids: list[int], spans: Sequence[tuple[int, int]], turns: tuple[int, ...]
-    ) -> LabelledRow:
-        if self.settings.train_on == "all":
-            return LabelledRow(example, ids, list(ids), turns)
-        labels = [IGNORE_INDEX] * len(ids)
+    def _row(self, draft: _Draft, ids: list[int], spans: Sequence[tuple[int, int]]) -> LabelledRow:
+        turns = tuple(span.turn for span in draft.spans)
+        labels = list(ids) if self.settings.train_on == "all" else [IGNORE_INDEX] * len(ids)
         for start, end in spans:
             labels[start:end] = ids[start:end]
-        return LabelledRow(example, ids, labels, turns)
+        return LabelledRow(draft.example, ids, labels, turns, neutralized=draft.neutralized)
 
-    def _cut_turns(self, row: LabelledRow, fitting: list[Span], limit: int) -> LabelledRow | None:
+    def _cut_turns(self, row: LabelledRow, draft: _Draft, fitting: list[Span], limit: int) -> LabelledRow | None:
         """The same conversation without its last turns, so that it fits; an answer is never cut."""
         while fitting:
             # The rendering that ends with the last turn that fits holds all earlier spans at the same places.
-            draft = _Draft(row.example, fitting[-1].text, tuple(fitting))
-            encoded = self._encode([draft])[0]
-            spans = self._spans(LabelledBatch(), draft, encoded)
+            shorter = dataclasses.replace(draft, text=fitting[-1].text, spans=tuple(fitting))
+            encoded = self._encode([shorter])[0]
+            spans = self._spans(LabelledBatch(), shorter, encoded)
             if spans is not None and len(encoded.ids) <= limit:
-                kept = self._row(row.example, encoded.ids, spans, tuple(span.turn for span in fitting))
+                kept = self._row(shorter, encoded.ids, spans)
                 return dataclasses.replace(kept, lost_tokens=row.trained_tokens - kept.trained_tokens)
             fitting = fitting[:-1]
         return None

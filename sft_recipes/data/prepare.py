@@ -156,9 +156,10 @@ def _record_batch(
     rows = batch.rows
     lengths = np.fromiter((len(row.input_ids) for row in rows), dtype=np.int32, count=len(rows))
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
-    total = int(lengths.sum())
-    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), dtype=np.int32, count=total)
-    labels = np.fromiter(chain.from_iterable(row.labels for row in rows), dtype=np.int32, count=total)
+    ids, labels = (
+        np.array(list(chain.from_iterable(column)), dtype=np.int32)
+        for column in ((row.input_ids for row in rows), (row.labels for row in rows))
+    )
     return pa.RecordBatch.from_arrays(
         [
             pa.ListArray.from_arrays(offsets, pa.array(ids)),
