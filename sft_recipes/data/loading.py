@@ -85,7 +85,7 @@ def iter_examples(
     format, used = None, set[str]()
     unused = rejects.unused_columns.setdefault(name, [])
     rejects._begin(name)
-    for file, rows in _open(source, split or source.split):
+    for file, rows in open_rows(source, split or source.split):
         for row, (line, found, text) in enumerate(rows):
             total += 1
             try:
@@ -172,7 +172,7 @@ def _no_such_file(path: Path) -> InputError:
     return InputError(Problem(str(path), "", "no such file or folder", suggest(path.name, names, "check the path")))
 
 
-def _open(source: DatasetSource, split: str) -> Iterator[tuple[str, Iterator[Row]]]:
+def open_rows(source: DatasetSource, split: str) -> Iterator[tuple[str, Iterator[Row]]]:
     """The files of a source, or the Hub set, each with the name that messages show and its rows."""
     files = source_files(source, split)
     for file in files:

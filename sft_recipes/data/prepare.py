@@ -1,8 +1,9 @@
 """From a recipe to token ids on disk: one streaming pass, memory bounded, every row accounted for.
 
-The folder holds `train.arrow` (and `test.arrow`) with columns input_ids, labels, source, row, group; `manifest.json`
-with the fingerprint of everything the ids depend on; `dropped.jsonl` and `rejects.jsonl` where rows were lost;
-`eval_examples.jsonl` with the held-out examples that generation is tried on. All ranks load it, none tokenizes again.
+The folder holds `train.arrow` (and `test.arrow`) with columns input_ids, labels, source, row, group, tokens and
+trained_tokens; `manifest.json` with the fingerprint of everything the ids depend on; `dropped.jsonl` and
+`rejects.jsonl` where rows were lost; `eval_examples.jsonl` with the held-out examples that generation is tried on.
+All ranks load it, none tokenizes again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.json_reader import display_path
-from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
+from sft_recipes.data.labels import LabelledBatch, Labeller
 from sft_recipes.data.ledger import DroppedLog, SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
 from sft_recipes.data.mixture import Indices, mix, prompt_group, split_eval
@@ -48,6 +49,9 @@ _SCHEMA = pa.schema(
         "source": pa.int16(),
         "row": pa.int32(),
         "group": pa.int64(),
+        # Sums over these are sums over the rows, without reading them again at each start.
+        "tokens": pa.int32(),
+        "trained_tokens": pa.int32(),
     }
 )
 
@@ -83,6 +87,7 @@ def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
     data = as_dict(recipe.data)
     parts: list[Any] = [
         sft_recipes.__version__,
+        _SCHEMA.to_string(),
         [data["datasets"], data["test_split"], data["on_bad_rows"], data["allow_empty_output"], data["seed"]],
         as_dict(recipe.labels),
         renderer.template_text,
@@ -167,6 +172,8 @@ def _record_batch(
             pa.array(np.full(len(rows), source), type=pa.int16()),
             pa.array([examples[row.example].row for row in rows], type=pa.int32()),
             pa.array([groups[row.example] for row in rows], type=pa.int64()),
+            pa.array(lengths),
+            pa.array([row.trained_tokens for row in rows], type=pa.int32()),
         ],
         schema=_SCHEMA,
     )
@@ -215,10 +222,10 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
             raise InputError(Problem(recipe.name, "eval_split", "no row is left to train", fix))
         held_out, eval_groups = rows.select(chosen), groups[chosen]
     train = rows.select(keep[mix(recipe.data.datasets, sources[keep], recipe.data.seed, recipe.data.max_rows)])
-    train = train.select_columns(["input_ids", "labels"])
-    held_out = held_out.select_columns(["input_ids", "labels"]) if held_out is not None and len(held_out) else None
+    held_out = held_out if held_out is not None and len(held_out) else None
     manifest = run_folder.read_json(folder / MANIFEST)
     summary = {**manifest, "train": _counts(train), "eval": _counts(held_out) if held_out is not None else None}
+    train, held_out = (split and split.select_columns(["input_ids", "labels"]) for split in (train, held_out))
     examples = _read_eval_examples(folder / "eval_examples.jsonl", set(eval_groups.tolist()))
     return PreparedData(folder, train, held_out, examples, summary)
 
@@ -241,14 +248,10 @@ def _check_overlap(recipe: Recipe, rows: Dataset, groups: Indices, eval_groups: 
 
 
 def _counts(rows: Dataset) -> dict[str, int]:
-    tokens = trained = longest = 0
-    for batch in rows.with_format("arrow").iter(10_000):
-        column = batch.column("labels").combine_chunks()
-        labels = np.asarray(column.flatten())
-        tokens += len(labels)
-        trained += int((labels != IGNORE_INDEX).sum())
-        longest = max(longest, int(np.asarray(column.value_lengths()).max()))
-    return {"rows": len(rows), "tokens": tokens, "trained_tokens": trained, "longest": longest}
+    counts = rows.select_columns(["tokens", "trained_tokens"]).with_format("arrow")[:]
+    tokens, trained = (np.asarray(column, dtype=np.int64) for column in counts.columns)
+    longest = int(tokens.max(initial=0))
+    return {"rows": len(rows), "tokens": int(tokens.sum()), "trained_tokens": int(trained.sum()), "longest": longest}
 
 
 def _read_eval_examples(path: Path, groups: set[int]) -> list[Example]:

@@ -51,7 +51,9 @@ def flattening_pays(model: Any, rows: Dataset, batch_size: int) -> bool:
     attention = 4 * config.hidden_size * config.num_hidden_layers
     generator = np.random.default_rng(0)
     picked = rows.select(generator.integers(len(rows), size=64 * batch_size)).with_format("arrow")[:]
-    lengths = np.asarray(picked.column("input_ids").combine_chunks().value_lengths()).reshape(64, batch_size)
+    # As floats: operations of a real model do not fit the integers of the column.
+    lengths = np.asarray(picked.column("input_ids").combine_chunks().value_lengths(), dtype=np.float64)
+    lengths = lengths.reshape(64, batch_size)
     longest, total = lengths.max(axis=1), lengths.sum(axis=1)
     padded = 2 * body * longest * batch_size + attention * batch_size * longest**2
     flat = 2 * body * total + attention * total**2

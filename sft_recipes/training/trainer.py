@@ -66,27 +66,27 @@ class RecipeTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """TRL's loss, computed at the positions that have a label in any row of the batch."""
-        if return_outputs or not self.trained_positions_only:
+        """TRL's loss, with logits computed only where a label follows."""
+        if not self.trained_positions_only:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"]
-        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()
+        targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+        trained = targets != IGNORE_INDEX
         # A batch without any label still has to pass through the model on every rank; one position is enough.
-        positions = positions if len(positions) else torch.zeros(1, dtype=torch.long, device=labels.device)
-        targets = targets[:, positions]
+        trained[0, 0] |= ~trained.any()
+        targets = targets[trained]
         passed_on = {key: value for key, value in inputs.items() if key != "labels"}
-        logits = model(**passed_on, logits_to_keep=positions, use_cache=False).logits
-        total = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        # In front of the output layer, not around the model: DDP and DeepSpeed see the forward pass they expect.
+        head = self._core.get_output_embeddings()
+        with head.register_forward_pre_hook(lambda _, hidden: (hidden[0][trained], *hidden[1:])):
+            outputs = model(**passed_on, use_cache=False)
+        total = F.cross_entropy(outputs.logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
         count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(count).clamp(min=1)
         # As in TRL: the count is over all ranks, and DDP averages gradients over them.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
-        self._record_metrics(inputs, logits, targets)
-        return loss
+        self._record_metrics(inputs, outputs.logits, targets)
+        return (loss, outputs) if return_outputs else loss
 
     def _record_metrics(self, inputs: Mapping[str, Any], logits: torch.Tensor, targets: torch.Tensor) -> None:
         """The numbers TRL logs beside the loss: token accuracy and tokens seen."""
