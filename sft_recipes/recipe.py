@@ -87,11 +87,13 @@ class EvaluationSettings:
     """Generation-based evaluation. `data` None means the recipe's own eval rows.
 
     `rows`: how many prompts are generated inside training (all in the standalone command unless `max_rows` there);
-    `batch_size` in prompts per process; `during_training` switches the metrics inside `trainer.evaluate()`.
+    `batch_size` in prompts per process; `during_training` switches the metrics inside `trainer.evaluate()`, which may
+    take `max_share` of the run's time (null: as much as it takes).
     """
 
     data: DatasetSource | None = None
     during_training: bool = True
+    max_share: float | None = 0.05
     rows: int = 32
     max_new_tokens: int = 256
     batch_size: int = 16

@@ -100,9 +100,12 @@ def _value(option: Any) -> str:
     return str(getattr(option, "value", option))
 
 
-def next_steps(recipe: Recipe) -> None:
+def next_steps(recipe: Recipe, trainer: Any) -> None:
     """Print what to do with a finished run."""
     folder = recipe.output_dir
     print(f"\ndone: {folder}")
+    if trainer.generation_seconds:
+        times, seconds = len(trainer.generation_seconds), sum(trainer.generation_seconds)
+        print(f"  generated evaluation answers {times} times in {seconds:.1f} s (evaluation.max_share limits it)")
     print(f"  sft-recipes evaluate {folder} --base {recipe.model_name}     answers, metrics, report")
     print(f"  sft-recipes inspect {folder / 'recipe.yaml'}     the rows as they were trained")

@@ -23,8 +23,11 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def sft_config(recipe: Recipe, flatten: bool) -> SFTConfig:
-    """Build `SFTConfig`. `flatten` runs TRL's padding-free batches, for models that keep rows apart in them."""
+def sft_config(recipe: Recipe, flatten: bool, processes: int | None = None) -> SFTConfig:
+    """Build `SFTConfig`. `flatten` runs TRL's padding-free batches, for models that keep rows apart in them.
+
+    `processes`: plan for this many instead of those launched.
+    """
     given: dict[str, Any] = dict(recipe.training)
     use_cpu = bool(given.get("use_cpu", not has_accelerator()))
     packing = bool(given.get("packing", False))
@@ -41,12 +44,12 @@ def sft_config(recipe: Recipe, flatten: bool) -> SFTConfig:
         # Rows already fit; only packing needs to know the length of a pack.
         "max_length": recipe.labels.max_length if packing else None,
         "padding_free": bool(given.get("padding_free", flatten)) and not packing,
-        "gradient_accumulation_steps": accumulation_steps(recipe),
+        "gradient_accumulation_steps": accumulation_steps(recipe, processes),
     }
     return SFTConfig(**chosen)
 
 
-def accumulation_steps(recipe: Recipe) -> int:
+def accumulation_steps(recipe: Recipe, processes: int | None = None) -> int:
     """Accumulation as stated, or derived from `global_batch_size`, the batch per device and the processes."""
     stated = recipe.training.get("gradient_accumulation_steps")
     if recipe.global_batch_size is None:
@@ -56,7 +59,7 @@ def accumulation_steps(recipe: Recipe) -> int:
         raise InputError(
             Problem(recipe.name, "gradient_accumulation_steps", "set together with global_batch_size", fix)
         )
-    per_step = int(recipe.training.get("per_device_train_batch_size", 8)) * launched_processes()
+    per_step = int(recipe.training.get("per_device_train_batch_size", 8)) * (processes or launched_processes())
     if recipe.global_batch_size % per_step:
         what = f"{recipe.global_batch_size} rows do not divide by {per_step} (batch per device x processes)"
         fix = "choose a multiple, or another per_device_train_batch_size"
@@ -64,7 +67,7 @@ def accumulation_steps(recipe: Recipe) -> int:
     return recipe.global_batch_size // per_step
 
 
-def check_settings(recipe: Recipe) -> None:
+def check_settings(recipe: Recipe, processes: int | None = None) -> None:
     """Refuse, before anything is read, keys without effect and what this machine cannot do. Raises InputError."""
     training, model = recipe.training, recipe.model
     evaluates = training.get("eval_strategy", "no") != "no"
@@ -90,4 +93,4 @@ def check_settings(recipe: Recipe) -> None:
     problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong]
     if problems:
         raise InputError(problems)
-    accumulation_steps(recipe)
+    accumulation_steps(recipe, processes)

@@ -16,8 +16,9 @@ from sft_recipes.data.template_checks import TemplateCheck, check_template, requ
 from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.announce import beyond_context, outside_the_chapter
-from sft_recipes.training.arguments import check_settings, sft_config
-from sft_recipes.training.plan import make_plan
+from sft_recipes.training.arguments import check_settings, launched_processes, sft_config
+from sft_recipes.training.measure import measure_steps
+from sft_recipes.training.plan import Strategy, make_plan, read_strategy
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RecipeCheck:
         return [
             *lines,
             "",
-            *[f"{key:26} {_shown(key, value)}" for key, value in self.plan.items()],
+            *[f"{key:30} {_shown(key, value)}" for key, value in self.plan.items()],
             "",
             f"next: sft-recipes train {self.recipe}",
         ]
@@ -58,16 +59,25 @@ def _shown(key: str, value: Any) -> str:
     return f"{value:.1%}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def check_recipe(recipe: Recipe, progress: bool = True) -> RecipeCheck:
-    """Label all rows, run the template checks, and plan the steps. Raises what training would raise."""
-    check_settings(recipe)
+def check_recipe(
+    recipe: Recipe, launch: Path | None = None, processes: int | None = None, measure: int = 0, progress: bool = True
+) -> RecipeCheck:
+    """Label all rows, run the template checks, and plan the steps. Raises what training would raise.
+
+    `launch` (an accelerate config) and `processes` plan for another launch than this process. `measure` trains that
+    many steps for nothing but their time and memory.
+    """
+    strategy = read_strategy(launch, processes) if launch else Strategy(processes=launched_processes())
+    check_settings(recipe, strategy.processes)
     tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
     renderer = attach_chat_template(tokenizer, recipe.template)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe, renderer, Path(folder), progress)
         checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
         require(checks)
-        config = sft_config(recipe, flatten=False)
-        planned = make_plan(recipe, data, config)
+        config = sft_config(recipe, flatten=False, processes=strategy.processes)
+        planned = make_plan(recipe, data, config, strategy)
+        if measure:
+            planned |= measure_steps(recipe, renderer, data, measure, planned["steps"])
     notes = outside_the_chapter(recipe, config) + beyond_context(planned["longest row"], planned["model context"])
     return RecipeCheck(str(recipe.path or recipe.name), dict(data.summary), checks, planned, notes)

@@ -1,15 +1,20 @@
 """What a run will take, computed before a weight is loaded: steps, tokens, parameters, memory, disk.
 
 Weights, gradients and optimizer states are counted exactly on a model without memory (torch's meta device);
-activations are an estimate with its formula printed. All sizes are per device, for the processes launched.
+activations are an estimate with its formula printed. All sizes are per device, for the processes planned for.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import pack_dataset
 
@@ -23,9 +28,47 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _NF4, _NF4_NESTED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
-def make_plan(recipe: Recipe, data: PreparedData, config: Any) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How a launch spreads a model: into how many shares weights, gradients and optimizer states are split.
+
+    `master_weights`: DeepSpeed keeps 16-bit weights and gradients, and float32 weights beside the optimizer's states
+    (Rajbhandari et al. 2020, ZeRO). `offloaded`: what lies in the host's memory instead.
+    """
+
+    name: str = "one process"
+    processes: int = 1
+    weights: int = 1
+    gradients: int = 1
+    optimizer: int = 1
+    master_weights: bool = False
+    offloaded: tuple[str, ...] = ()
+
+
+def read_strategy(config: Path, processes: int | None) -> Strategy:
+    """The strategy of an accelerate config, read as `accelerate launch` reads it."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    count = processes or int(content.get("num_processes") or 1)
+    name, kind = f"{config.stem} on {count} processes", content.get("distributed_type")
+    if kind == "FSDP":
+        full = content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True)
+        return Strategy(name, count, count if full else 1, count, count)
+    if kind != "DEEPSPEED":
+        return Strategy(name, count)
+    deepspeed: Mapping[str, Any] = content["deepspeed_config"]
+    if "deepspeed_config_file" in deepspeed:
+        settings = json.loads((config.parent / deepspeed["deepspeed_config_file"]).read_text(encoding="utf-8"))
+        deepspeed = settings["zero_optimization"] | {"zero_stage": settings["zero_optimization"]["stage"]}
+    stage = int(deepspeed["zero_stage"])
+    keys = {"weights": "offload_param_device", "optimizer": "offload_optimizer_device"}
+    offloaded = tuple(part for part, key in keys.items() if deepspeed.get(key, "none") != "none")
+    weights, gradients, optimizer = (count if stage >= first else 1 for first in (3, 2, 1))
+    return Strategy(name, count, weights, gradients, optimizer, master_weights=True, offloaded=offloaded)
+
+
+def make_plan(recipe: Recipe, data: PreparedData, config: Any, strategy: Strategy) -> dict[str, Any]:
     """The plan as plain values by readable names; `config` is the run's SFTConfig."""
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.processes
     counts = data.summary["train"]
     sequences, content = counts["rows"], {}
     if config.packing:
@@ -43,7 +86,7 @@ def make_plan(recipe: Recipe, data: PreparedData, config: Any) -> dict[str, Any]
         "tokens a step": round(counts["tokens"] / max(per_epoch, 1)),
         "steps": steps,
         **content,
-        **_sizes(recipe, config, counts["longest"]),
+        **_sizes(recipe, config, counts["longest"], strategy),
     }
 
 
@@ -66,7 +109,7 @@ def meta_model(recipe: Recipe) -> Any:
     return model
 
 
-def _sizes(recipe: Recipe, config: Any, longest: int) -> dict[str, Any]:
+def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dict[str, Any]:
     model = meta_model(recipe)
     text = model.config.get_text_config()
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -79,17 +122,24 @@ def _sizes(recipe: Recipe, config: Any, longest: int) -> dict[str, Any]:
     width = _BYTES.get(model_dtype(recipe), 4)
     quantized = recipe.model.get("load_in_4bit", False)
     trained_width = 2 if quantized else 4 if recipe.model.get("use_peft") else width
+    master = strategy.master_weights and (config.bf16 or config.fp16)
+    width, trained_width = (2, 2) if master else (width, trained_width)
     weights = _frozen_bytes(model, recipe, width) + trained * trained_width
     optimizer = str(getattr(config.optim, "value", config.optim))
     states = 2 if "8bit" in optimizer else 2 * trained_width if "adam" in optimizer else 0
+    states = 12 if master and "adam" in optimizer else states
     activations, formula = _activations(config, text, longest)
     parts = {"weights": weights, "gradients": trained * trained_width, "optimizer": trained * states}
+    parts = {name: amount / getattr(strategy, name) for name, amount in parts.items()}
+    elsewhere = {name: round(parts.pop(name)) for name in strategy.offloaded}
     return {
         "model context": getattr(text, "max_position_embeddings", "not recorded"),
         "parameters": total,
         "trained parameters": trained,
         "trained by layer": dict(by_module.most_common()),
+        "strategy": strategy.name,
         "bytes a device": {name: round(amount) for name, amount in {**parts, "activations": activations}.items()},
+        **({"bytes in host memory": elsewhere} if elsewhere else {}),
         "activations": f"an estimate: {formula}",
         "bytes a checkpoint": trained * (trained_width + states),
     }

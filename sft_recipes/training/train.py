@@ -87,6 +87,8 @@ def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) ->
     # TRL mirrors its own idea of EOS and PAD onto the model while it is built; ours is the one that is served.
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
     trainer.generation_metrics = generation_metrics(recipe, renderer, data, model)
+    chosen_by_loss = str(config.metric_for_best_model or "loss").endswith("loss")
+    trainer.generation_share = recipe.evaluation.max_share if chosen_by_loss else None
     return trainer
 
 
@@ -124,7 +126,7 @@ def save(recipe: Recipe, trainer: RecipeTrainer, renderer: ChatRenderer) -> Path
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.generation_config.save_pretrained(recipe.output_dir)
         record_state(recipe, "finished", step=trainer.state.global_step)
-        next_steps(recipe)
+        next_steps(recipe, trainer)
     trainer.accelerator.wait_for_everyone()
     return recipe.output_dir
 

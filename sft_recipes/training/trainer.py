@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,15 +34,19 @@ _LOGIT_TRANSFORMS = (
 class RecipeTrainer(SFTTrainer):
     """TRL's trainer for rows that already carry labels.
 
-    `generation_metrics(model)` is called on every rank in `evaluate()` and returns plain numbers by name.
+    `generation_metrics(model)` is called on every rank in `evaluate()` and returns plain numbers by name; where that
+    would take more than `generation_share` of the whole run's time, it waits for a later evaluation (None: never).
     """
 
     generation_metrics: GenerationMetrics | None = None
+    generation_share: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.trained_positions_only = self._can_skip_untrained_positions()
         self._losses_are_finite: torch.Tensor | None = None
+        self._first_step: tuple[float, int] | None = None  # when this process began its first step, and which it was
+        self.generation_seconds: list[float] = []
 
     @property
     def _core(self) -> Any:
@@ -103,6 +108,8 @@ class RecipeTrainer(SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-step; remembers whether every loss since the last optimizer step was finite."""
+        if self._first_step is None:
+            self._first_step = time.monotonic(), self.state.global_step
         loss = super().training_step(*args, **kwargs)
         finite = torch.isfinite(loss.detach()).all()
         self._losses_are_finite = finite if self._losses_are_finite is None else self._losses_are_finite & finite
@@ -129,9 +136,26 @@ class RecipeTrainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation loss plus generation metrics, under the same prefix."""
         metrics: dict[str, float] = super().evaluate(*args, **kwargs)
-        if self.generation_metrics is not None:
+        if self.generation_metrics is not None and self._has_time_to_generate():
             prefix = kwargs.get("metric_key_prefix", "eval")
+            started = time.monotonic()
             generated = {f"{prefix}_{name}": value for name, value in self.generation_metrics(self.model).items()}
+            self.generation_seconds.append(time.monotonic() - started)
             metrics.update(generated)
             self.log(generated)
         return metrics
+
+    def _has_time_to_generate(self) -> bool:
+        """Whether generating once more stays within its share of the time that the whole run is going to take.
+
+        The first time is always taken, since nothing is known yet, and so is every time where the best model depends
+        on it. All ranks come to the same answer.
+        """
+        if self.generation_share is None or self._first_step is None or not self.generation_seconds:
+            return True
+        started, first = self._first_step
+        spent, once = sum(self.generation_seconds), self.generation_seconds[-1]
+        training = time.monotonic() - started - spent
+        whole = training * (self.state.max_steps - first) / max(self.state.global_step - first, 1)
+        too_much = torch.tensor(float(spent + once > self.generation_share * (whole + spent + once)))
+        return not self.accelerator.reduce(too_much.to(self.accelerator.device), reduction="sum").item()

@@ -156,3 +156,15 @@ def test_other_losses_fall_through_to_trl(write_recipe: Callable[..., Path], tmp
     assert ours == pytest.approx(stock, rel=TOLERANCE)
     # Models that cap or scale do so inside their own forward, too; the others show what would have been trained.
     assert case in ("softcap", "logit_scale") or abs(plain - stock) > 1e-3
+
+
+def test_evaluation_loss_equals_trl(write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """eval_loss and the numbers logged beside it equal stock TRL's over the same held-out rows."""
+    evaluation = {"during_training": False}
+    path = write_recipe(eval_split=8, per_device_eval_batch_size=3, eval_strategy="epoch", evaluation=evaluation)
+    trainer = trainer_for(path)
+    ours = trainer.evaluate()
+    monkeypatch.setattr(trainer, "trained_positions_only", False)
+    stock = trainer.evaluate()
+    for name in ("eval_loss", "eval_mean_token_accuracy"):
+        assert ours[name] == pytest.approx(stock[name], rel=TOLERANCE)

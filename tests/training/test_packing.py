@@ -103,6 +103,18 @@ def test_flattening_is_chosen_where_it_saves_work() -> None:
     assert flattening_pays(model, mixed, 8)
 
 
+def test_flattening_is_judged_alike_for_models_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations of a model with billions of parameters overflow no integer: padding that wastes most of a batch is
+    never preferred.
+    """
+    from datasets import Dataset
+
+    model = build_model(400)
+    monkeypatch.setattr(model, "num_parameters", lambda exclude_embeddings: 8_000_000_000)
+    rows = {"input_ids": [[1] * (2000 if index % 8 == 0 else 100) for index in range(64)]}
+    assert flattening_pays(model, Dataset.from_dict(rows), 8)
+
+
 def test_wrapped_packing_is_refused(write_recipe: Callable[..., Path]) -> None:
     """The `wrapped` strategy cuts answers and lets rows see one another: refused with the fix."""
     with pytest.raises(InputError, match=r"packing_strategy: .*'wrapped'.* Fix: use bfd"):

@@ -45,3 +45,51 @@ def test_packs_are_counted_as_they_are_trained(write_recipe: Callable[..., Path]
     packs = len(trainer_for(path).train_dataset)
     assert planned["steps"] == -(-packs // 2)
     assert 0 < planned["share of each pack filled"] <= 1
+
+
+CONFIGS = {
+    "ddp": ("distributed_type: MULTI_GPU\n", (1, 1, 1)),
+    "fsdp": ("distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: true\n", (4, 4, 4)),
+    "zero2": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 2\n", (1, 4, 4)),
+    "zero3": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n", (4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_launch_splits_what_its_strategy_splits(name: str, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Weights, gradients and optimizer states of one device are those of one process over the strategy's shares, and
+    four processes take four times the rows a step.
+    """
+    text, shares = CONFIGS[name]
+    config = tmp_path / f"{name}.yaml"
+    config.write_text(text)
+    recipe = load_recipe(write_recipe())
+    alone = check_recipe(recipe, progress=False).plan
+    spread = check_recipe(recipe, config, processes=4, progress=False).plan
+    for part, share in zip(("weights", "gradients", "optimizer"), shares, strict=True):
+        assert spread["bytes a device"][part] == pytest.approx(alone["bytes a device"][part] / share, abs=1)
+    assert spread["rows a step"] == 4 * alone["rows a step"]
+    assert spread["strategy"] == f"{name} on 4 processes"
+
+
+def test_offloaded_states_lie_in_host_memory(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """What a ZeRO config offloads is counted for the host, not for the device."""
+    config = tmp_path / "offload.yaml"
+    config.write_text(
+        "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n  offload_optimizer_device: cpu\n"
+    )
+    recipe = load_recipe(write_recipe())
+    optimizer = check_recipe(recipe, progress=False).plan["bytes a device"]["optimizer"]
+    plan = check_recipe(recipe, config, processes=2, progress=False).plan
+    assert "optimizer" not in plan["bytes a device"]
+    assert plan["bytes in host memory"] == {"optimizer": optimizer / 2}
+
+
+def test_measured_steps_leave_no_trace(write_recipe: Callable[..., Path]) -> None:
+    """`measure` reports time and memory of real steps, scales them to those planned, and touches no run folder."""
+    recipe = load_recipe(write_recipe(max_steps=50))
+    plan = check_recipe(recipe, measure=2, progress=False).plan
+    seconds, hours = (float(plan[f"measured {name}"]) for name in ("seconds a step", "hours for all steps"))
+    assert hours == pytest.approx(seconds * 50 / 3600, rel=0.02)
+    assert plan["bytes at peak, measured"] > sum(plan["bytes a device"].values())
+    assert not recipe.output_dir.exists()
