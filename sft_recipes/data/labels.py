@@ -15,6 +15,7 @@ Every span is verified; what cannot be verified is dropped with a reason, never 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from sft_recipes.messages import Example, Message
 from sft_recipes.recipe import LabelSettings
 
 IGNORE_INDEX = -100
+
+_INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ class Labeller:
         """Everything before tokenization: policies, renderings, verified spans."""
         work = _Work()
         for index, original in enumerate(examples):
-            example = self.with_system_prompt(original)
+            example = self.for_template(original)
             if example.text is not None:
                 spells = self.renderer.control_tokens.occur_in(example.text)
                 if not spells or self._may_neutralize(work.batch, example, index):
@@ -177,12 +180,17 @@ class Labeller:
             batch.dropped.append(DroppedRow(index, "control_tokens", "the text spells control tokens"))
         return policy == "neutralize"
 
-    def with_system_prompt(self, example: Example) -> Example:
-        """The example with the recipe's system prompt first, unless it brings its own."""
+    def for_template(self, example: Example) -> Example:
+        """The example as it is rendered: the recipe's system prompt first unless it brings its own, and reasoning
+        written inline as `<think>...</think>` in its own field where the template has a place for it.
+        """
+        if "reasoning_content" in self.renderer.template_text:
+            messages = [_reasoning_apart(message) for message in example.messages]
+            example = dataclasses.replace(example, messages=messages) if messages != example.messages else example
         prompt = self.settings.system_prompt
         if not prompt or example.text is not None or example.messages[0]["role"] == "system":
             return example
-        messages: list[Message] = [{"role": "system", "content": prompt}, *example.messages]
+        messages = [{"role": "system", "content": prompt}, *example.messages]
         train = (False, *example.train) if example.train else ()
         return dataclasses.replace(example, messages=messages, train=train)
 
@@ -315,3 +323,14 @@ class Labeller:
             self._drop_overlength(batch, example, row)
         else:
             batch.rows.append(row)
+
+
+def _reasoning_apart(message: Message) -> Message:
+    """The message with its inline reasoning in `reasoning_content`.
+
+    Left inline its tags would be text of a message like any other, never the control tokens a reasoning model writes.
+    """
+    found = _INLINE_REASONING.fullmatch(message.get("content") or "") if message["role"] == "assistant" else None
+    if found is None or message.get("reasoning_content"):
+        return message
+    return {**message, "reasoning_content": found[1].strip("\n"), "content": found[2].lstrip("\n")}

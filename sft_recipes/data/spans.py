@@ -124,7 +124,11 @@ def verified_span(
 
 
 def _holds_answer(span: str, message: Message) -> bool:
-    """Whether the message's content stands in the span, allowing for trimming and for reasoning moved to its place."""
+    """Whether the message stands in the span: the name of every tool it calls, and its content, allowing for trimming
+    and for reasoning moved to its place.
+    """
+    if any(call["function"]["name"] not in span for call in message.get("tool_calls") or ()):
+        return False
     content = message.get("content") or ""
     if content in span or content.strip() in span:
         return True

@@ -34,7 +34,8 @@ def check_template(renderer: ChatRenderer, labeller: Labeller, examples: Sequenc
         _header_not_trained(renderer, labeller, chosen),
         _render_stable(renderer),
         _train_equals_serve(renderer),
-        _reasoning_rendered(renderer, chosen),
+        _reasoning_rendered(renderer, [labeller.for_template(example) for example in chosen]),
+        _tools_rendered(renderer, [chosen[row.example] for row in labeller.label(chosen).rows]),
     ]
 
 
@@ -67,7 +68,7 @@ def _header_not_trained(renderer: ChatRenderer, labeller: Labeller, examples: Se
         return TemplateCheck(name, "note", "train_on: all trains headers and user text, as asked")
     rows = labeller.label(examples).rows
     for row in rows:
-        example = labeller.with_system_prompt(examples[row.example])
+        example = labeller.for_template(examples[row.example])
         prompt = renderer.prompt_ids(example.messages[: row.turns[0]], example.tools)
         first = next(index for index, label in enumerate(row.labels) if label != IGNORE_INDEX)
         if first < common_prefix_length(row.input_ids, prompt):
@@ -115,3 +116,18 @@ def _reasoning_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> 
         detail = f"the template leaves out the reasoning of {ignored} of {brought} turns; it is not trained"
         return TemplateCheck(name, "note", detail)
     return TemplateCheck(name, "ok", f"checked {brought} of {brought} turns that bring reasoning")
+
+
+def _tools_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> TemplateCheck:
+    """A template without tools leaves out their definitions: the model would learn to call what it is not shown."""
+    name = "tools rendered"
+    brought = [example for example in examples if example.tools]
+    ignored = [
+        example
+        for example in brought
+        if renderer.render(example.messages, example.tools) == renderer.render(example.messages)
+    ]
+    if ignored:
+        detail = f"the template leaves out the tools of {len(ignored)} of {len(brought)} rows ({ignored[0].where})"
+        return TemplateCheck(name, "note", detail)
+    return TemplateCheck(name, "ok", f"checked {len(brought)} of {len(brought)} rows that bring tools")

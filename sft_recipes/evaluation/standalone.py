@@ -144,7 +144,7 @@ def _examples(request: EvaluationRequest, recipe: Recipe | None, renderer: ChatR
     else:
         found = load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples
     labeller = Labeller(renderer, labels)
-    chosen = [labeller.with_system_prompt(example) for example in islice(found, request.max_rows)]
+    chosen = [labeller.for_template(example) for example in islice(found, request.max_rows)]
     if not chosen:
         fix = "add --data FILE, or set eval_split in the recipe"
         raise InputError(Problem(request.model_or_run, "", "there are no eval rows", fix))

@@ -11,6 +11,7 @@ from trl import SFTConfig
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.models import supports_bf16
 from sft_recipes.recipe import Recipe
+from sft_recipes.recipe_keys import IDLE, NEEDS
 
 
 def has_accelerator() -> bool:
@@ -90,7 +91,24 @@ def check_settings(recipe: Recipe, processes: int | None = None) -> None:
         ),
         (training.get("fp16") and not torch.cuda.is_available(), "fp16", "needs a CUDA device", "remove it"),
     )
-    problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong]
+    problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong] + _dead_keys(recipe)
     if problems:
         raise InputError(problems)
     accumulation_steps(recipe, processes)
+
+
+def _dead_keys(recipe: Recipe) -> list[Problem]:
+    """Keys that other keys leave without effect. What is switched off in so many words is no mistake."""
+    off = (False, 0, "no", "none")
+    values = {key: value for key, value in recipe.values.items() if value is not None}
+    values |= {f"evaluation.{key}": value for key, value in values.get("evaluation", {}).items()}
+    problems = []
+    for key in [key for key, value in values.items() if value not in off]:
+        idle = [switch for switch, states in IDLE.get(key, {}).items() if values.get(switch) in states]
+        states = [(values.get(switch), wanted) for switch, wanted in NEEDS.get(key, {}).items()]
+        needed = states and not any(state in off or (state in wanted if wanted else state) for state, wanted in states)
+        if idle or needed:
+            found = ", ".join(f"{switch}: {values.get(switch, 'not set')}" for switch in idle or NEEDS[key])
+            fix = f"remove it, or change {' or '.join(idle or NEEDS[key])}"
+            problems.append(Problem(recipe.name, key, f"has no effect with {found}", fix))
+    return problems

@@ -57,4 +57,4 @@ def _fixed_examples(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) 
         rejects = RejectLog(recipe.data)
         found = list(iter_examples(recipe.evaluation.data, recipe.data, columns=EVALUATION_COLUMNS, rejects=rejects))
     answered = [example for example in found if example.text is None and example.messages[-1].get("content")]
-    return [labeller.with_system_prompt(example) for example in answered[: recipe.evaluation.rows]]
+    return [labeller.for_template(example) for example in answered[: recipe.evaluation.rows]]

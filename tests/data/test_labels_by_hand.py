@@ -275,3 +275,31 @@ def test_an_answer_is_never_cut(overlength: str, rows: list[list[str]]) -> None:
     batch = label(tokenizer_for("llama3"), PLAIN, max_length=len(full.input_ids) - 1, overlength=overlength)
     assert [trained_texts(tokenizer, (row.input_ids, row.labels)) for row in batch.rows] == rows
     assert len(batch.dropped) == (1 if overlength == "drop" else 0)
+
+
+def test_a_call_that_the_template_leaves_out_is_not_trained_as_an_empty_answer() -> None:
+    """A template that ignores tool calls would render the turn as nothing but its end: such a turn is dropped."""
+    ignores_calls = (
+        "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{%- endfor -%}"
+        "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
+    )
+    tokenizer = tokenizer_for("qwen2_5")
+    tokenizer.chat_template = ignores_calls
+    labeller = Labeller(attach_chat_template(tokenizer, TemplateSettings()), LabelSettings())
+    batch = labeller.label([Example(TOOL_USE, "rows", 0, tools=TOOLS)])
+    assert [row.turns for row in batch.rows] == [(3,)]
+    assert [(lost.reason, lost.detail[:11]) for lost in batch.dropped] == [("unverified", "messages[1]")]
+
+
+def test_inline_reasoning_is_trained_as_the_models_own() -> None:
+    """`<think>` written into the content gives the same ids as reasoning in its own field: the model's own tokens,
+    not their spelling as text; a user's `<think>` stays text.
+    """
+    labeller = Labeller(attach_chat_template(tokenizer_for("qwen3"), TemplateSettings()), LabelSettings())
+    user = {"role": "user", "content": "What does <think> mean?"}
+    inline = {"role": "assistant", "content": "<think>\nIt is a tag.\n</think>\n\nA tag."}
+    apart = {"role": "assistant", "content": "A tag.", "reasoning_content": "It is a tag."}
+    rows = labeller.label([Example([user, inline], "rows", 0), Example([user, apart], "rows", 1)]).rows
+    assert rows[0].input_ids == rows[1].input_ids and rows[0].labels == rows[1].labels
+    think = labeller.renderer.tokenizer.convert_tokens_to_ids("<think>")
+    assert rows[0].labels.count(think) == rows[0].input_ids.count(think) == 1

@@ -141,3 +141,16 @@ def test_reasoning_that_the_template_leaves_out_is_said() -> None:
     )
     renderer = renderer_for(writes_it)
     assert outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"].outcome == "ok"
+
+
+def test_tools_that_the_template_leaves_out_are_said() -> None:
+    """Rows that bring tool definitions to a template without a place for them are counted in a note."""
+    tool = {"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": {}}}
+    turns = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
+    example = Example(turns, "data.jsonl", 0, tools=[tool])
+    renderer = renderer_for("chatml")
+    note = outcomes(renderer, Labeller(renderer, LabelSettings()), example)["tools rendered"]
+    assert (note.outcome, "1 of 1 rows" in note.detail) == ("note", True)
+    shows_them = "{{- (tools or []) | tojson -}}" + CHATML_TURN + PROMPT
+    renderer = renderer_for(shows_them)
+    assert outcomes(renderer, Labeller(renderer, LabelSettings()), example)["tools rendered"].outcome == "ok"
