@@ -15,12 +15,16 @@ from sft_recipes.data.inspection import InspectedRow
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.messages import Example
 from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings
 
 LOOKED_AT = 2000
 NEW_TOKENS = (32, 64, 128, 256)
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+# What templates of hybrid models call the switch between answering at once and reasoning first (Qwen3 and SmolLM3;
+# DeepSeek-V3.1).
+REASONING_SWITCHES = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
     settings = DataSettings(datasets=(source,))
     rejects = RejectLog(settings)
     examples = list(islice(iter_examples(source, settings, rejects=rejects), LOOKED_AT))
-    labelled = Labeller(renderer, LabelSettings(max_length=None)).label(examples)
+    labeller = Labeller(renderer, LabelSettings(max_length=None))
+    labelled = labeller.label(examples)
     lengths = sorted(len(row.input_ids) for row in labelled.rows)
     if not lengths:
         raise InputError(Problem(data, "", f"no row can be trained: {labelled.dropped[0].detail}", "look at the rows"))
@@ -66,6 +71,9 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
         "fitting": f"{sum(length <= max_length for length in lengths):,}",
         "max_length": max_length,
         "max_new_tokens": _smallest(answers, 0.95, NEW_TOKENS),
+        "switch": next((name for name in REASONING_SWITCHES if name in renderer.template_text), None),
+        "reasoned": sum(_brings_reasoning(labeller.for_template(example)) for example in examples),
+        "tools": sum(bool(example.tools) for example in examples),
     }
     template = (Path(__file__).parent / "new_recipe.yaml.jinja").read_text(encoding="utf-8")
     text = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(values)
@@ -73,6 +81,10 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
     path.write_text(text + "\n", encoding="utf-8")
     shown = [InspectedRow(examples[row.example], row, None) for row in labelled.rows[:3]]
     return NewRecipe(path, shown, renderer)
+
+
+def _brings_reasoning(example: Example) -> bool:
+    return any(message.get("reasoning_content") for message in example.messages)
 
 
 def _smallest(lengths: list[int], share: float, choices: tuple[int, ...]) -> int:

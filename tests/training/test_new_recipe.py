@@ -14,6 +14,7 @@ from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.new_recipe import write_recipe
 from sft_recipes.training.train import train
 from tests.conftest import instruction_rows
+from tests.data.template_tokenizers import tokenizer_for
 
 
 def test_written_recipe_trains(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_max_length_is_the_smallest_that_nearly_all_rows_fit(
     rows.append({"instruction": "Say it.", "output": "one two three " * 200})
     made = write_recipe(str(base_folder), str(write_rows(rows)), None, tmp_path / "a", force=False)
     assert load_recipe(made.path).labels.max_length == 256
-    assert "Of the first 200 rows, 199 fit" in made.path.read_text()
+    assert "Of 200 training rows looked at, 199 fit" in made.path.read_text()
     rows += rows[-1:] * 4
     made = write_recipe(str(base_folder), str(write_rows(rows)), None, tmp_path / "b", force=False)
     assert (load_recipe(made.path).labels.max_length or 0) > 256
@@ -73,3 +74,39 @@ def test_nothing_is_overwritten(base_folder: Path, write_rows: Callable[..., Pat
     assert path.read_text() == "mine"
     write_recipe(str(base_folder), data, None, tmp_path / "d", force=True)
     assert "model_name_or_path" in path.read_text()
+
+
+@pytest.mark.parametrize("reasoned", [True, False])
+def test_a_hybrid_models_switch_follows_the_rows(
+    reasoned: bool, base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With a template that can switch reasoning, the recipe switches it on exactly where rows bring reasoning."""
+    answer = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes." if reasoned else "Yes."}
+    data = write_rows([{"messages": [{"role": "user", "content": f"Is {n} odd?"}, answer]} for n in range(4)])
+    model = tmp_path / "hybrid"
+    tokenizer_for("qwen3").save_pretrained(model)
+    made = write_recipe(str(model), str(data), None, tmp_path / "e", force=False)
+    recipe = load_recipe(made.path)
+    assert recipe.template.chat_template_kwargs == {"enable_thinking": reasoned}
+    assert (recipe.labels.empty_think, recipe.labels.history) == ("mask", "expand")
+    assert f"{4 if reasoned else 0} of the rows looked at bring reasoning" in made.path.read_text()
+
+
+def test_rows_with_tools_are_said(write_rows: Callable[..., Path], tmp_path: Path) -> None:
+    """Rows that bring tools are counted in the recipe, and the calls are what is trained."""
+    call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
+    tool = {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object", "properties": {}}}
+    messages = [
+        {"role": "user", "content": "What is blue?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "a colour"},
+        {"role": "assistant", "content": "A colour."},
+    ]
+    data = write_rows([{"messages": messages, "tools": [tool]}] * 3)
+    tokenizer_for("qwen2_5").save_pretrained(tmp_path / "model")
+    made = write_recipe(str(tmp_path / "model"), str(data), None, tmp_path / "f", force=False)
+    assert "3 of the rows looked at bring tools" in made.path.read_text()
+    row = made.rows[0].labelled
+    assert row is not None
+    trained = made.renderer.tokenizer.decode([label for label in row.labels if label >= 0])
+    assert '"name": "look_up"' in trained and "A colour." in trained and "a colour" not in trained
