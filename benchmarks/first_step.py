@@ -82,6 +82,7 @@ def main() -> None:
         prepared.mkdir(parents=True)
         write_prepared(prepared, options.rows, options.tokens)
         (prepared / "eval_examples.jsonl").write_text("")
+        np.save(prepared / prepare.JOINED, np.empty((0, 2), dtype=np.int64))
         renderer = attach_chat_template(load_tokenizer(recipe.model_name), recipe.template)
         run_folder.write_json(
             prepared / prepare.MANIFEST, {"fingerprint": prepare.fingerprint(recipe, renderer), "sources": []}

@@ -1,48 +1,73 @@
 """Which prepared rows are trained and which are held out: seeded, before any rank sees them, rows never straddling.
 
-Rows with the same prompt share a `group` (a hash of the normalised prompt), and a group is never divided between
-train and eval.
+Rows with the same prompt share a `group` (a hash of the normalised prompt), near-duplicate prompts share the smallest
+of theirs, and a group is never divided between train and eval.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource
+from sft_recipes.similarity import PROMPT_SHINGLE, near_duplicates
 
 Indices = npt.NDArray[np.int64]
 
 
-def prompt_group(example: Example, seed: int) -> int:
-    """A seeded 63-bit hash of everything but the assistant's turns, normalised (NFKC, case, whitespace)."""
+def prompt_text(example: Example) -> str:
+    """Everything but the assistant's turns, normalised (NFKC, case, whitespace)."""
     if example.text is not None:
         text = example.text
     else:
         text = "\0".join(str(message.get("content")) for message in example.messages if message["role"] != "assistant")
-    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    digest = hashlib.blake2b(
-        normal.encode("utf-8"), digest_size=8, key=seed.to_bytes(8, "little", signed=True)
-    ).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def prompt_group(prompt: str, seed: int) -> int:
+    """A seeded 63-bit hash of a prompt's text."""
+    key = seed.to_bytes(8, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(prompt.encode("utf-8"), digest_size=8, key=key).digest(), "little") >> 1
+
+
+def join_near_duplicates(prompts: Mapping[int, str]) -> Indices:
+    """(m, 2) pairs of a group and the group it joins, for the groups whose prompts are near-duplicates of others.
+
+    Linked near-duplicates are one group however long the chain, so that no pair of them can straddle a split; prompts
+    that differ in their numbers only are not duplicates (`similarity.py`).
+    """
+    groups = np.fromiter(prompts, dtype=np.int64, count=len(prompts))
+    found = near_duplicates(list(prompts.values()), PROMPT_SHINGLE)
+    left, right = found.pairs[~found.variant & (found.jaccard >= found.threshold)].T
+    links = coo_array((np.ones(len(left), dtype=np.bool_), (left, right)), shape=(len(groups), len(groups)))
+    labels = connected_components(links, directed=False)[1]
+    smallest = np.full(len(groups), np.iinfo(np.int64).max)
+    np.minimum.at(smallest, labels, groups)
+    joined = smallest[labels]
+    return np.stack([groups, joined], axis=1)[groups != joined]
 
 
 def split_eval(groups: Indices, eval_split: float) -> tuple[Indices, Indices]:
     """Indices of (train, eval) rows: whole groups in the order of their hash until `eval_split` is reached.
 
-    `eval_split` below 1 is a share of the rows, from 1 on a count. The hash is seeded, so the draw is, too.
+    `eval_split` below 1 is a share of the rows, from 1 on a count. The hash is seeded, so the draw is, too. A group of
+    more than half the rows wanted stays in train if there are smaller ones: it would be most of the evaluation.
     """
     wanted = round(eval_split * len(groups)) if eval_split < 1 else int(eval_split)
-    order = np.argsort(groups, kind="stable")
     if wanted <= 0 or not len(groups):
         return np.arange(len(groups)), np.empty(0, dtype=np.int64)
-    limit = groups[order[min(wanted, len(groups)) - 1]]
-    held_out = groups <= limit
+    names, sizes = np.unique(groups, return_counts=True)
+    small = sizes <= max(wanted / 2, 1)
+    small |= ~small.any()
+    enough = int(np.searchsorted(np.cumsum(sizes[small]), wanted)) + 1
+    held_out = np.isin(groups, names[small][:enough])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

@@ -30,7 +30,7 @@ from sft_recipes.data.json_reader import display_path
 from sft_recipes.data.labels import LabelledBatch, Labeller
 from sft_recipes.data.ledger import DroppedLog, SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
-from sft_recipes.data.mixture import Indices, mix, prompt_group, split_eval
+from sft_recipes.data.mixture import Indices, join_near_duplicates, mix, prompt_group, prompt_text, split_eval
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 from sft_recipes.recipe import Recipe, as_dict
@@ -42,6 +42,7 @@ KEPT_EVAL_EXAMPLES = 1000
 EVALUATION_COLUMNS = ("task_type", "expected_format")
 
 MANIFEST = "manifest.json"
+JOINED = "joined_groups.npy"
 _SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -94,6 +95,7 @@ def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
         renderer.chat_template_kwargs,
         renderer.tokenizer.backend_tokenizer.to_str(),
         renderer.tokenizer.special_tokens_map,
+        bool(recipe.data.eval_split),
         [_sha256(path) for source in recipe.data.datasets for path in _files(recipe, source)],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -117,6 +119,7 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
     if recipe.data.test_split:
         splits.append(("test", recipe.data.test_split))
     ledgers: list[SourceLedger] = []
+    prompts: dict[int, str] = {}  # of each group, where a split is drawn
     for name, split in splits:
         candidates = _EvalCandidates()
         # Renamed when whole: another process may still read the old file from memory.
@@ -129,7 +132,10 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
                     desc=f"preparing {Path(source.path).name}", unit=" rows", disable=not progress, leave=False
                 ) as bar:
                     for batch_examples, batch in labeller.label_batches(_batches(examples, bar)):
-                        groups = [prompt_group(example, recipe.data.seed) for example in batch_examples]
+                        texts = [prompt_text(example) for example in batch_examples]
+                        groups = [prompt_group(text, recipe.data.seed) for text in texts]
+                        if recipe.data.eval_split:
+                            prompts.update(zip(groups, texts, strict=True))
                         writer.write_batch(_record_batch(batch, batch_examples, groups, number))
                         ledger.add(batch_examples, batch)
                         dropped.write(batch_examples, batch)
@@ -140,7 +146,9 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
         unfinished.replace(folder / f"{name}.arrow")
         if split or len(splits) == 1:
             candidates.write(folder / "eval_examples.jsonl")
-    return {"sources": [ledger.as_json() for ledger in ledgers]}
+    joined = join_near_duplicates(prompts)
+    np.save(folder / JOINED, joined)
+    return {"sources": [ledger.as_json() for ledger in ledgers], "near_duplicate_prompts": len(joined)}
 
 
 def _add_rejected(ledger: SourceLedger, rejects: RejectLog, path: str) -> None:
@@ -206,7 +214,10 @@ class _EvalCandidates:
 def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
     """Load a prepared folder and draw the recipe's split and mixture from it."""
     rows = Dataset.from_file(str(folder / "train.arrow"))
+    joined = dict(np.load(folder / JOINED, allow_pickle=False).tolist())
     groups = np.asarray(rows.data.column("group"), dtype=np.int64)
+    if joined:
+        groups = np.array([joined.get(group, group) for group in groups.tolist()], dtype=np.int64)
     sources = np.asarray(rows.data.column("source"), dtype=np.int64)
     held_out: Dataset | None = None
     keep = np.arange(len(rows))
@@ -226,7 +237,7 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
     manifest = run_folder.read_json(folder / MANIFEST)
     summary = {**manifest, "train": _counts(train), "eval": _counts(held_out) if held_out is not None else None}
     train, held_out = (split and split.select_columns(["input_ids", "labels"]) for split in (train, held_out))
-    examples = _read_eval_examples(folder / "eval_examples.jsonl", set(eval_groups.tolist()))
+    examples = _read_eval_examples(folder / "eval_examples.jsonl", set(eval_groups.tolist()), joined)
     return PreparedData(folder, train, held_out, examples, summary)
 
 
@@ -254,9 +265,10 @@ def _counts(rows: Dataset) -> dict[str, int]:
     return {"rows": len(rows), "tokens": int(tokens.sum()), "trained_tokens": int(trained.sum()), "longest": longest}
 
 
-def _read_eval_examples(path: Path, groups: set[int]) -> list[Example]:
+def _read_eval_examples(path: Path, groups: set[int], joined: Mapping[int, int]) -> list[Example]:
     if not groups or not path.is_file():
         return []
     with path.open(encoding="utf-8") as file:
         entries = [json.loads(line) for line in file]
-    return [Example(**entry) for entry in entries if entry.pop("group") in groups]
+    found = [(joined.get(group, group), Example(**entry)) for entry in entries for group in [entry.pop("group")]]
+    return [example for group, example in found if group in groups]

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sft_recipes.data.mixture import mix, prompt_group, split_eval
+from sft_recipes.data.mixture import join_near_duplicates, mix, prompt_group, prompt_text, split_eval
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource
 
@@ -19,18 +19,19 @@ def chat(question: str, answer: str = "x") -> Example:
 
 def groups_of(count: int, repeats: int = 1, seed: int = 42) -> np.ndarray:
     """Groups of `count` prompts, each standing `repeats` times."""
-    return np.array([prompt_group(chat(f"question {index // repeats}"), seed) for index in range(count)])
+    return np.array([prompt_group(prompt_text(chat(f"question {index // repeats}")), seed) for index in range(count)])
 
 
 def test_group_is_the_prompt() -> None:
     """Answers, case, spacing and Unicode forms make no other group; words, system prompt and seed do."""
-    same = {prompt_group(chat(text, answer), 1) for text, answer in [("What is ﬁve?", "5"), ("  what IS\nfive? ", "6")]}
+    asked = [chat("What is ﬁve?", "5"), chat("  what IS\nfive? ", "6")]
+    same = {prompt_group(prompt_text(example), 1) for example in asked}
     assert len(same) == 1
-    assert prompt_group(chat("what is six?"), 1) not in same
-    assert prompt_group(chat("what is five?"), 2) not in same
+    assert prompt_group(prompt_text(chat("what is six?")), 1) not in same
+    assert prompt_group(prompt_text(chat("what is five?")), 2) not in same
     system = Example([{"role": "system", "content": "Be brief."}, *chat("what is five?").messages], "s", 0)
-    assert prompt_group(system, 1) not in same
-    assert prompt_group(Example([], "s", 0, text="A b"), 1) == prompt_group(Example([], "s", 9, text="a  B"), 1)
+    assert prompt_group(prompt_text(system), 1) not in same
+    assert prompt_text(Example([], "s", 0, text="A b")) == prompt_text(Example([], "s", 9, text="a  B"))
 
 
 @pytest.mark.parametrize(("eval_split", "expected"), [(0.25, 25), (10, 10), (1, 1), (0.0, 0), (100, 100)])
@@ -98,3 +99,24 @@ def test_max_rows_draws_from_all() -> None:
     assert chosen.min() < 50 <= chosen.max()
     assert chosen.tolist() == mix(sources, of_row, 42, 20).tolist() != mix(sources, of_row, 1, 20).tolist()
     assert mix(sources, of_row, 42, 1000).tolist() == list(range(100))
+
+
+def test_near_duplicates_are_one_group_however_long_the_chain() -> None:
+    """Each prompt is a near-duplicate of the next but not of the last: all of them join the smallest group; prompts
+    that differ in their numbers, and unrelated ones, stay alone.
+    """
+    sentence = "Please explain in a few words why the sky over the sea looks blue on a clear summer day"
+    chain = [sentence, sentence + " to me", sentence + " to me and to my friends", "Add 3 and 4, then halve it.",
+             "Add 5 and 9, then halve it.", "Name a bird."]  # fmt: skip
+    joined = dict(join_near_duplicates(dict(zip([70, 20, 90, 5, 6, 7], chain, strict=True))).tolist())
+    assert joined == {70: 20, 90: 20}
+    assert len(join_near_duplicates({})) == 0
+
+
+def test_a_group_that_would_be_most_of_the_evaluation_stays_in_train() -> None:
+    """A cluster of more than half the rows wanted is not held out while smaller groups are there."""
+    groups = np.array([1] * 60 + list(range(100, 140)))
+    train, held_out = split_eval(groups, 10)
+    assert len(held_out) == 10 and not set(groups[held_out]) & set(groups[train])
+    assert 1 not in groups[held_out]
+    assert len(split_eval(np.array([1] * 60), 10)[1]) == 60

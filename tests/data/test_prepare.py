@@ -213,6 +213,29 @@ def as_sets(data: PreparedData) -> tuple[set[tuple[int, ...]], set[tuple[int, ..
     return {tuple(row["input_ids"]) for row in data.train}, {tuple(row["input_ids"]) for row in data.eval}
 
 
+def test_near_duplicate_prompts_never_straddle_the_split(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    """Every near-duplicate of a held-out prompt is held out, too, and so are its examples for generation."""
+    sentences = (
+        "Please explain why the sky looks blue on a clear summer day",
+        "Write a short letter to the mayor about broken street lamps",
+        "Which metals melt below the boiling point of water",
+        "Translate the proverb about early birds into plain French",
+        "Sort these villages by the number of people living there",
+        "How do I keep cut tulips fresh for more than a week",
+        "Summarise the plot of a novel in which a whale is hunted",
+    )
+    endings = ("", ", thanks", "!", " now")
+    asked = [sentence + ending for sentence in sentences for ending in endings]
+    write_rows([{"instruction": text, "output": f"Answer {number}."} for number, text in enumerate(asked)])
+    data = prepared(write_recipe(eval_split=8, max_length=256))
+    assert data.eval is not None and len(data.eval) == 8
+    answered = [example.messages[-1]["content"] for example in data.eval_examples]
+    held_out = sorted(int(text.split()[1][:-1]) // len(endings) for text in answered)
+    assert len(held_out) == 8 and len(set(held_out)) == 2, held_out
+
+
 @pytest.mark.parametrize(("eval_split", "expected"), [(0.25, 10), (6, 6)])
 def test_eval_split_is_seeded(write_recipe: Callable[..., Path], eval_split: float, expected: int) -> None:
     """Share and count forms hold out that many rows, none of them trained; same seed same draw, other seed another."""

@@ -1,0 +1,302 @@
+"""Lexical similarity: texts that are nearly the same, found by MinHash candidates and verified by exact Jaccard.
+
+Candidates come from rensa's signatures of 128 slots in 32 bands of 4 (a pair at J = .7 is missed once in 5,000); every
+pair reported is verified on the full sets of 64-bit shingle hashes. Paraphrases share few shingles: they are not found.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import rensa
+
+Indices = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+THRESHOLD = 0.7
+SLOTS, BANDS, SEED = 128, 32, 42
+LARGE_BUCKET, LEVELS = 50, 3
+# The estimate over 128 slots is off by .15 once in 10,000 pairs; exact verification costs more than the estimate.
+ESTIMATE_MARGIN = 0.15
+_CHUNK_CHARACTERS, _CHUNK_PAIRS = 1 << 20, 1 << 16
+_BASE, _MIX = 0x9E3779B97F4A7C15, np.uint64(0xBF58476D1CE4E5B9)
+_HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+# Scripts written without spaces, where each character counts as a word: Thai, Lao, Burmese, Khmer, kana, Han.
+_UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
+_NUMBERS = re.compile(r"\d+(?:[.,:]\d+)*|(?<=\d)\s*[-+*/^%<>=×÷]|(?<=[^\W\d])[+#]+")
+
+
+class Shingle(NamedTuple):
+    """Runs of `size` characters or words. A shorter text is one shingle as a whole."""
+
+    unit: Literal["char", "word"]
+    size: int
+
+
+PROMPT_SHINGLE, ROW_SHINGLE = Shingle("char", 5), Shingle("word", 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Verified pairs among n texts: `pairs` (m, 2), first < second, sorted; `jaccard` and `variant` (m,).
+
+    Pairs below `threshold` stand there, too, as far as they were candidates (nearly all from `threshold` - .1 on).
+    `variant` marks pairs whose numbers differ: the same template with other values, never a duplicate. `first` (n,) is
+    the first equal text (normalised, same numbers): only that is compared; a copy stands in one pair, with the first.
+    """
+
+    threshold: float
+    first: Indices
+    pairs: Indices
+    jaccard: npt.NDArray[np.float64]
+    variant: Mask
+
+    @property
+    def centres(self) -> Indices:
+        """(n,) star centre of each text, itself where it is kept."""
+        return star_centres(self.first, self.pairs[~self.variant & (self.jaccard >= self.threshold)])
+
+
+def near_duplicates(texts: Sequence[str], shingle: Shingle = ROW_SHINGLE, threshold: float = THRESHOLD) -> Duplicates:
+    """All pairs of texts that share `threshold` of their shingles; see `Duplicates`.
+
+    Needs 500 bytes a text (0.5 GB for a million, measured) and 8 bytes for each shingle of texts with a candidate.
+    """
+    bands, slots, whole = _signatures(texts, shingle)
+    first = _first_equal(texts, whole)
+    single = first == np.arange(len(texts))
+    candidates = _candidates(bands, slots, np.flatnonzero(single), threshold - ESTIMATE_MARGIN)
+    copies = np.stack([first[~single], np.flatnonzero(~single)], axis=1)
+    pairs = np.concatenate([candidates, copies])
+    jaccard = np.concatenate([jaccard_of_pairs(texts, candidates, shingle), np.ones(len(copies))])
+    numbers = {row: number_multiset(texts[row]) for row in np.unique(candidates).tolist()}
+    differ = [numbers[one] != numbers[other] for one, other in candidates.tolist()]
+    variant = np.array(differ + [False] * len(copies), dtype=np.bool_)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    return Duplicates(threshold, first, pairs[order], jaccard[order], variant[order])
+
+
+def prompt_clusters(prompts: Sequence[str]) -> Indices:
+    """(n,) index of the star centre of each prompt, itself if alone: what must not stand on both sides of a split."""
+    return near_duplicates(prompts, PROMPT_SHINGLE).centres
+
+
+def star_centres(first: Indices, pairs: Indices) -> Indices:
+    """(n,) centre of each row: the first row it is paired with that is itself kept, else itself; no transitivity.
+
+    `pairs` (m, 2), sorted; `first` (n,) is each row's first equal one, whose centre it shares.
+    """
+    centres = list(range(len(first)))
+    for one, other in pairs.tolist():
+        if centres[one] == one and centres[other] == other:
+            centres[other] = one
+    return np.array(centres, dtype=np.int64)[first]
+
+
+def jaccard_of_pairs(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> npt.NDArray[np.float64]:
+    """(m,) exact Jaccard of the sets of shingles of the texts of each pair; 1 where both texts are empty."""
+    sets: dict[int, Hashes] = {}
+    for rows in text_chunks(texts, np.unique(pairs)):
+        hashes, offsets, _ = shingle_hashes([texts[row] for row in rows], shingle)
+        sets |= {int(row): np.unique(part) for row, part in zip(rows, np.split(hashes, offsets[1:-1]), strict=True)}
+    return np.array([_jaccard(sets[one], sets[other]) for one, other in pairs.tolist()], dtype=np.float64)
+
+
+def _jaccard(one: Hashes, other: Hashes) -> float:
+    if not len(one) or not len(other):
+        return float(len(one) == len(other))
+    shared = np.count_nonzero(one.take(one.searchsorted(other), mode="clip") == other)
+    return float(shared / (len(one) + len(other) - shared))
+
+
+def number_multiset(text: str) -> tuple[str, ...]:
+    """Sorted numbers of a text, with the arithmetic signs after them and marks as in `C++` and `C#`."""
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return tuple(sorted(found.strip() for found in _NUMBERS.findall(plain)))
+
+
+def normalise(text: str) -> str:
+    """NFKC, casefold, everything but letters, marks and digits to one space; a text without any of them keeps all."""
+    return str(_normal_codes([text])[0].tobytes().decode("utf-32-le", "surrogatepass"))
+
+
+def words(text: str) -> list[str]:
+    """The words of a normalised text, as shingles count them: single characters in scripts without spaces."""
+    codes, ends = _normal_codes([text])
+    plain = codes.tobytes().decode("utf-32-le", "surrogatepass")
+    return [plain[start:stop] for start, stop in zip(*_words(codes, ends), strict=True)]
+
+
+@functools.cache
+def _gaps() -> Mask:
+    """Which code points are neither letter, digit nor mark. Without marks (Indic vowels) other words become equal."""
+    table = np.ones(0x110000, dtype=np.bool_)
+    table[0x20000:0x40000] = False
+    letters = (chr(code).isalnum() or unicodedata.category(chr(code)) in ("Mn", "Mc") for code in range(0x20000))
+    table[:0x20000] = ~np.fromiter(letters, dtype=np.bool_, count=0x20000)
+    return table
+
+
+def _normal_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], Indices]:
+    """Code points of the normalised texts, joined without a gap, and where each text ends (n,)."""
+    folded = [(text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().strip() for text in texts]
+    lengths = np.fromiter(map(len, folded), dtype=np.int64, count=len(folded))
+    ends = np.cumsum(lengths)
+    starts, stops = (ends - lengths)[lengths > 0], ends[lengths > 0]
+    codes = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    gap = _gaps()[codes]
+    letters = np.concatenate([[0], np.cumsum(~gap)])
+    for number in np.flatnonzero(letters[stops] == letters[starts]):
+        gap[starts[number] : stops[number]] = False
+    # One gap is kept after each word; the last one of a text goes again.
+    kept = ~gap
+    kept[1:] |= ~gap[:-1]
+    kept[starts] = ~gap[starts]
+    place, position = np.concatenate([[0], np.cumsum(kept)]), np.flatnonzero(kept)
+    trailing = np.zeros(len(texts), dtype=np.bool_)
+    trailing[lengths > 0] = gap[position[place[stops] - 1]]
+    position = np.delete(position, place[ends[trailing]] - 1)
+    return np.where(gap, np.uint32(32), codes)[position], place[ends] - np.cumsum(trailing)
+
+
+def _words(codes: npt.NDArray[np.uint32], ends: Indices) -> tuple[Indices, Indices]:
+    """Positions (starts, stops) of the words in what `_normal_codes` returns."""
+    inside, alone = codes > 32, np.zeros(len(codes), dtype=np.bool_)
+    if len(codes) and codes.max() >= _UNSPACED[0][0]:
+        for low, high in _UNSPACED:
+            alone |= (codes >= low) & (codes <= high)
+    bound = inside & ~alone
+    joined = bound[1:] & bound[:-1]
+    joined[ends[(ends > 0) & (ends < len(codes))] - 1] = False
+    starts = np.flatnonzero(inside & ~np.concatenate([[False], joined])[: len(codes)])
+    return starts, np.flatnonzero(inside & ~np.concatenate([joined, [False]])[: len(codes)]) + 1
+
+
+@functools.lru_cache(maxsize=2)
+def _powers(count: int, base: int) -> Hashes:
+    powers = np.full(count, base, dtype=np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, dtype=np.uint64)
+
+
+def shingle_hashes(texts: Sequence[str], shingle: Shingle) -> tuple[Hashes, Indices, Hashes]:
+    """Shingles of the normalised texts in order: flat hashes, offsets (n + 1,) and one hash of each whole text (n,).
+
+    Repeats stay; an empty text has none. A hash is the polynomial of the characters of a span modulo 2**64, mixed.
+    """
+    codes, ends = _normal_codes(texts)
+    begins = np.concatenate([[0], ends[:-1]])[: len(ends)]
+    size = 1 << max(20, len(codes).bit_length())
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.cumsum((codes.astype(np.uint64) + np.uint64(1)) * _powers(size, _BASE)[: len(codes)], out=sums[1:])
+    position = np.arange(len(codes))
+    starts, stops = (position, position + 1) if shingle.unit == "char" else _words(codes, ends)
+    owner, ahead = np.searchsorted(ends, starts, side="right"), shingle.size - 1
+    full = np.roll(owner, -ahead) == owner
+    full[max(len(owner) - ahead, 0) :] = False
+    short = (np.bincount(owner, minlength=len(texts)) < shingle.size)[owner]
+    kept = full | (short & (np.diff(owner, prepend=-1) > 0))
+    last = np.where(full, np.roll(stops, -ahead), ends[owner])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[kept], minlength=len(texts)))])
+    back = _powers(size, pow(_BASE, -1, 1 << 64))
+    spans = ((starts[kept], last[kept]), (begins, ends))
+    hashes, whole = (_mixed((sums[stop] - sums[start]) * back[start]) for start, stop in spans)
+    return hashes, offsets, whole
+
+
+def text_hashes(texts: Sequence[str]) -> Hashes:
+    """(n,) one hash of each normalised text."""
+    parts = [
+        shingle_hashes([texts[row] for row in rows], ROW_SHINGLE)[2]
+        for rows in text_chunks(texts, np.arange(len(texts)))
+    ]
+    return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
+
+
+def _mixed(values: Hashes) -> Hashes:
+    values ^= values >> np.uint64(31)
+    values *= _MIX
+    values ^= values >> np.uint64(29)
+    return values
+
+
+def text_chunks(texts: Sequence[str], rows: Indices) -> Iterator[Indices]:
+    """`rows` in pieces of about a million characters, which keeps the arrays of one piece in the cache."""
+    total = np.cumsum(np.fromiter((len(texts[row]) for row in rows), dtype=np.int64, count=len(rows)))
+    if len(rows):
+        yield from np.split(rows, np.flatnonzero(np.diff(total // _CHUNK_CHARACTERS)) + 1)
+
+
+def _signatures(texts: Sequence[str], shingle: Shingle) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], Hashes]:
+    """Band keys (n, 32), one byte of each slot (n, 128) and whole-text hashes (n,)."""
+    bands = np.empty((len(texts), BANDS), dtype=np.uint32)
+    slots = np.empty((len(texts), SLOTS), dtype=np.uint8)
+    whole = np.empty(len(texts), dtype=np.uint64)
+    for rows in text_chunks(texts, np.arange(len(texts))):
+        hashes, offsets, whole[rows] = shingle_hashes([texts[row] for row in rows], shingle)
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), SLOTS, SEED)
+        digests = np.array(matrix.to_rows(), dtype=np.uint32)
+        slots[rows] = digests & 0xFF
+        halves = digests.view(np.uint64).reshape(len(rows), BANDS, 2)
+        bands[rows] = _mixed(halves[..., 0] * np.uint64(_BASE) + halves[..., 1]) >> _HALF
+    return bands, slots, whole
+
+
+def _first_equal(texts: Sequence[str], whole: Hashes) -> Indices:
+    """(n,) the first row with the same normalised text and the same numbers, itself where there is no earlier one."""
+    _, inverse, counts = np.unique(whole, return_inverse=True, return_counts=True)
+    first, result = dict[tuple[int, tuple[str, ...]], int](), np.arange(len(texts))
+    for row in np.flatnonzero(counts[inverse] > 1).tolist():
+        result[row] = first.setdefault((int(whole[row]), number_multiset(texts[row])), row)
+    return result
+
+
+def _candidates(bands: npt.NDArray[np.uint32], slots: npt.NDArray[np.uint8], rows: Indices, least: float) -> Indices:
+    """(m, 2) pairs that share a band and whose signatures agree in at least `least` of the slots."""
+    found = np.empty(0, dtype=np.uint64)
+    for band in range(BANDS):
+        members, fresh = rows, [found]
+        keys = bands[rows, band].astype(np.uint64)
+        for level in range(1, LEVELS + 1):
+            pairs, large = _bucket_pairs(keys, members)
+            fresh += [_agreeing(slots, *pair, least) for pair in pairs]
+            # A large bucket shares a template: pairs that are closer than that share the next bands, too.
+            keys, members = keys[large], members[large]
+            keys = _mixed(keys << _HALF | bands[members, (band + level) % BANDS]) >> _HALF
+        found = np.unique(np.concatenate(fresh))
+    return np.stack([found >> _HALF, found & _LOW], axis=1).astype(np.int64)
+
+
+def _bucket_pairs(keys: Hashes, rows: Indices) -> tuple[list[tuple[Indices, Indices]], Indices]:
+    """Pairs of rows with equal keys, and the places in large buckets, of which only pairs with the first are made."""
+    order = np.sort(keys << _HALF | np.arange(len(keys), dtype=np.uint64))
+    key, place = order >> _HALF, (order & _LOW).astype(np.int64)
+    row, first = rows[place], np.flatnonzero(np.diff(key, prepend=~key[:1]))
+    sizes = np.diff(first, append=len(key))
+    large = np.repeat(sizes > LARGE_BUCKET, sizes)
+    pairs = [(np.repeat(row[first], sizes)[large], row[large])]
+    position = np.flatnonzero(~large)
+    for distance in range(1, LARGE_BUCKET):
+        position = position[position + distance < len(key)]
+        position = position[key[position] == key[position + distance]]
+        pairs.append((row[position], row[position + distance]))
+    return pairs, place[large]
+
+
+def _agreeing(slots: npt.NDArray[np.uint8], left: Indices, right: Indices, least: float) -> Hashes:
+    """Pairs, as `low << 32 | high`, whose signatures agree in at least `least` of the slots."""
+    found = [np.empty(0, dtype=np.uint64)]
+    for start in range(0, len(left), _CHUNK_PAIRS):
+        one, other = left[start : start + _CHUNK_PAIRS], right[start : start + _CHUNK_PAIRS]
+        close = (np.count_nonzero(slots[one] == slots[other], axis=1) >= least * SLOTS) & (one != other)
+        low, high = np.minimum(one, other)[close], np.maximum(one, other)[close]
+        found.append(low.astype(np.uint64) << _HALF | high.astype(np.uint64))
+    return np.concatenate(found)
