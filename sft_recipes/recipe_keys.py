@@ -61,11 +61,13 @@ OWN_KEYS: Mapping[str, Any] = {
     "evaluation": dict,
 }
 
-_OTHER_KEYS: Mapping[str, Mapping[str, str]] = yaml.safe_load(
+_OTHER_KEYS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
     (Path(__file__).parent / "recipe_keys.yaml").read_text(encoding="utf-8")
 )
 # Old or foreign names for what a current key does; keys this project does not take, with what to do instead.
-RENAMED, REFUSED = _OTHER_KEYS["renamed"], _OTHER_KEYS["refused"]
+RENAMED, REFUSED, NOTES = _OTHER_KEYS["renamed"], _OTHER_KEYS["refused"], _OTHER_KEYS["notes"]
+# Keys that other keys switch on (NEEDS) or off (IDLE), with the values of those that do.
+NEEDS, IDLE = _OTHER_KEYS["needs"], _OTHER_KEYS["idle"]
 
 
 @lru_cache(maxsize=1)
@@ -80,6 +82,17 @@ def trl_keys() -> tuple[dict[str, Any], dict[str, Any]]:
         for fields in [{field.name for field in dataclasses.fields(config)}]
     )
     return model, {name: kind for name, kind in training.items() if name not in model}
+
+
+def current(key: str, value: Any) -> tuple[str, Any] | None:
+    """The key and value that now say what these said; None if that has to be decided by hand."""
+    # A share below 1 stays one; a ratio of 1 would turn into one step.
+    if key == "warmup_ratio" and not (value is None or (fits_type(value, float) and value < 1)):
+        return None
+    table = _OTHER_KEYS["values"].get(key, {})
+    if value in [*table]:
+        return RENAMED.get(key, key), table[value]
+    return None if table and key in RENAMED and value is not None else (RENAMED.get(key, key), value)
 
 
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -149,16 +162,27 @@ def _problems(
         if key not in known and key in REFUSED:
             found = "not taken by this project", REFUSED[key]
         elif key not in known and key in RENAMED:
-            found = f"is now called {RENAMED[key]!r}", f"write `{RENAMED[key]}: ...`"
+            found = _renamed(key, values, places.get(key, "").startswith(where))
         elif key not in known:
             found = "unknown key", suggest(key, known, "" if prefix else "remove it; the README lists every key")
         elif key == "packing_strategy" and value == "wrapped":
             found = "'wrapped' lets rows attend to one another", "use bfd"
+        elif (now := current(key, value)) and now[1] != value:
+            found = f"{value!r} is now called {now[1]!r}", "write that, or run `sft-recipes check --fix`"
         elif value is not None and not fits_type(value, known[key]):
             found = f"expected {_type_name(known[key])}, got {value!r}", "write it in that form"
         if found:
             problems.append(Problem(places.get(key, where), prefix + key, *found))
     return problems
+
+
+def _renamed(key: str, values: Mapping[str, Any], in_file: bool) -> tuple[str, str]:
+    """What to say of an old name: `check --fix` is offered where it would rewrite it."""
+    what = f"is now called {RENAMED[key]!r}" + (f" ({NOTES[key]})" if key in NOTES else "")
+    if RENAMED[key] in values:
+        return what, f"remove it; {RENAMED[key]} is set as well"
+    offer = ", or let `sft-recipes check --fix` rewrite it" if in_file and current(key, values[key]) else ""
+    return what, f"write `{RENAMED[key]}: ...`{offer}"
 
 
 def fits_type(value: Any, kind: Any) -> bool:
@@ -200,7 +224,8 @@ def _type_name(kind: Any) -> str:
 def _data_settings(given: Mapping[str, Any], base: Path | None, where: str) -> DataSettings:
     if "datasets" in given:
         sources = [_source(entry, base, where, "datasets.") for entry in given["datasets"]]
-        stray = [key for key in ("format", "column_mapping", "weight") if key in given]
+        single = ("format", "column_mapping", "weight", "dataset_config", "dataset_train_split")
+        stray = [key for key in single if key in given]
         if stray:
             raise InputError(Problem(where, stray[0], "belongs to one data set", "write it inside `datasets:`"))
     else:
@@ -228,7 +253,10 @@ def _source(entry: Any, base: Path | None, where: str, prefix: str) -> DatasetSo
     if not isinstance(entry, dict) or "path" not in entry:
         raise InputError(Problem(where, f"{prefix}path", f"expected a mapping with `path`, got {entry!r}", "add path"))
     chosen = {key: value for key, value in entry.items() if value is not None}
-    problems = _problems(chosen, typing.get_type_hints(DatasetSource), {}, where, prefix)
+    known = typing.get_type_hints(DatasetSource)
+    if prefix.startswith("evaluation"):  # rows to answer are no mixture
+        known = {key: kind for key, kind in known.items() if key not in ("weight", "fraction")}
+    problems = _problems(chosen, known, {}, where, prefix)
     if problems:
         raise InputError(problems)
     return DatasetSource(**{**chosen, "path": resolve_path(str(chosen["path"]), base)})
@@ -241,4 +269,5 @@ def _evaluation_settings(block: Mapping[str, Any], base: Path | None, where: str
         raise InputError(problems)
     data = block.get("data")
     source = _source(data, base, where, "evaluation.data.") if data is not None else None
-    return EvaluationSettings(**{**block, "data": source})
+    chosen = {key: value for key, value in block.items() if value is not None or fits_type(None, hints[key])}
+    return EvaluationSettings(**{**chosen, "data": source})

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from sft_recipes.errors import InputError
-from sft_recipes.recipe import parse_overrides, parse_value, read_yaml, rebase_paths, resolve_path
-from sft_recipes.recipe_keys import DATA_KEYS, OWN_KEYS, REFUSED, RENAMED, load_recipe, trl_keys
+from sft_recipes.recipe import EvaluationSettings, parse_overrides, parse_value, read_yaml, rebase_paths, resolve_path
+from sft_recipes.recipe_keys import DATA_KEYS, NOTES, OWN_KEYS, REFUSED, RENAMED, load_recipe, trl_keys
 
 MINIMAL = "model_name_or_path: ./base\ndataset_name: ./data\noutput_dir: runs/x\n"
 
@@ -114,9 +114,12 @@ def test_refused_keys_give_their_fix(recipe_file: Callable[[str], Path], key: st
 
 @pytest.mark.parametrize("key", sorted(RENAMED))
 def test_renamed_keys_give_the_new_name(recipe_file: Callable[[str], Path], key: str) -> None:
-    """Every old name leads to a key that is accepted."""
+    """Every old name leads to a key that is accepted, with what differs, or out of the way of one that is set."""
     (problem,) = problems(recipe_file(f"{MINIMAL}{key}: 1\n"))
     assert f"is now called {RENAMED[key]!r}" in problem and f"write `{RENAMED[key]}: ...`" in problem
+    assert NOTES.get(key, "") in problem
+    both = problems(recipe_file(f"{MINIMAL}{key}: 1\n{RENAMED[key]}: null\n"))
+    assert f"remove it; {RENAMED[key]} is set as well" in both[0]
     model, training = trl_keys()
     assert RENAMED[key] in {*DATA_KEYS, *OWN_KEYS, *model, *training}
 
@@ -209,6 +212,12 @@ def test_broken_data_sets_are_refused(recipe_file: Callable[[str], Path], entry:
     """Wrong keys inside `datasets:` are named."""
     path = recipe_file(f"model_name_or_path: m\noutput_dir: o\ndatasets: [{entry}]\n")
     assert message in problems(path)[0]
+
+
+def test_null_leaves_the_default(recipe_file: Callable[[str], Path]) -> None:
+    """null in `evaluation:` is the default, except where "no limit" is a choice of its own."""
+    recipe = load_recipe(recipe_file(f"{MINIMAL}evaluation: {{rows: null, max_share: null, data: null}}\n"))
+    assert recipe.evaluation == dataclasses.replace(EvaluationSettings(), max_share=None)
 
 
 def test_missing_file(tmp_path: Path) -> None:

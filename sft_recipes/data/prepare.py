@@ -89,7 +89,14 @@ def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
     parts: list[Any] = [
         sft_recipes.__version__,
         _SCHEMA.to_string(),
-        [data["datasets"], data["test_split"], data["on_bad_rows"], data["allow_empty_output"], data["seed"]],
+        [
+            data["datasets"],
+            data["test_split"],
+            data["on_bad_rows"],
+            data["max_rejected"],
+            data["allow_empty_output"],
+            data["seed"],
+        ],
         as_dict(recipe.labels),
         renderer.template_text,
         renderer.chat_template_kwargs,

@@ -81,6 +81,8 @@ def outside_the_chapter(recipe: Recipe, args: Any) -> list[str]:
         notes.append(f"learning_rate {args.learning_rate:g} is outside the usual {low:g} to {high:g} for {kind}")
     if args.max_steps <= 0 and not EPOCHS[0] <= args.num_train_epochs <= EPOCHS[1]:
         notes.append(f"num_train_epochs {args.num_train_epochs:g} is outside the usual {EPOCHS[0]} to {EPOCHS[1]}")
+    if args.train_sampling_strategy == "group_by_length":
+        notes.append("train_sampling_strategy group_by_length: a resumed run does not repeat bit for bit")
     if not args.max_grad_norm:
         notes.append("max_grad_norm is 0: gradients are not clipped")
     return notes

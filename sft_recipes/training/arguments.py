@@ -47,7 +47,11 @@ def sft_config(recipe: Recipe, flatten: bool, processes: int | None = None) -> S
         "padding_free": bool(given.get("padding_free", flatten)) and not packing,
         "gradient_accumulation_steps": accumulation_steps(recipe, processes),
     }
-    return SFTConfig(**chosen)
+    try:
+        return SFTConfig(**chosen)
+    except ValueError as error:  # TRL's own word on keys that do not go together
+        problem = Problem(recipe.name, "TRL", " ".join(str(error).split()), "change one of the keys it names")
+        raise InputError(problem) from error
 
 
 def accumulation_steps(recipe: Recipe, processes: int | None = None) -> int:
@@ -89,6 +93,10 @@ def check_settings(recipe: Recipe, processes: int | None = None) -> None:
             training.get("bf16") and has_accelerator() and not supports_bf16(),
             *("bf16", "this accelerator has no bfloat16", "remove it or set fp16: true"),
         ),
+        (
+            model.get("lora_target_parameters") and model.get("lora_dropout") != 0,
+            *("lora_dropout", "peft adapts parameters (lora_target_parameters) without dropout only", "set it to 0.0"),
+        ),
         (training.get("fp16") and not torch.cuda.is_available(), "fp16", "needs a CUDA device", "remove it"),
     )
     problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong] + _dead_keys(recipe)
@@ -101,7 +109,7 @@ def _dead_keys(recipe: Recipe) -> list[Problem]:
     """Keys that other keys leave without effect. What is switched off in so many words is no mistake."""
     off = (False, 0, "no", "none")
     values = {key: value for key, value in recipe.values.items() if value is not None}
-    values |= {f"evaluation.{key}": value for key, value in values.get("evaluation", {}).items()}
+    values |= {f"evaluation.{key}": value for key, value in values.get("evaluation", {}).items() if value is not None}
     problems = []
     for key in [key for key, value in values.items() if value not in off]:
         idle = [switch for switch, states in IDLE.get(key, {}).items() if values.get(switch) in states]
@@ -110,5 +118,5 @@ def _dead_keys(recipe: Recipe) -> list[Problem]:
         if idle or needed:
             found = ", ".join(f"{switch}: {values.get(switch, 'not set')}" for switch in idle or NEEDS[key])
             fix = f"remove it, or change {' or '.join(idle or NEEDS[key])}"
-            problems.append(Problem(recipe.name, key, f"has no effect with {found}", fix))
+            problems.append(Problem(recipe.name, key, f"has no effect with {found.lower()}", fix))
     return problems

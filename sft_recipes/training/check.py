@@ -80,4 +80,6 @@ def check_recipe(
         if measure:
             planned |= measure_steps(recipe, renderer, data, measure, planned["steps"])
     notes = outside_the_chapter(recipe, config) + beyond_context(planned["longest row"], planned["model context"])
+    if planned.get("trained in experts") == 0:
+        notes.append("no parameter of the experts is trained; lora_target_parameters names fused ones")
     return RecipeCheck(str(recipe.path or recipe.name), dict(data.summary), checks, planned, notes)

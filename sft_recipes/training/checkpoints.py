@@ -12,7 +12,7 @@ from sft_recipes.errors import CheckFailed, InputError, Problem, TrainingFault
 from sft_recipes.recipe import Recipe, read_yaml
 
 # Keys that may differ between a run and its resumption: where it writes and what it prints, not what it trains.
-_FREE_KEYS = frozenset({"output_dir", "report_to", "run_name", "disable_tqdm", "logging_dir"})
+_FREE_KEYS = frozenset({"output_dir", "report_to", "run_name", "disable_tqdm"})
 _NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 

@@ -120,7 +120,7 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
             by_module[next(layers, "other")] += parameter.numel()
     trained = by_module.total()
     width = _BYTES.get(model_dtype(recipe), 4)
-    quantized = recipe.model.get("load_in_4bit", False)
+    quantized = recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit")
     trained_width = 2 if quantized else 4 if recipe.model.get("use_peft") else width
     master = strategy.master_weights and (config.bf16 or config.fp16)
     width, trained_width = (2, 2) if master else (width, trained_width)
@@ -137,6 +137,7 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
         "parameters": total,
         "trained parameters": trained,
         "trained by layer": dict(by_module.most_common()),
+        **_experts(model),
         "strategy": strategy.name,
         "bytes a device": {name: round(amount) for name, amount in {**parts, "activations": activations}.items()},
         **({"bytes in host memory": elsewhere} if elsewhere else {}),
@@ -145,17 +146,25 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
     }
 
 
+def _experts(model: Any) -> dict[str, int]:
+    """How many parameters of a mixture's experts are trained: `all-linear` may pass fused experts by."""
+    experts = [parameter for name, parameter in model.named_parameters() if ".experts." in name]
+    trained = sum(parameter.numel() for parameter in experts if parameter.requires_grad)
+    return {"trained in experts": trained} if experts else {}
+
+
 def _frozen_bytes(model: Any, recipe: Recipe, width: int) -> float:
-    """Bytes of the weights that are not trained; 4-bit covers the linear layers except the output head."""
-    nf4 = _NF4_NESTED if recipe.model.get("use_bnb_nested_quant") else _NF4
+    """Bytes of the weights that are not trained; quantization covers the linear layers except the output head."""
+    nested, eight_bit = (recipe.model.get(key) for key in ("use_bnb_nested_quant", "load_in_8bit"))
+    quantized_width = 1.0 if eight_bit else _NF4_NESTED if nested else _NF4
     linear = {
         f"{name}.weight"
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and "lm_head" not in name
     }
-    small = recipe.model.get("load_in_4bit", False)
+    small = eight_bit or recipe.model.get("load_in_4bit", False)
     return sum(
-        parameter.numel() * (nf4 if small and name in linear else width)
+        parameter.numel() * (quantized_width if small and name in linear else width)
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def _flatten(recipe: Recipe, model: Any, renderer: ChatRenderer, data: PreparedD
 def _process(recipe: Recipe) -> PartialState:
     """This process among those launched; refuses a launch whose processes do not know of one another."""
     use_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
-    process = PartialState(cpu=use_cpu)
+    timeout = timedelta(seconds=int(recipe.training.get("ddp_timeout", 1800)))  # transformers' default
+    process = PartialState(cpu=use_cpu, timeout=timeout)
     if process.num_processes != launched_processes():
         what = f"{launched_processes()} processes were launched, {process.num_processes} work together"
         fix = "use a config from accelerate_configs/; on CPU one with distributed_type: MULTI_GPU and use_cpu: true"
