@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import rensa
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 Indices = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -23,7 +25,7 @@ Mask = npt.NDArray[np.bool_]
 
 THRESHOLD = 0.7
 SLOTS, BANDS, SEED = 128, 32, 42
-LARGE_BUCKET, LEVELS = 50, 3
+LARGE_BUCKET, LEVELS, VARIANTS = 50, 3, 10
 # The estimate over 128 slots is off by .15 once in 10,000 pairs; exact verification costs more than the estimate.
 ESTIMATE_MARGIN = 0.15
 _CHUNK_CHARACTERS, _CHUNK_PAIRS = 1 << 20, 1 << 16
@@ -49,8 +51,9 @@ class Duplicates:
     """Verified pairs among n texts: `pairs` (m, 2), first < second, sorted; `jaccard` and `variant` (m,).
 
     Pairs below `threshold` stand there, too, as far as they were candidates (nearly all from `threshold` - .1 on).
-    `variant` marks pairs whose numbers differ: the same template with other values, never a duplicate. `first` (n,) is
-    the first equal text (normalised, same numbers): only that is compared; a copy stands in one pair, with the first.
+    `variant` marks pairs whose numbers differ: the same template with other values, never a duplicate; of a later
+    text at most ten are kept. `first` (n,) is the first equal text (normalised, same numbers): only that is compared
+    with others, and a copy stands in one pair, with the first.
     """
 
     threshold: float
@@ -74,19 +77,44 @@ def near_duplicates(texts: Sequence[str], shingle: Shingle = ROW_SHINGLE, thresh
     first = _first_equal(texts, whole)
     single = first == np.arange(len(texts))
     candidates = _candidates(bands, slots, np.flatnonzero(single), threshold - ESTIMATE_MARGIN)
+    candidates, differ = _thinned_variants(texts, candidates)
     copies = np.stack([first[~single], np.flatnonzero(~single)], axis=1)
     pairs = np.concatenate([candidates, copies])
     jaccard = np.concatenate([jaccard_of_pairs(texts, candidates, shingle), np.ones(len(copies))])
-    numbers = {row: number_multiset(texts[row]) for row in np.unique(candidates).tolist()}
-    differ = [numbers[one] != numbers[other] for one, other in candidates.tolist()]
-    variant = np.array(differ + [False] * len(copies), dtype=np.bool_)
+    variant = np.concatenate([differ, np.zeros(len(copies), dtype=np.bool_)])
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return Duplicates(threshold, first, pairs[order], jaccard[order], variant[order])
 
 
+def _thinned_variants(texts: Sequence[str], pairs: Indices) -> tuple[Indices, Mask]:
+    """Pairs less those with other numbers beyond `VARIANTS` a row (arithmetic has millions), and which differ."""
+    ids, numbers = dict[tuple[str, ...], int](), np.zeros(len(texts), dtype=np.int64)
+    for row in np.unique(pairs).tolist():
+        numbers[row] = ids.setdefault(number_multiset(texts[row]), len(ids))
+    differ = numbers[pairs[:, 0]] != numbers[pairs[:, 1]]
+    place = np.flatnonzero(differ)
+    later = np.sort(pairs[place, 1] << 32 | place)
+    rank = np.arange(len(later)) - np.searchsorted(later >> 32, later >> 32)
+    kept = ~differ
+    kept[later[rank < VARIANTS] & 0xFFFFFFFF] = True
+    return pairs[kept], differ[kept]
+
+
 def prompt_clusters(prompts: Sequence[str]) -> Indices:
-    """(n,) index of the star centre of each prompt, itself if alone: what must not stand on both sides of a split."""
-    return near_duplicates(prompts, PROMPT_SHINGLE).centres
+    """(n,) a row of each prompt's cluster, itself if alone: what must not stand on both sides of a split.
+
+    Prompts linked by pairs at J >= .7 are one cluster however long the chain. One of more than 1 % of the prompts (50
+    at least) is a template with short inputs: its rows are linked at .8 instead, then at .9, and last only where equal.
+    """
+    found = near_duplicates(prompts, PROMPT_SHINGLE)
+    clusters, largest = found.first.copy(), max(LARGE_BUCKET, len(prompts) // 100)
+    for threshold in (0.9, 0.8, THRESHOLD):
+        one, other = found.pairs[~found.variant & (found.jaccard >= threshold)].T
+        links = coo_array((np.ones(len(one)), (one, other)), shape=(len(prompts), len(prompts)))
+        labels = connected_components(links, directed=False)[1]
+        small = np.bincount(labels, minlength=1)[labels] <= largest
+        clusters[small] = np.unique(labels, return_index=True)[1][labels][small]
+    return clusters
 
 
 def star_centres(first: Indices, pairs: Indices) -> Indices:
@@ -106,8 +134,14 @@ def jaccard_of_pairs(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> 
     sets: dict[int, Hashes] = {}
     for rows in text_chunks(texts, np.unique(pairs)):
         hashes, offsets, _ = shingle_hashes([texts[row] for row in rows], shingle)
-        sets |= {int(row): np.unique(part) for row, part in zip(rows, np.split(hashes, offsets[1:-1]), strict=True)}
+        sets |= {int(row): _distinct(part) for row, part in zip(rows, np.split(hashes, offsets[1:-1]), strict=True)}
     return np.array([_jaccard(sets[one], sets[other]) for one, other in pairs.tolist()], dtype=np.float64)
+
+
+def _distinct(values: Hashes) -> Hashes:
+    """Sorted, without repeats: what `np.unique` gives, several times as fast (it builds a hash table)."""
+    ordered = np.sort(values)
+    return ordered[np.diff(ordered, prepend=~ordered[:1]) != 0]
 
 
 def _jaccard(one: Hashes, other: Hashes) -> float:
@@ -271,7 +305,7 @@ def _candidates(bands: npt.NDArray[np.uint32], slots: npt.NDArray[np.uint8], row
             # A large bucket shares a template: pairs that are closer than that share the next bands, too.
             keys, members = keys[large], members[large]
             keys = _mixed(keys << _HALF | bands[members, (band + level) % BANDS]) >> _HALF
-        found = np.unique(np.concatenate(fresh))
+        found = _distinct(np.concatenate(fresh))
     return np.stack([found >> _HALF, found & _LOW], axis=1).astype(np.int64)
 
 

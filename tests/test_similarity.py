@@ -284,3 +284,24 @@ def test_prompt_clusters() -> None:
         "空はなぜ昼間に青く見えるのか説明してください",
     ]
     assert prompt_clusters(prompts).tolist() == [0, 1, 0, 0, 4, 5, 6, 5]
+
+
+def test_a_template_with_short_inputs_is_no_cluster() -> None:
+    """300 prompts that share all but one word do not become one cluster; equal and nearly equal ones stay together."""
+    random = Random(10)
+    template = "Classify the following word as positive or negative and answer with one word only"
+    prompts = [f"{template}: {' '.join(some_words(random, 1))}" for _ in range(300)]
+    prompts += [prompt + "!" for prompt in prompts[:20]]
+    assert np.bincount(near_duplicates(prompts, PROMPT_SHINGLE).centres).max() > 200
+    clusters = prompt_clusters(prompts)
+    assert clusters[300:].tolist() == clusters[:20].tolist()
+    assert np.bincount(clusters).max() < 10
+
+
+def test_variants_are_thinned() -> None:
+    """Of a row's many pairs with other numbers at most ten are kept; here each later row is still listed."""
+    texts = [f"A long enough question about the number {number} and nothing else at all?" for number in range(100, 180)]
+    found = near_duplicates(texts, PROMPT_SHINGLE)
+    assert found.variant.all()
+    listed = np.bincount(found.pairs[found.jaccard >= 0.7][:, 1], minlength=80)
+    assert listed.max() == 10 and (listed[1:] > 0).all()

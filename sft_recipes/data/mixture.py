@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource
-from sft_recipes.similarity import PROMPT_SHINGLE, near_duplicates
+from sft_recipes.similarity import prompt_clusters
 
 Indices = npt.NDArray[np.int64]
 
@@ -40,17 +38,13 @@ def prompt_group(prompt: str, seed: int) -> int:
 def join_near_duplicates(prompts: Mapping[int, str]) -> Indices:
     """(m, 2) pairs of a group and the group it joins, for the groups whose prompts are near-duplicates of others.
 
-    Linked near-duplicates are one group however long the chain, so that no pair of them can straddle a split; prompts
-    that differ in their numbers only are not duplicates (`similarity.py`).
+    What is one cluster is decided in `similarity.prompt_clusters`; it takes the smallest of its groups.
     """
     groups = np.fromiter(prompts, dtype=np.int64, count=len(prompts))
-    found = near_duplicates(list(prompts.values()), PROMPT_SHINGLE)
-    left, right = found.pairs[~found.variant & (found.jaccard >= found.threshold)].T
-    links = coo_array((np.ones(len(left), dtype=np.bool_), (left, right)), shape=(len(groups), len(groups)))
-    labels = connected_components(links, directed=False)[1]
+    clusters = prompt_clusters(list(prompts.values()))
     smallest = np.full(len(groups), np.iinfo(np.int64).max)
-    np.minimum.at(smallest, labels, groups)
-    joined = smallest[labels]
+    np.minimum.at(smallest, clusters, groups)
+    joined = smallest[clusters]
     return np.stack([groups, joined], axis=1)[groups != joined]
 
 
