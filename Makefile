@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install quickstart test test-slow check bench format clean
+.PHONY: install quickstart test test-slow test-browser check bench format clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+test-browser: install
+	$(BIN)/python -m pytest -m "browser and not gpu"
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +35,8 @@ check: install
 
 bench: install
 	$(BIN)/python -m benchmarks.preparation $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
+	$(BIN)/python -m benchmarks.first_step
+	$(BIN)/python -m benchmarks.near_duplicates
 	$(BIN)/python -m benchmarks.training_step $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 format: install
