@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.data.encoding import ControlTokens
-from sft_recipes.data.turns import TurnLayout, TurnLayouts
+from sft_recipes.data.turns import Tools, TurnLayout, TurnLayouts
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Message
 from sft_recipes.recipe import TemplateSettings
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "chat_templates"
 
+# Conversations whose layouts tell what ends a turn.
 PROBE: Sequence[Message] = ({"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."})
+_CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
+TOOL_PROBE: Sequence[Message] = (PROBE[0], {"role": "assistant", "content": "", "tool_calls": [_CALL]})
+_WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "A word."}}, "required": ["word"]}
+LOOK_UP = {"type": "function", "function": {"name": "look_up", "description": "Looks a word up.", "parameters": _WORD}}
 
 
 def shipped_template_names() -> list[str]:
@@ -30,13 +35,11 @@ def shipped_template_names() -> list[str]:
 
 def load_chat_template(name_or_path: str) -> str:
     """The text of a shipped template or of a `.jinja` file."""
-    shipped = SHIPPED_TEMPLATES / f"{name_or_path}.jinja"
-    if re.fullmatch(r"[a-z0-9_]+", name_or_path) and shipped.is_file():
-        return shipped.read_text(encoding="utf-8").strip("\n")
-    path = Path(name_or_path)
+    path, names = Path(name_or_path), shipped_template_names()
+    if name_or_path in names:
+        return (SHIPPED_TEMPLATES / f"{name_or_path}.jinja").read_text(encoding="utf-8").strip("\n")
     if path.suffix in (".jinja", ".j2") and path.is_file():
         return path.read_text(encoding="utf-8")
-    names = shipped_template_names()
     hint = suggest(name_or_path, names, f"use one of {', '.join(names)}, 'tokenizer' or a .jinja file")
     raise InputError(Problem("recipe", "chat_template", f"there is no template {name_or_path!r}", hint))
 
@@ -76,7 +79,9 @@ class ChatRenderer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a turn when served, the usual terminator first."""
-        layouts = [self.layout(PROBE), *self._tool_call_layouts()]
+        layouts = [self.layout(PROBE)]
+        if "tool_calls" in self.template_text:
+            layouts.append(self.layout(TOOL_PROBE, [LOOK_UP]))
         ids = [self.special_tokens[layout.terminator] for layout in layouts if layout is not None and layout.terminator]
         if self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
@@ -91,22 +96,8 @@ class ChatRenderer:
         lines = (line.strip() for line in text.splitlines())
         return tuple(dict.fromkeys(line for line in lines if len(line) > 2))
 
-    def _tool_call_layouts(self) -> list[TurnLayout | None]:
-        if "tool_calls" not in self.template_text:
-            return []
-        call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
-        turn = {"role": "assistant", "content": "", "tool_calls": [call]}
-        word = {"type": "string", "description": "A word."}
-        parameters = {"type": "object", "properties": {"word": word}, "required": ["word"]}
-        look_up = {"name": "look_up", "description": "Looks a word up.", "parameters": parameters}
-        tool = {"type": "function", "function": look_up}
-        return [self.layout([PROBE[0], turn], [tool])]
-
     def render_batch(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = False,
+        self, conversations: Sequence[Sequence[Message]], tools: Tools = None, add_generation_prompt: bool = False
     ) -> list[str]:
         """Render conversations that share `tools`. Raises one of TEMPLATE_ERRORS if the template refuses one."""
         if not conversations:
@@ -119,36 +110,18 @@ class ChatRenderer:
             **self.chat_template_kwargs,
         )
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = False,
-    ) -> str:
+    def render(self, messages: Sequence[Message], tools: Tools = None, add_generation_prompt: bool = False) -> str:
         """Render one conversation."""
         return self.render_batch([messages], tools, add_generation_prompt)[0]
 
-    def layout(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> TurnLayout | None:
+    def layout(self, messages: Sequence[Message], tools: Tools = None) -> TurnLayout | None:
         """How the template lays out the last turn of `messages`, an assistant's; None where it gives no clear place."""
+        return self._layouts.find(lambda some, prompt: self.render(some, tools, prompt), messages, bool(tools))
 
-        def render(some: Sequence[Message], add_generation_prompt: bool) -> str:
-            return self.render(some, tools, add_generation_prompt)
-
-        return self._layouts.find(render, messages, bool(tools))
-
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids of the generation prompt after `messages`, as served: no second BOS, text never a control token."""
-        if self.spells_control_tokens(messages, tools):
-            messages, tools = self.control_tokens.mark(messages), self.control_tokens.mark(tools)
+        messages, tools = self.control_tokens.mark(messages), self.control_tokens.mark(tools)
         return self.control_tokens.encode([self.render(messages, tools, add_generation_prompt=True)])[0].ids
-
-    def spells_control_tokens(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> bool:
-        """Whether any text in the messages or tools would become a control token if tokenized as it stands."""
-        return self.control_tokens.occur_in(messages) or self.control_tokens.occur_in(tools)
 
 
 def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRenderer:
@@ -193,8 +166,8 @@ def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:
         what = "the model would not learn to stop: no special token ends an assistant turn"
         fix = "end the assistant turn with {{ eos_token }}, or use chat_template: instruction"
         raise CheckFailed(str(Problem(name, "chat_template", what, fix)))
-    ends_with_role_token = bool(layout.closing)
-    if not ends_with_role_token and "eos_token" not in renderer.template_text:
+    # A closing is the next role's token, which ends turns without being an end of text.
+    if not layout.closing and "eos_token" not in renderer.template_text:
         tokenizer.eos_token = layout.terminator
 
 
@@ -204,12 +177,8 @@ def _choose_pad_token(renderer: ChatRenderer) -> None:
     taken = {*renderer.stop_ids, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return
-    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if index not in taken}
-    for hint in ("pad", "reserved", "unused", "unk"):
-        named = sorted((index, text) for text, index in added.items() if hint in text.lower())
-        if named:
-            tokenizer.pad_token = named[0][1]
-            return
+    added = [token.content for index, token in sorted(tokenizer.added_tokens_decoder.items()) if index not in taken]
+    named = [text for hint in ("pad", "reserved", "unused", "unk") for text in added if hint in text.lower()]
     # Padding is masked by attention and labels, so any token that cannot be mistaken for the end will do.
     free = next(index for index in range(len(tokenizer)) if index not in taken)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free)
+    tokenizer.pad_token = named[0] if named else tokenizer.convert_ids_to_tokens(free)

@@ -78,19 +78,16 @@ class ControlTokens:
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode rendered texts, marked or not, in one batch. Safe to call from several threads."""
         with self._lock:
-            return self._encode(texts)
-
-    def _encode(self, texts: Sequence[str]) -> list[Encoded]:
-        split = [self._separators.split(text) for text in texts]
-        # Where pieces depend on their place, those after the first follow a newline, so that no tokenizer adds the
-        # prefix space of a text's beginning.
-        before = "" if self._cuts_at_tokens else "\n"
-        wanted = dict.fromkeys(piece for pieces in split for piece in pieces[:1])
-        wanted |= dict.fromkeys(before + piece for pieces in split for piece in pieces[2::2])
-        self._reset()
-        encodings = self._backend.encode_batch(list(wanted), add_special_tokens=False)
-        by_text = {text: (encoding, encoding.ids) for text, encoding in zip(wanted, encodings, strict=True)}
-        return [self._join(pieces, by_text, before) for pieces in split]
+            split = [self._separators.split(text) for text in texts]
+            # Where pieces depend on their place, those after the first follow a newline, so that no tokenizer adds the
+            # prefix space of a text's beginning.
+            before = "" if self._cuts_at_tokens else "\n"
+            wanted = dict.fromkeys(piece for pieces in split for piece in pieces[:1])
+            wanted |= dict.fromkeys(before + piece for pieces in split for piece in pieces[2::2])
+            self._reset()
+            encodings = self._backend.encode_batch(list(wanted), add_special_tokens=False)
+            by_text = {text: (encoding, encoding.ids) for text, encoding in zip(wanted, encodings, strict=True)}
+            return [self._join(pieces, by_text, before) for pieces in split]
 
     def _join(self, pieces: Sequence[str], by_text: Mapping[str, tuple[Any, list[int]]], before: str) -> Encoded:
         """One text from its pieces: text, separator, text and so on."""

@@ -254,9 +254,8 @@ def _tool_calls(value: Any, field: str) -> list[dict[str, Any]]:
     for index, item in enumerate(value if isinstance(value, list) else [value]):
         at = f"{field}[{index}]"
         function = _expect(dict, _expect(dict, item, at, _CALL).get("function", item), at, _CALL)
-        given = function.get("arguments")
-        arguments = {} if given is None else _json_text(given, f"{at}.arguments")
-        _expect(dict, arguments, f"{at}.arguments", "an object with named values")
+        given = {} if function.get("arguments") is None else _json_text(function["arguments"], f"{at}.arguments")
+        arguments = _expect(dict, given, f"{at}.arguments", "an object with named values")
         function = {"name": _text(function.get("name"), f"{at}.name"), "arguments": arguments}
         identity = {} if item.get("id") is None else {"id": _text(item["id"], f"{at}.id")}
         calls.append({"type": "function", **identity, "function": function})

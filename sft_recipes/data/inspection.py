@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from rich.text import Text
@@ -44,40 +44,24 @@ def inspect_rows(
     renderer: ChatRenderer, data: DataSettings, labels: LabelSettings, limit: int | None = None
 ) -> Iterator[InspectedRow]:
     """Label the first `limit` input rows (all by default) of every data set, in order, dropped ones included."""
-    labeller = Labeller(renderer, labels)
-    rejects = RejectLog(data, None)
+    labeller, rejects = Labeller(renderer, labels), RejectLog(data)
     for source in data.datasets:
         examples = islice(iter_examples(source, data, rejects=rejects), limit)
         while batch := list(islice(examples, BATCH_ROWS)):
             labelled = labeller.label(batch)
             for index, example in enumerate(batch):
-                for row in labelled.rows:
-                    if row.example == index:
-                        yield InspectedRow(example, row, None)
-                for lost in labelled.dropped:
-                    if lost.example == index:
-                        yield InspectedRow(example, None, lost)
+                yield from (InspectedRow(example, row, None) for row in labelled.rows if row.example == index)
+                yield from (InspectedRow(example, None, lost) for lost in labelled.dropped if lost.example == index)
 
 
 def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
     """The row's text with trained tokens in green on the rest in grey; special tokens bold, invisibles shown."""
-    tokenizer = renderer.tokenizer
     special = set(renderer.special_tokens.values())
+    pairs = zip(row.input_ids, row.labels, strict=True)
     text = Text()
-    start = 0
-    ids, labels = row.input_ids, row.labels
-    for end in range(1, len(ids) + 1):
-        same = (
-            end < len(ids)
-            and (labels[end] == IGNORE_INDEX) == (labels[start] == IGNORE_INDEX)
-            and (ids[end] in special) == (ids[start] in special)
-        )
-        if same:
-            continue
-        style = "grey50" if labels[start] == IGNORE_INDEX else "green"
-        style += " bold" if ids[start] in special else ""
-        text.append(visible(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False)), style=style)
-        start = end
+    for (trained, bold), run in groupby(pairs, lambda pair: (pair[1] != IGNORE_INDEX, pair[0] in special)):
+        piece = renderer.tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
+        text.append(visible(piece), ("green" if trained else "grey50") + (" bold" if bold else ""))
     return text
 
 

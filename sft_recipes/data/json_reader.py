@@ -1,8 +1,7 @@
 """Strict reader for `.jsonl` files and `.json` arrays: rows come out one by one, each with its line.
 
 `datasets` counts bad lines from the start of a 10 MB block, turns NaN into null and lets later rows change type; here
-every deviation is reported with its own file and line. Memory stays at one line, or at one element of an array and
-1 MB around it.
+every deviation is reported with its own file and line. Memory stays at one line, or at the text of an array.
 """
 
 from __future__ import annotations
@@ -12,15 +11,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, Problem
 
-# Characters of an array that are read at a time.
-_CHUNK = 1 << 20
 # In JSON that parses: a surrogate pair, a surrogate without its other half, any other escape.
 _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)|\\.")
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -70,7 +66,7 @@ def parse_json(text: str) -> Any:
             raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
         fix = "write one complete JSON object per line, or remove the line"
-        raise RowProblem("", _broken(error.msg, error.pos + 1), fix) from error
+        raise _broken(error.msg, error.pos + 1, fix) from error
     return value
 
 
@@ -80,19 +76,16 @@ def read_json_rows(path: Path) -> Iterator[Row]:
     A UTF-8 byte order mark, CRLF, blank lines and a missing final newline change nothing. Raises InputError for no
     rows, one object alone, an array in a `.jsonl` file, and at the first element of an array that is not strict JSON.
     """
-    name, is_jsonl = display_path(path), path.suffix.lower() == ".jsonl"
-    with path.open("rb") as file:
-        first = file.read(1 << 16).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-        file.seek(0)
-        starts = [line.lstrip()[:1] for line in islice(filter(bytes.strip, file), 2)] if first == b"{" else []
-    if first == b"[" and is_jsonl:
+    name, is_jsonl, line = display_path(path), path.suffix.lower() == ".jsonl", None
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        starts = "".join(text.lstrip()[0] for text in islice(filter(str.strip, file), 2))
+    if starts[:1] == "[" and is_jsonl:
         fix = "rename the file to .json, or write one object per line"
         raise InputError(Problem(f"{name}:1", "", "a JSON array in a .jsonl file", fix))
-    if first == b"{" and starts[1:] != [b"{"] and not is_jsonl:
+    if starts[:1] == "{" and starts != "{{" and not is_jsonl:
         fix = "put the rows into an array [...], or rename a file of one object per line to .jsonl"
         raise InputError(Problem(name, "", "one JSON object alone, not an array of rows", fix))
-    line = None
-    for line, value, text in _elements(path) if first == b"[" else _lines(path):
+    for line, value, text in _elements(path) if starts[:1] == "[" else _lines(path):
         if not isinstance(value, dict | RowProblem):
             what = f"expected a JSON object, got {type_name(value)}"
             value = RowProblem("", what, 'write the row as {"column": value}')
@@ -120,76 +113,26 @@ def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
 
 def _elements(path: Path) -> Iterator[tuple[int, Any, str]]:
     """The same of every element of an array. Raises InputError where one is broken or refused."""
-    window = _Window(path)
+    text, line, counted = "".join(text_lines(path)), 1, 0
+    at = _skip_space(text, text.index("[") + 1)
     try:
-        delimiter = "]" if window.advance(1) == "]" else ","
-        while delimiter == ",":
-            yield window.line, *window.value()
-            if (delimiter := window.advance(0)) == ",":
-                window.advance(1)
-        if delimiter != "]" or window.advance(1):
-            raise window.broken("Extra data" if delimiter == "]" else "Expecting ','")
+        more = text[at : at + 1] != "]"
+        while more:
+            line, counted = line + text.count("\n", counted, at), at
+            value, end = _scan(text, at)
+            yield line, value, text[at:end]
+            at = _skip_space(text, end)
+            if more := text[at : at + 1] == ",":
+                at = _skip_space(text, at + 1)
+        if text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ','", text, at)
+        if (at := _skip_space(text, at + 1)) != len(text):
+            raise json.JSONDecodeError("Extra data", text, at)
+    except json.JSONDecodeError as error:
+        problem = _broken(error.msg, error.colno, "repair the array there")
+        raise InputError(problem.at(f"{display_path(path)}:{error.lineno}")) from error
     except RowProblem as error:
-        raise InputError(error.at(f"{display_path(path)}:{window.line}")) from error
-
-
-class _Window:
-    """A piece of a file's text that grows while something in it is unfinished and forgets what was read."""
-
-    def __init__(self, path: Path) -> None:
-        self._chunks, self._text, self._at = _chunks(path), "", 0
-        self.line, self._column = 1, 1
-        self.advance(0)
-
-    def _grow(self) -> bool:
-        if chunk := next(self._chunks, ""):
-            self._text, self._at = self._text[self._at :] + chunk, 0
-        return bool(chunk)
-
-    def _move(self, end: int) -> None:
-        newlines = self._text.count("\n", self._at, end)
-        self.line += newlines
-        self._column = end - self._text.rfind("\n", self._at, end) if newlines else self._column + end - self._at
-        self._at = end
-
-    def advance(self, length: int) -> str:
-        """Go `length` characters on and over white space; what stands there, or "" at the end of the file."""
-        self._move(self._at + length)
-        while True:
-            self._move(_skip_space(self._text, self._at))
-            if self._at < len(self._text) or not self._grow():
-                return self._text[self._at : self._at + 1]
-
-    def value(self) -> tuple[Any, str]:
-        """The value that begins here and its text; goes on behind it."""
-        while True:
-            try:
-                value, end = _scan(self._text, self._at)
-            except json.JSONDecodeError as error:
-                # Far from the end of the window it is broken; near it, or inside a string, it may be unfinished.
-                unfinished = error.pos > len(self._text) - 64 or error.msg.startswith("Unterminated")
-                if unfinished and self._grow():
-                    continue
-                self._move(error.pos)
-                raise self.broken(error.msg) from error
-            if end < len(self._text) or not self._grow():
-                text = self._text[self._at : end]
-                self._move(end)
-                return value, text
-
-    def broken(self, reason: str) -> RowProblem:
-        """That the array is broken here."""
-        return RowProblem("", _broken(reason, self._column), "repair the array there")
-
-
-def _chunks(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            yield from iter(partial(file.read, _CHUNK), "")
-        except UnicodeDecodeError:
-            for _ in text_lines(path):  # names the line, which the decoder of chunks does not know
-                pass
-            raise
+        raise InputError(error.at(f"{display_path(path)}:{line}")) from error
 
 
 def _scan(text: str, start: int) -> tuple[Any, int]:
@@ -227,9 +170,9 @@ def _skip_space(text: str, position: int) -> int:
     return _SPACE.match(text, position).end()  # type: ignore[union-attr]  # the empty string matches as well
 
 
-def _broken(reason: str, column: int) -> str:
+def _broken(reason: str, column: int, fix: str) -> RowProblem:
     reason = reason.removesuffix(" starting at").removesuffix(" at")
-    return f"invalid JSON at column {column} ({reason[0].lower()}{reason[1:]})"
+    return RowProblem("", f"invalid JSON at column {column} ({reason[0].lower()}{reason[1:]})", fix)
 
 
 def _invalid_utf8(error: UnicodeDecodeError) -> RowProblem:

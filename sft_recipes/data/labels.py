@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from typing import Any
 
 from sft_recipes.data.chat_templates import PROBE, ChatRenderer, begins_with_bos
 from sft_recipes.data.encoding import Encoded
@@ -56,12 +58,11 @@ class LabelledRow:
 
 @dataclass(frozen=True, slots=True)
 class DroppedRow:
-    """A row that is not trained, why, and how many tokens (all, trained) went with it where that is known."""
+    """A row that is not trained, why, and how many trained tokens went with it where that is known."""
 
     example: int
     reason: str
     detail: str
-    tokens: int = 0
     trained_tokens: int = 0
 
 
@@ -76,7 +77,9 @@ class LabelledBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A row before tokenization: its text, its verified spans, and whether control tokens in it are text."""
+    """A row before tokenization: its text, its verified spans (none: `format: raw`), and whether control tokens in it
+    are text.
+    """
 
     example: int
     text: str
@@ -90,7 +93,6 @@ class _Work:
 
     batch: LabelledBatch = field(default_factory=LabelledBatch)
     ready: dict[int, Example] = field(default_factory=dict)
-    raw: dict[int, Example] = field(default_factory=dict)
     neutralized: set[int] = field(default_factory=set)
     drafts: list[_Draft] = field(default_factory=list)
 
@@ -105,18 +107,23 @@ class Labeller:
         self.renderer = renderer
         self.settings = settings
         self._special_ids = set(renderer.special_tokens.values())
+        tokenizer = renderer.tokenizer
+        self._raw_start = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
+        # Some models use one token for both ends; then it stands after every turn and says nothing about BOS.
+        self._bos_id: Any = None if tokenizer.bos_token_id in renderer.stop_ids else tokenizer.bos_token_id
         self._check_template()
 
     def _check_template(self) -> None:
-        batch = LabelledBatch()
-        drafts = self._draft({0: Example(messages=PROBE, source="probe", row=0)}, batch, set())
-        encodings = self._encode(drafts)
-        alone = self.renderer.tokenizer([draft.text for draft in drafts], add_special_tokens=False)["input_ids"]
+        work = _Work(ready={0: Example(messages=PROBE, source="probe", row=0)})
+        self._draft(work)
+        encodings = self._encode(work.drafts)
+        alone = self.renderer.tokenizer([draft.text for draft in work.drafts], add_special_tokens=False)["input_ids"]
         if [encoded.ids for encoded in encodings] != alone:
             what = "its tokenizer gives other ids in a batch than alone"
             raise CheckFailed(str(Problem("recipe", "model_name_or_path", what, "report this tokenizer")))
-        if not encodings or not self._spans(batch, drafts[0], encodings[0]):
-            what = f"the template verifies nothing: {batch.dropped[0].detail}"
+        found = map(self._spans, work.drafts, encodings)
+        if lost := [*work.batch.dropped, *(one for one in found if isinstance(one, DroppedRow))]:
+            what = f"the template verifies nothing: {lost[0].detail}"
             fix = "use another chat_template; `sft-recipes inspect` shows the rendering"
             raise CheckFailed(str(Problem("recipe", "chat_template", what, fix)))
 
@@ -128,45 +135,38 @@ class Labeller:
     def label_batches(self, batches: Iterable[Sequence[Example]]) -> Iterator[tuple[Sequence[Example], LabelledBatch]]:
         """Label batch after batch; the tokenizer (Rust, all cores) works on one while the next is rendered."""
         with ThreadPoolExecutor(max_workers=1) as pool:
-            waiting: tuple[Sequence[Example], _Work, Future[list[Encoded]]] | None = None
-            for examples in batches:
-                work = self._begin(examples)
-                encoded = pool.submit(self._encode, work.drafts)
-                if waiting is not None:
-                    yield waiting[0], self._finish(waiting[1], waiting[2].result())
-                waiting = examples, work, encoded
-            if waiting is not None:
-                yield waiting[0], self._finish(waiting[1], waiting[2].result())
+
+            def begun() -> Iterator[Any]:
+                for examples in batches:
+                    work = self._begin(examples)
+                    yield examples, work, pool.submit(self._encode, work.drafts)
+
+            for (examples, work, encoded), _ in pairwise(chain(begun(), [None])):
+                yield examples, self._finish(work, encoded.result())
 
     def _begin(self, examples: Sequence[Example]) -> _Work:
         """Everything before tokenization: policies, renderings, verified spans."""
         work = _Work()
         for index, original in enumerate(examples):
             example = self.for_template(original)
-            if example.text is not None:
-                spells = self.renderer.control_tokens.occur_in(example.text)
-                if not spells or self._may_neutralize(work.batch, example, index):
-                    work.raw[index] = example
-            elif not self._trained_turns(example):
+            if example.text is None and not self._trained_turns(example):
                 detail = "no assistant turn of this row may be trained"
                 work.batch.dropped.append(DroppedRow(index, "no_trained_turn", detail))
-            elif not self.renderer.spells_control_tokens(example.messages, example.tools):
+            elif not self.renderer.control_tokens.occur_in((example.messages, example.tools, example.text)):
                 work.ready[index] = example
             elif self._may_neutralize(work.batch, example, index):
                 mark = self.renderer.control_tokens.mark
-                marked = dataclasses.replace(example, messages=mark(example.messages), tools=mark(example.tools))
-                work.ready[index] = marked
+                texts = {name: mark(getattr(example, name)) for name in ("messages", "tools", "text")}
+                work.ready[index] = dataclasses.replace(example, **texts)
                 work.neutralized.add(index)
-        work.drafts = self._draft(work.ready, work.batch, work.neutralized)
+        self._draft(work)
         return work
 
     def _finish(self, work: _Work, encoded: Sequence[Encoded]) -> LabelledBatch:
         """Ids and labels of the drafts, over-long rows dealt with."""
         batch = work.batch
         for draft, ids in zip(work.drafts, encoded, strict=True):
-            self._add(batch, work.ready[draft.example], draft, ids)
-        for index, example in work.raw.items():
-            self._add_raw(batch, example, index)
+            self._add(batch, draft, ids, work.ready[draft.example])
         batch.rows.sort(key=lambda row: (row.example, row.turns))
         return batch
 
@@ -184,14 +184,12 @@ class Labeller:
         """The example as it is rendered: the recipe's system prompt first unless it brings its own, and reasoning
         written inline as `<think>...</think>` in its own field where the template has a place for it.
         """
+        messages, train, prompt = example.messages, example.train, self.settings.system_prompt
         if "reasoning_content" in self.renderer.template_text:
-            messages = [_reasoning_apart(message) for message in example.messages]
-            example = dataclasses.replace(example, messages=messages) if messages != example.messages else example
-        prompt = self.settings.system_prompt
-        if not prompt or example.text is not None or example.messages[0]["role"] == "system":
-            return example
-        messages = [{"role": "system", "content": prompt}, *example.messages]
-        train = (False, *example.train) if example.train else ()
+            messages = [_reasoning_apart(message) for message in messages]
+        if prompt and messages and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": prompt}, *messages]
+            train = (False, *train) if train else ()
         return dataclasses.replace(example, messages=messages, train=train)
 
     def _trained_turns(self, example: Example) -> list[int]:
@@ -200,16 +198,18 @@ class Labeller:
 
     # -- drafts: texts with verified spans ---------------------------------------------------------------------------
 
-    def _draft(self, examples: Mapping[int, Example], batch: LabelledBatch, neutralized: set[int]) -> list[_Draft]:
-        renderings = render_examples(self.renderer, examples, self._trained_turns)
-        for index, detail in renderings.failed.items():
-            batch.dropped.append(DroppedRow(index, "template_error", detail))
-        drafts: list[_Draft] = []
-        for index, example in examples.items():
-            if index not in renderings.failed:
-                rows = self._draft_one(example, index, renderings, batch)
-                drafts += [_Draft(index, text, spans, index in neutralized) for text, spans in rows]
-        return drafts
+    def _draft(self, work: _Work) -> None:
+        chats = {index: example for index, example in work.ready.items() if example.text is None}
+        renderings = render_examples(self.renderer, chats, self._trained_turns)
+        for index, example in work.ready.items():
+            rows: list[tuple[str, tuple[Span, ...]]] = []
+            if example.text is not None:
+                rows = [(example.text, ())]
+            elif index in renderings.failed:
+                work.batch.dropped.append(DroppedRow(index, "template_error", renderings.failed[index]))
+            else:
+                rows = self._draft_one(example, index, renderings, work.batch)
+            work.drafts += [_Draft(index, text, spans, index in work.neutralized) for text, spans in rows]
 
     def _draft_one(
         self, example: Example, index: int, renderings: Renderings, batch: LabelledBatch
@@ -219,14 +219,14 @@ class Labeller:
         mask_empty_think = self.settings.empty_think == "mask"
         for turn in self._trained_turns(example):
             layout = self.renderer.layout(example.messages[: turn + 1], example.tools)
-            rendering = renderings.turns[index, turn]
-            span = verified_span(rendering, layout, example.messages[turn], turn, mask_empty_think)
+            prompt, text = renderings.prompts[index, turn], renderings.texts[index, turn + 1]
+            span = verified_span(prompt, text, layout, example.messages[turn], turn, mask_empty_think)
             if isinstance(span, str):
                 batch.dropped.append(DroppedRow(index, "unverified", f"messages[{turn}]: {span}"))
             else:
                 spans.append(span)
         last_is_trained = bool(spans) and spans[-1].turn == len(example.messages) - 1
-        full = spans[-1].text if last_is_trained else renderings.full[index]
+        full = spans[-1].text if last_is_trained else renderings.texts[index, len(example.messages)]
         shared = tuple(span for span in spans if full.startswith(span.text[: span.end]))
         alone = [span for span in spans if span not in shared]
         if self.settings.history == "mask":
@@ -243,44 +243,43 @@ class Labeller:
     def _encode(self, drafts: Sequence[_Draft]) -> list[Encoded]:
         return self.renderer.control_tokens.encode([draft.text for draft in drafts])
 
-    def _spans(self, batch: LabelledBatch, draft: _Draft, encoded: Encoded) -> list[tuple[int, int]] | None:
-        """Token spans of a draft, or None with the reason in `batch.dropped`."""
+    def _spans(self, draft: _Draft, encoded: Encoded) -> list[tuple[int, int]] | DroppedRow:
+        """Token spans of a draft, or why it is dropped."""
         spans: list[tuple[int, int]] = []
         for span in draft.spans:
-            tokens = token_span(encoded, span, self._special_ids)
-            if tokens is None:
+            if (tokens := token_span(encoded, span, self._special_ids)) is None:
                 detail = f"messages[{span.turn}]: a token joins the prompt and the answer"
-                batch.dropped.append(DroppedRow(draft.example, "token_boundary", detail, len(encoded.ids)))
-                return None
+                return DroppedRow(draft.example, "token_boundary", detail)
             spans.append(tokens)
-        if self._has_second_bos(encoded.ids):
-            batch.dropped.append(DroppedRow(draft.example, "unverified", "more than one BOS token", len(encoded.ids)))
-            return None
+        if encoded.ids.count(self._bos_id) > 1:
+            return DroppedRow(draft.example, "unverified", "more than one BOS token")
         return spans
 
-    def _has_second_bos(self, ids: list[int]) -> bool:
-        tokenizer = self.renderer.tokenizer
-        bos = tokenizer.bos_token_id
-        # Some models use one token for both ends; then it stands after every turn and says nothing about BOS.
-        return bos is not None and bos not in self.renderer.stop_ids and ids.count(bos) > 1
-
-    def _add(self, batch: LabelledBatch, example: Example, draft: _Draft, encoded: Encoded) -> None:
-        spans = self._spans(batch, draft, encoded)
-        if spans is None:
+    def _add(self, batch: LabelledBatch, draft: _Draft, encoded: Encoded, example: Example) -> None:
+        """Put the draft's row into the batch, cut or dropped if it is too long."""
+        spans = self._spans(draft, encoded)
+        if isinstance(spans, DroppedRow):
+            batch.dropped.append(spans)
             return
-        row = self._row(draft, encoded.ids, spans)
-        limit = self.settings.max_length
+        row, limit, policy = self._row(draft, encoded.ids, spans), self.settings.max_length, self.settings.overlength
         if limit is None or len(row.input_ids) <= limit:
             batch.rows.append(row)
             return
+        detail = f"{len(row.input_ids)} tokens, max_length is {limit}"
+        if policy == "error":
+            fix = f"raise max_length to {len(row.input_ids)}, or set overlength to drop or truncate"
+            raise InputError(Problem(example.where, "max_length", detail, fix))
         fitting = [span for span, (_, end) in zip(draft.spans, spans, strict=True) if end <= limit]
-        shorter = self._cut_turns(row, draft, fitting, limit) if self.settings.overlength == "truncate" else None
-        if shorter is not None:
+        if policy == "truncate" and (shorter := self._cut_turns(row, draft, fitting, limit)):
             batch.rows.append(shorter)
         else:
-            self._drop_overlength(batch, example, row)
+            batch.dropped.append(DroppedRow(row.example, "overlength", detail, row.trained_tokens))
 
     def _row(self, draft: _Draft, ids: list[int], spans: Sequence[tuple[int, int]]) -> LabelledRow:
+        if not draft.spans:  # raw text: every token is trained, from BOS, where the model knows one, to EOS
+            ids, eos_id = [*self._raw_start, *ids], self.renderer.tokenizer.eos_token_id
+            ids += [eos_id] if ids[-1:] != [eos_id] else []
+            return LabelledRow(draft.example, ids, list(ids), (), neutralized=draft.neutralized)
         turns = tuple(span.turn for span in draft.spans)
         labels = list(ids) if self.settings.train_on == "all" else [IGNORE_INDEX] * len(ids)
         for start, end in spans:
@@ -289,40 +288,15 @@ class Labeller:
 
     def _cut_turns(self, row: LabelledRow, draft: _Draft, fitting: list[Span], limit: int) -> LabelledRow | None:
         """The same conversation without its last turns, so that it fits; an answer is never cut."""
-        while fitting:
+        for count in range(len(fitting), 0, -1):
             # The rendering that ends with the last turn that fits holds all earlier spans at the same places.
-            shorter = dataclasses.replace(draft, text=fitting[-1].text, spans=tuple(fitting))
+            shorter = dataclasses.replace(draft, text=fitting[count - 1].text, spans=tuple(fitting[:count]))
             encoded = self._encode([shorter])[0]
-            spans = self._spans(LabelledBatch(), shorter, encoded)
-            if spans is not None and len(encoded.ids) <= limit:
+            spans = self._spans(shorter, encoded)
+            if not isinstance(spans, DroppedRow) and len(encoded.ids) <= limit:
                 kept = self._row(shorter, encoded.ids, spans)
                 return dataclasses.replace(kept, lost_tokens=row.trained_tokens - kept.trained_tokens)
-            fitting = fitting[:-1]
         return None
-
-    def _drop_overlength(self, batch: LabelledBatch, example: Example, row: LabelledRow) -> None:
-        detail = f"{len(row.input_ids)} tokens, max_length is {self.settings.max_length}"
-        if self.settings.overlength == "error":
-            fix = f"raise max_length to {len(row.input_ids)}, or set overlength to drop or truncate"
-            raise InputError(Problem(example.where, "max_length", detail, fix))
-        dropped = DroppedRow(row.example, "overlength", detail, len(row.input_ids), row.trained_tokens)
-        batch.dropped.append(dropped)
-
-    # -- raw text ----------------------------------------------------------------------------------------------------
-
-    def _add_raw(self, batch: LabelledBatch, example: Example, index: int) -> None:
-        """`format: raw`: the text as it stands plus EOS, every token trained."""
-        tokenizer = self.renderer.tokenizer
-        bos = [tokenizer.bos_token_id] if begins_with_bos(tokenizer) else []
-        control_tokens = self.renderer.control_tokens
-        ids = [*bos, *control_tokens.encode([control_tokens.mark(example.text)])[0].ids]
-        if not ids or ids[-1] != tokenizer.eos_token_id:
-            ids = [*ids, tokenizer.eos_token_id]
-        row = LabelledRow(index, ids, list(ids), ())
-        if self.settings.max_length is not None and len(ids) > self.settings.max_length:
-            self._drop_overlength(batch, example, row)
-        else:
-            batch.rows.append(row)
 
 
 def _reasoning_apart(message: Message) -> Message:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from sft_recipes.data.labels import LabelledBatch
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
@@ -49,14 +51,13 @@ class SourceLedger:
         self.rows_dropped += len(examples) - len(kept)
         self.turns_masked += batch.masked_turns
         self.training_rows += len(batch.rows)
-        for row in batch.rows:
-            self.tokens_kept += len(row.input_ids)
-            self.trained_tokens_kept += row.trained_tokens
-            self.trained_tokens_lost += row.lost_tokens
+        self.tokens_kept += sum(len(row.input_ids) for row in batch.rows)
+        self.trained_tokens_kept += sum(row.trained_tokens for row in batch.rows)
+        self.trained_tokens_lost += sum(lost.trained_tokens for lost in batch.dropped)
+        self.trained_tokens_lost += sum(row.lost_tokens for row in batch.rows)
         self.rows_cut += len({row.example for row in batch.rows if row.lost_tokens})
         self.rows_neutralized += len({row.example for row in batch.rows if row.neutralized})
         for lost in batch.dropped:
-            self.trained_tokens_lost += lost.trained_tokens
             self.dropped[lost.reason] += 1
             places = self.places.setdefault(lost.reason, [])
             if len(places) < SHOWN_PLACES:
@@ -95,28 +96,9 @@ class SourceLedger:
 
 def ledger_lines(ledgers: Sequence[Mapping[str, Any]]) -> list[str]:
     """The ledger for the terminal: a line per source and one per reason that lost rows."""
-    lines: list[str] = []
-    for entry in ledgers:
-        trained = entry["trained_tokens_kept"]
-        share = trained / entry["tokens_kept"] if entry["tokens_kept"] else 0.0
-        lines.append(
-            f"{entry['source']} [{entry['split']}]: {entry['rows_in']:,} rows in, {entry['rows_kept']:,} kept as "
-            f"{entry['training_rows']:,} training rows, {entry['rows_dropped']:,} dropped, "
-            f"{entry['rows_rejected']:,} rejected; {trained:,} of {entry['tokens_kept']:,} tokens trained ({share:.1%})"
-        )
-        notes = (
-            ("rows_cut", "rows lost whole trailing turns to max_length"),
-            ("rows_neutralized", "rows spell control tokens; the text stays text"),
-            ("turns_masked", "turns left untrained (history: mask)"),
-        )
-        lines += [f"  {entry[key]:,} {text}" for key, text in notes if entry[key]]
-        if entry["trained_tokens_lost"]:
-            lines.append(f"  {entry['trained_tokens_lost']:,} trained tokens lost")
-        for reason, count in entry["dropped"].items():
-            lines.append(f"  dropped, {reason}: {count:,} (first: {'; '.join(entry['places'][reason][:2])})")
-        if entry["unused_columns"]:
-            lines.append(f"  columns not used: {', '.join(entry['unused_columns'])}")
-    return lines
+    text = Path(__file__).with_name("ledger.txt.jinja").read_text(encoding="utf-8")
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+    return template.render(ledgers=ledgers).splitlines()
 
 
 class DroppedLog:
@@ -133,12 +115,6 @@ class DroppedLog:
         with self._path.open("a", encoding="utf-8") as file:
             for lost in batch.dropped:
                 example = examples[lost.example]
-                entry = {
-                    "source": example.source,
-                    "line": example.line,
-                    "row": example.row,
-                    "reason": lost.reason,
-                    "detail": lost.detail,
-                    "trained_tokens": lost.trained_tokens,
-                }
+                why = {name: getattr(lost, name) for name in ("reason", "detail", "trained_tokens")}
+                entry = {"source": example.source, "line": example.line, "row": example.row, **why}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")

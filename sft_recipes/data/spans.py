@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.encoding import Encoded
 from sft_recipes.data.turns import TEMPLATE_ERRORS, TurnLayout
 from sft_recipes.messages import Example, Message
-
-Conversation = tuple[Sequence[Message], Sequence[Mapping[str, Any]] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +23,13 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnRendering:
-    """The two renderings a turn's span follows from: the generation prompt before it, and the one ending with it."""
-
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Renderings:
-    """All renderings a batch of examples needs, by position in the batch; `failed` holds what the template refused."""
+    """What a batch of examples needs, by (position in the batch, number of messages): `prompts` end with the
+    generation prompt, `texts` with the last of the messages. `failed`: by position, what the template refused.
+    """
 
-    full: Mapping[int, str]
-    turns: Mapping[tuple[int, int], TurnRendering]
+    prompts: Mapping[tuple[int, int], str]
+    texts: Mapping[tuple[int, int], str]
     failed: Mapping[int, str]
 
 
@@ -49,19 +40,15 @@ def render_examples(
     prompts: list[tuple[int, int]] = []
     texts: list[tuple[int, int]] = []
     for index, example in examples.items():
-        turns = list(trained_turns(example))
+        turns = trained_turns(example)
         prompts += [(index, turn) for turn in turns]
-        texts += [(index, turn) for turn in {*turns, len(example.messages) - 1}]
+        texts += [(index, length) for length in {*[turn + 1 for turn in turns], len(example.messages)}]
     failed: dict[int, str] = {}
-    prompt_texts = _render_all(renderer, examples, [(i, turn) for i, turn in prompts], True, failed)
-    ending_texts = _render_all(renderer, examples, [(i, turn + 1) for i, turn in texts], False, failed)
-    turn_renderings = {
-        (i, turn): TurnRendering(prompt_texts[i, turn], ending_texts[i, turn + 1])
-        for i, turn in prompts
-        if i not in failed
-    }
-    full = {i: ending_texts[i, len(example.messages)] for i, example in examples.items() if i not in failed}
-    return Renderings(full, turn_renderings, failed)
+    before, after = (
+        _render_all(renderer, examples, wanted, with_prompt, failed)
+        for wanted, with_prompt in ((prompts, True), (texts, False))
+    )
+    return Renderings(before, after, failed)
 
 
 def _render_all(
@@ -81,8 +68,7 @@ def _render_all(
         tools = examples[group[0][0]].tools
         conversations = [examples[index].messages[:length] for index, length in group]
         try:
-            texts = renderer.render_batch(conversations, tools, add_generation_prompt)
-            rendered.update(zip(group, texts, strict=True))
+            rendered |= zip(group, renderer.render_batch(conversations, tools, add_generation_prompt), strict=True)
         except TEMPLATE_ERRORS:
             # One row stopped the batch: render one by one to name it and to keep the others.
             for key, conversation in zip(group, conversations, strict=True):
@@ -94,18 +80,18 @@ def _render_all(
 
 
 def verified_span(
-    rendering: TurnRendering, layout: TurnLayout | None, message: Message, turn: int, mask_empty_think: bool
+    prompt: str, text: str, layout: TurnLayout | None, message: Message, turn: int, mask_empty_think: bool
 ) -> Span | str:
     """The trained span of one turn, or what could not be verified.
 
-    The span lies in `rendering.text + layout.closing`, which the returned `Span.text` holds.
+    `prompt` and `text`: the renderings that end just before and just after the turn. The span lies in
+    `text + layout.closing`, which the returned `Span.text` holds.
     """
     if layout is None:
         return "the template gives no clear place for the answer"
     if layout.terminator is None:
         return "no special token ends the turn: the model would not learn to stop"
-    prompt, text = rendering.prompt, rendering.text
-    cut = len(prompt) - layout.prompt_cut
+    cut = len(prompt) - len(layout.prompt_rest)
     if not (prompt.endswith(layout.prompt_rest) and text.startswith(prompt[:cut])):
         return "the generation prompt is not where the template put it for a turn of this shape"
     if not text.startswith(layout.header, cut):

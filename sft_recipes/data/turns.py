@@ -24,6 +24,7 @@ from sft_recipes.messages import Message
 
 # Renders messages to text; the second argument adds the generation prompt.
 Render = Callable[[Sequence[Message], bool], str]
+Tools = Sequence[Mapping[str, Any]] | None
 
 _EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 # What a template may raise on a row that it cannot render: its own raise_exception, or a type it did not expect.
@@ -35,15 +36,14 @@ class TurnLayout:
     """The template's text around the last assistant turn of a conversation structure.
 
     G is the generation prompt before the turn, R the rendering that ends with it.
-    `prompt_cut`: characters at the end of G that R does not repeat (0 where G is a prefix of R; the length of an
-    opened think block where it is not). `header`: text of R between the shared part and the content in that case.
+    `prompt_rest`: the end of G that R does not repeat ("" where G is a prefix of R; an opened think block where it is
+    not). `header`: text of R between the shared part and the content in that case.
     `empty_think`: an empty reasoning block the template injects at the start of the turn, or "".
     `tail`: everything R writes after the turn's last text; `stop`: offset in `tail` just after the terminator.
     `terminator`: text of the special token that ends the turn, or None. `closing`: text to append to R because the
     template leaves a last turn open (the role token that ends earlier turns), or "".
     """
 
-    prompt_cut: int
     prompt_rest: str
     header: str
     empty_think: str
@@ -59,70 +59,61 @@ class TurnLayouts:
     def __init__(self, special_tokens: Iterable[str]) -> None:
         longest_first = sorted(special_tokens, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._known: dict[tuple[Any, ...], TurnLayout | None] = {}
+        self._known: dict[str, TurnLayout | None] = {}
 
     def find(self, render: Render, messages: Sequence[Message], has_tools: bool) -> TurnLayout | None:
         """Layout of the last turn of `messages` (an assistant's), or None where the template gives no clear one."""
-        key = (has_tools, *[_shape(message) for message in messages])
-        if key not in self._known:
+        ids: dict[str, str] = {}
+        marked = [_with_markers(message, index, ids) for index, message in enumerate(messages)]
+        structure = f"{has_tools}{marked}"
+        if structure not in self._known:
             try:
-                self._known[key] = _find_layout(render, messages, self._special)
+                conversation = [message for message, _ in marked]
+                self._known[structure] = _find_layout(render, conversation, marked[-1][1], self._special)
             except TEMPLATE_ERRORS:
-                self._known[key] = None
-        return self._known[key]
-
-
-def _shape(value: Any) -> Any:
-    """The structure of a message: roles and which fields hold text, without the text itself."""
-    if isinstance(value, str):
-        return "text" if value.strip() else "blank"
-    if isinstance(value, Mapping):
-        return tuple((key, item if key == "role" else _shape(item)) for key, item in value.items() if item is not None)
-    if isinstance(value, (list, tuple)):
-        return ("list", *[_shape(item) for item in value])
-    # Numbers get markers of their own; true, false and null stand in the layout as they are.
-    return type(value).__name__ if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+                self._known[structure] = None
+        return self._known[structure]
 
 
 def _marker(index: int, count: int) -> str:
     return f"QZ{index}x{count}ZQ"
 
 
-def _number_marker(index: int, count: int) -> int:
-    return int(f"90{index:04}{count:04}09")
+def _with_markers(message: Message, index: int, ids: dict[str, str]) -> tuple[Message, list[str]]:
+    """The message with each text and number replaced by a marker, and the markers used. Blank texts but an answer stay.
 
-
-def _with_markers(message: Message, index: int, is_last: bool) -> tuple[Message, list[str]]:
-    """The message with each text and number replaced by a marker, and the markers used. Blank texts stay."""
+    `ids` collects the markers of call ids, equal ones for equal ids; some templates demand nine letters and digits.
+    """
     markers: list[str] = []
+    answer = "content" if message["role"] == "assistant" and "tool_calls" not in message else ""
 
     def mark(value: Any, key: str) -> Any:
-        if isinstance(value, str):
-            answer = is_last and key == "content" and "tool_calls" not in message
-            if key in ("role", "type", "id", "tool_call_id") or not (value.strip() or answer):
-                return value
-            markers.append(_marker(index, len(markers)))
-            return markers[-1]
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            number = _number_marker(index, len(markers))
-            markers.append(str(number))
-            return number
+        marker: str | int
         if isinstance(value, Mapping):
-            return {name: mark(item, name) for name, item in value.items()}
+            return {name: mark(item, key if key == "arguments" else name) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [mark(item, key) for item in value]
-        return value
+        if key in ("role", "type") or value is None or isinstance(value, bool):
+            return value
+        if key in ("id", "tool_call_id"):
+            marker = ids.setdefault(value, f"QZ{len(ids):05}ZQ")
+        elif not isinstance(value, str):
+            marker = int(f"90{index:04}{len(markers):04}09")
+        elif value.strip() or key == answer:
+            marker = _marker(index, len(markers))
+        else:
+            return value
+        markers.append(str(marker))
+        return marker
 
-    marked = {key: mark(value, key) for key, value in message.items() if value is not None}
-    return marked, markers
+    return {key: mark(value, key) for key, value in message.items() if value is not None}, markers
 
 
-def _find_layout(render: Render, messages: Sequence[Message], special: re.Pattern[str]) -> TurnLayout | None:
-    last = len(messages) - 1
-    marked = [_with_markers(message, index, index == last) for index, message in enumerate(messages)]
-    conversation = [message for message, _ in marked]
+def _find_layout(
+    render: Render, conversation: Sequence[Message], last_markers: Sequence[str], special: re.Pattern[str]
+) -> TurnLayout | None:
     prompt, text = render(conversation[:-1], True), render(conversation, False)
-    places = {marker: text.rfind(marker) for marker in marked[last][1] if marker in text}
+    places = {marker: text.rfind(marker) for marker in last_markers if marker in text}
     if not places:
         return None
     last_text = max(places, key=lambda marker: places[marker])
@@ -141,8 +132,7 @@ def _find_layout(render: Render, messages: Sequence[Message], special: re.Patter
     think = block if block and lead.startswith(block) else match.group() if match else ""
     if conversation[-1].get("reasoning_content"):
         think = ""
-    rest = prompt[shared:]
-    return TurnLayout(len(rest), rest, header, think, text[end:], stop, terminator, closing)
+    return TurnLayout(prompt[shared:], header, think, text[end:], stop, terminator, closing)
 
 
 def _plain_lead(render: Render, conversation: Sequence[Message], shared: int) -> tuple[str, str]:

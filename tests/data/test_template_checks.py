@@ -105,7 +105,7 @@ def test_unstable_rendering_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> No
     labeller = Labeller(renderer, LabelSettings())
     real, count = renderer.render, iter(range(1000))
     monkeypatch.setattr(renderer, "render", lambda *args, **kwargs: f"{next(count)}{real(*args, **kwargs)}")
-    assert template_checks._render_stable(renderer).outcome == "failed"
+    assert template_checks._render_stable(renderer)[0] == "failed"
     assert labeller.settings.train_on == "assistant"
 
 
@@ -116,7 +116,7 @@ PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif 
 def test_clock_is_noted() -> None:
     """A template that can write today's date is named."""
     renderer = renderer_for("{% if false %}{{ strftime_now('%d') }}{% endif %}" + CHATML_TURN + PROMPT)
-    check = template_checks._render_stable(renderer)
+    check = outcomes(renderer, Labeller(renderer, LabelSettings()))["render stable"]
     assert check.outcome == "note" and "date" in check.detail
 
 
