@@ -18,6 +18,7 @@ DATA = "data.json"
 RUN_STATE = "run_state.json"
 PREPARED = "prepared"
 EVALUATIONS = "evaluations"
+AUDIT = "audit"
 LOG = "log.jsonl"
 
 
@@ -41,6 +42,12 @@ def read_json(path: Path) -> dict[str, Any]:
         fix = "use the version of sft-recipes that wrote it"
         raise InputError(Problem(str(path), "schema_version", f"expected {SCHEMA_VERSION}, got {version!r}", fix))
     return content
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Where the run in `folder` stands, from its `run_state.json`; empty where no run was started."""
+    path = folder / RUN_STATE
+    return read_json(path) if path.is_file() else {}
 
 
 def is_run_folder(path: Path) -> bool:

@@ -13,14 +13,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.report.evaluation_report import METRIC_TEXTS, MetricText
-from sft_recipes.statistics import Estimate, bootstrap_estimate, mean_estimate, proportion_of
+from sft_recipes.response_patterns import find_next_turn, is_loop, is_repetitive, pattern
+from sft_recipes.statistics import CONFIDENCE, Estimate, bootstrap_estimate, mean_estimate, proportion_of
 
 # The metrics that are 0 or 1 in each row, and so are compared in pairs: their name over rows and in a row.
 BINARY_METRICS = {
@@ -33,18 +33,8 @@ ENDED = ("eos", "stop_string")
 # Flags that mean an answer was not brought to its end; `unterminated` is judged from the stop reason.
 INCOMPLETE = ("empty", "loop", "next_turn", "open_structure")
 
-LOOP_PERIOD, LOOP_COPIES, LOOP_WORDS, LOOP_CHARACTERS = 64, 3, 24, 96
-REPETITIVE_WORDS, REPETITIVE_SHARE = 50, 0.5
 ECHO_WORDS = 6
 
-_USER_HEADER = re.compile(
-    r"^[ \t]*(?:<[^>\n]{1,32}>[ \t]*(?:user|human)\b|[#*\[ \t]*(?:user|human|instruction|question|q)[\]*]*[ \t]*:)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ASKS_FOR_TURNS = re.compile(
-    r"\b(?:dialog(?:ue)?s?|conversations?|chats?|quiz(?:zes)?|faqs?|interviews?|questions|q ?& ?a|transcripts?)\b",
-    re.IGNORECASE,
-)
 _BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+\S", re.MULTILINE)
 
 Row = Mapping[str, Any]
@@ -126,36 +116,9 @@ def leaks_template(answer: Answer) -> bool:
 
 
 def starts_next_turn(answer: Answer) -> bool:
-    """Whether a user's header follows some answer text, unless a dialogue, quiz or the like was asked for."""
-    if _ASKS_FOR_TURNS.search(answer.instruction) or _USER_HEADER.search(answer.expected):
-        return False
-    return any(answer.response[: header.start()].strip() for header in _USER_HEADER.finditer(answer.response))
-
-
-def is_loop(text: str, cut_short: bool = False) -> bool:
-    """Whether the text ends in at least 3 exact copies of at most 64 words that span at least 24 words.
-
-    Texts of fewer than 24 words are looked at by character instead (96 of them), for scripts without spaces.
-    `cut_short`: the last word may be half a word and is left out.
-    """
-    units, span = text.split(), LOOP_WORDS
-    if cut_short:
-        units = units[:-1]
-    if len(units) < LOOP_WORDS:
-        units, span = list("".join(text.split())), LOOP_CHARACTERS
-    units.reverse()
-    for period in range(1, min(LOOP_PERIOD, len(units) // LOOP_COPIES) + 1):
-        repeated = takewhile(lambda pair: pair[0] == pair[1], zip(units, units[period:], strict=False))
-        if period + sum(1 for _ in repeated) >= max(span, LOOP_COPIES * period):
-            return True
-    return False
-
-
-def is_repetitive(text: str) -> bool:
-    """At least 50 words of which half or more of the 4-grams are repeats (rep-4: 1 - distinct / all)."""
-    words = text.casefold().split()
-    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return len(words) >= REPETITIVE_WORDS and 1 - len(set(grams)) / len(grams) >= REPETITIVE_SHARE
+    """Whether a user's header follows some answer text, unless such lines were asked for or the reference has them."""
+    is_expected = pattern("user_header").search(answer.expected) is not None
+    return not is_expected and bool(find_next_turn(answer.response, answer.instruction))
 
 
 def has_open_structure(answer: Answer) -> bool:
@@ -253,18 +216,22 @@ def metric_values(row: Row) -> dict[str, Any]:
 def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
     """Every metric over scored rows. Headlines first; length ratios; then the chapter's own."""
     values = [metric_values(row) for row in rows]
-    return {name: _estimate(metric, [row[name] for row in values]) for name, metric in METRIC_TEXTS.items()}
+    return {name: estimate(metric, [row[name] for row in values]) for name, metric in METRIC_TEXTS.items()}
 
 
-def _estimate(metric: MetricText, values: Sequence[Any]) -> Estimate:
+def estimate(metric: MetricText, values: Sequence[Any], confidence: float = CONFIDENCE) -> Estimate:
+    """The metric's statistic over the rows' values (`metric_values`), None excluded."""
+    better = metric.higher_is_better
     if metric.statistic == "share":
-        return proportion_of(values, higher_is_better=metric.higher_is_better)
+        return proportion_of(values, higher_is_better=better, confidence=confidence)
     if metric.statistic == "mean":
-        return mean_estimate(values, unit=metric.unit, higher_is_better=metric.higher_is_better)
+        return mean_estimate(values, unit=metric.unit, higher_is_better=better, confidence=confidence)
     present = [value for value in values if value is not None]
-    columns = np.atleast_2d(np.asarray(present, dtype=float).T)
-    excluded = len(values) - len(present)
-    return bootstrap_estimate(*columns, statistic=_STATISTICS[metric.statistic], unit=metric.unit, n_excluded=excluded)
+    columns, excluded = np.atleast_2d(np.asarray(present, dtype=float).T), len(values) - len(present)
+    statistic = _STATISTICS[metric.statistic]
+    return bootstrap_estimate(
+        *columns, statistic=statistic, unit=metric.unit, n_excluded=excluded, confidence=confidence
+    )
 
 
 def summarise_flags(rows: Sequence[Row]) -> dict[str, Estimate]:

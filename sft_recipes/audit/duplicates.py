@@ -1,0 +1,150 @@
+"""Rows that say the same as another: exact repeats of four kinds, near-duplicates, and what only looks like one.
+
+A near-duplicate has the same numbers and nearly the same answer as the row that is kept. The same template with other
+numbers, and nearly the same prompt with another answer, are listed apart and never called duplicates.
+
+Identical answers to different prompts count from `LONG_RESPONSE` words on: "yes", "18" or a class label is the right
+answer to many prompts, while twenty words in a row repeat by copying. Shorter ones are only counted in the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sft_recipes import similarity
+from sft_recipes.audit.finding import Finding, FlaggedRow
+from sft_recipes.audit.rows import AuditRow
+from sft_recipes.response_patterns import mask
+from sft_recipes.similarity import PROMPT_SHINGLE, ROW_SHINGLE, THRESHOLD, Indices
+
+VERY_NEAR = 0.9
+# Below it two answers are different answers, however much of the prompt the rows share.
+SAME_ANSWER = 0.5
+LONG_RESPONSE = 20
+SHOWN_CHARACTERS = 1_000
+_CONTROL = re.compile(r"<\|[^<>|]*\|>")
+CHECKS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("overlap_checks.yaml").read_text(encoding="utf-8"))
+KINDS = [check for check in CHECKS if check not in ("contamination", "split_leak")]
+
+
+def pair_finding(check: str, rows: Sequence[FlaggedRow], n: int, **fills: Any) -> Finding:
+    """The finding of a check of `overlap_checks.yaml`; `fills` go into its definition."""
+    texts = CHECKS[check]
+    return Finding(check, texts["severity"], texts["title"], n, rows, texts["definition"].format(**fills), texts["fix"])
+
+
+def check_duplicates(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str, Any]]:
+    """Findings of all seven `KINDS`, empty ones included, and plain data for the report (counts, histograms, pairs)."""
+    flagged: dict[str, list[FlaggedRow]] = {name: [] for name in KINDS}
+    texts = [(_folded(row.question), _folded(row.response)) for row in rows]
+    repeats = {
+        "row": _repeats(repr((row.turns, row.example.tools)) for row in rows),
+        "messages": _repeats(tuple((role, _folded(text)) for role, text in row.turns) for row in rows),
+        "prompt": _repeats(prompt or None for prompt, _ in texts),
+        "response": _repeats(response or None for _, response in texts),
+    }
+    for number, first in repeats["messages"].items():
+        kind = "duplicate_row" if number in repeats["row"] else "duplicate_messages"
+        flagged[kind].append(_flag(rows, number, [repeats["row"].get(number, first)], "identical"))
+    for number, first in repeats["prompt"].items():
+        if texts[number][1] != texts[first][1]:
+            flagged["duplicate_prompt"].append(_flag(rows, number, [first], "same prompt, different response"))
+    for number, first in repeats["response"].items():
+        words = len(texts[number][1].split())
+        if texts[number][0] != texts[first][0] and words >= LONG_RESPONSE:
+            flagged["duplicate_response"].append(_flag(rows, number, [first], f"same response of {words} words"))
+    fresh = [number for number in range(len(rows)) if number not in repeats["messages"]]
+    near = _flag_near([rows[number] for number in fresh], flagged)
+    fills = {"threshold": THRESHOLD, "long": LONG_RESPONSE}
+    findings = [pair_finding(check, some, len(rows), **fills) for check, some in flagged.items()]
+    return findings, {"rows": len(rows), "exact": {kind: len(found) for kind, found in repeats.items()}, **near}
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _repeats(keys: Iterable[Hashable]) -> dict[int, int]:
+    """Each row whose key an earlier row has, with the first such row; None is no key."""
+    first: dict[bytes, int] = {}
+    repeated = {}
+    for number, key in enumerate(keys):
+        if key is not None:
+            digest = hashlib.blake2b(repr(key).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            if (earlier := first.setdefault(digest, number)) != number:
+                repeated[number] = earlier
+    return repeated
+
+
+def _flag(rows: Sequence[AuditRow], number: int, others: Sequence[int], detail: str) -> FlaggedRow:
+    return FlaggedRow(rows[number].index, rows[number].where, detail, [rows[other].where for other in others])
+
+
+def _flag_near(rows: Sequence[AuditRow], flagged: Mapping[str, list[FlaggedRow]]) -> dict[str, Any]:
+    """Near-duplicates and their look-alikes among rows that repeat none exactly."""
+    whole = [f"{row.question}\n{row.response}" for row in rows]
+    found = similarity.near_duplicates(whole, ROW_SHINGLE, THRESHOLD)
+    # A control token written in every response would make "yes" and "no" alike.
+    responses = [_CONTROL.sub(" ", row.response) for row in rows]
+    same_answer = similarity.jaccard_of_pairs(responses, found.pairs, PROMPT_SHINGLE) >= SAME_ANSWER
+    alike, above = ~found.variant & same_answer, found.jaccard >= THRESHOLD
+    pairs, jaccard = found.pairs[alike & above], found.jaccard[alike & above].tolist()
+    value = dict(zip(map(tuple, pairs.tolist()), jaccard, strict=True))
+    centres, first = similarity.star_centres(found.first, pairs).tolist(), found.first.tolist()
+    # A copy of a row that goes is as near to the centre as that row is.
+    scores = {row: value.get((centre, first[row]), 1.0) for row, centre in enumerate(centres) if centre != row}
+    flagged["near_duplicate"] += [_flag(rows, row, [centres[row]], f"Jaccard {scores[row]:.2f}") for row in scores]
+    flagged["template_variant"] += _later(rows, found.pairs[found.variant & above], "other numbers")
+    prompts = similarity.near_duplicates([row.question for row in rows], PROMPT_SHINGLE, THRESHOLD)
+    close = prompts.pairs[~prompts.variant & (prompts.jaccard >= THRESHOLD)]
+    folded = [_folded(row.question) for row in rows]
+    other = [(a, b) not in value and folded[a] != folded[b] for a, b in close.tolist()]
+    flagged["near_duplicate_prompt"] += _later(rows, close[other], "nearly the same prompt")
+    edges = np.arange(50, 101, 5) / 100
+    sizes = sorted(Counter(Counter(centres).values()).items())
+    return {
+        "near": {
+            "threshold": THRESHOLD,
+            "rows": len(scores),
+            "rows_at_least_0.9": sum(score >= VERY_NEAR for score in scores.values()),
+            "clusters_by_size": {str(size): count for size, count in sizes if size > 1},
+            "jaccard_edges": edges.tolist(),
+            "jaccard_counts": np.histogram(found.jaccard[alike], edges)[0].tolist(),
+            "just_above": _shown(whole, rows, found, alike & above, 1),
+            "just_below": _shown(whole, rows, found, alike & ~above, -1),
+        },
+        "template_variants": _shown(whole, rows, found, found.variant & above, -1),
+    }
+
+
+def _later(rows: Sequence[AuditRow], pairs: Indices, detail: str) -> list[FlaggedRow]:
+    """The later row of each pair, once, with all earlier ones."""
+    earlier: dict[int, list[int]] = defaultdict(list)
+    for one, other in pairs.tolist():
+        earlier[other].append(one)
+    return [_flag(rows, number, others, detail) for number, others in sorted(earlier.items())]
+
+
+def _shown(
+    texts: Sequence[str], rows: Sequence[AuditRow], found: similarity.Duplicates, chosen: similarity.Mask, order: int
+) -> list[dict[str, Any]]:
+    """Five pairs of texts, those with the lowest Jaccard for order 1, with the highest for -1."""
+    places = np.flatnonzero(chosen)
+    places = places[np.argsort(order * found.jaccard[places], kind="stable")][:5]
+    return [
+        {
+            "jaccard": round(score, 4),
+            "where": [rows[row].where for row in pair],
+            "texts": [mask(texts[row])[:SHOWN_CHARACTERS] for row in pair],
+        }
+        for pair, score in zip(found.pairs[places].tolist(), found.jaccard[places].tolist(), strict=True)
+    ]

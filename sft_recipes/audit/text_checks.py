@@ -1,0 +1,121 @@
+"""Checks of what single turns say: one pass over the texts, in several processes where there are many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_recipes import response_patterns as patterns
+from sft_recipes.audit.finding import Finding, FlaggedRow
+from sft_recipes.audit.rows import AuditRow
+
+CHECKS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("checks.yaml").read_text(encoding="utf-8"))
+_DEAD_LINK_WORDS, _SHOWN_CHARACTERS = 50, 120
+_BATCH, _ROWS_FOR_PROCESSES = 2000, 30_000
+
+Found = tuple[dict[str, str], Counter[str]]
+_Look = Callable[[str, str, re.Pattern[str]], str]
+
+
+def make_finding(check: str, rows: Sequence[FlaggedRow], n: int, **fills: Any) -> Finding:
+    """The finding of a check of `checks.yaml`; `fills` go into its texts. Details are masked and cut here."""
+    texts = CHECKS[check]
+    flagged = [FlaggedRow(row.index, row.where, excerpt(row.detail), row.related) for row in rows]
+    title, definition, fix = (texts[key].format(**fills) for key in ("title", "definition", "fix"))
+    return Finding(check, texts["severity"], title, n, flagged, definition, fix)
+
+
+def excerpt(text: str, characters: int = _SHOWN_CHARACTERS) -> str:
+    """The beginning of a text for people, with private data masked before it is cut."""
+    masked = patterns.mask(text)
+    return masked if len(masked) <= characters else masked[:characters] + " ..."
+
+
+def text_findings(rows: Sequence[AuditRow], own: Sequence[str], bar: Any) -> tuple[list[Finding], dict[str, int]]:
+    """One finding per check, empty ones included, and how often each type of private data occurs.
+
+    `own`: the control tokens of the run's tokenizer, if it is known. `bar.update(n)` is told of progress.
+    """
+    spelled = patterns.literal_pattern([*patterns.PATTERNS["control_tokens"], *own])
+    checks = (*_ANSWER, *_QUESTION, *_ANY, "secret", "personal_data")
+    flagged: dict[str, list[FlaggedRow]] = {check: [] for check in checks}
+    kinds: Counter[str] = Counter()
+    for row, (details, private) in zip(rows, _map(rows, spelled), strict=True):
+        kinds.update(private)
+        for check, detail in details.items():
+            flagged[check].append(FlaggedRow(row.index, row.where, detail))
+        bar.update()
+    fills = {"own": f"{len(own) or 'no'} known", "words": _DEAD_LINK_WORDS, **patterns.PATTERNS["measured"]}
+    fills |= {"characters": patterns.REFUSAL_CHARACTERS, "patterns": len(patterns.PATTERNS["refusal"])}
+    return [make_finding(check, some, len(rows), **fills) for check, some in flagged.items()], dict(kinds)
+
+
+def _map(rows: Sequence[AuditRow], spelled: re.Pattern[str]) -> Iterator[Found]:
+    """`check_turns` of every row; starting processes takes two seconds, so they are only worth it for many rows."""
+    check, turns = partial(check_turns, spelled=spelled), [row.turns for row in rows]
+    if len(rows) < _ROWS_FOR_PROCESSES:
+        yield from map(check, turns)
+        return
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(check, turns, chunksize=_BATCH)
+
+
+def check_turns(turns: Sequence[tuple[str, str]], spelled: re.Pattern[str]) -> Found:
+    """The checks that a row fails, each with where and what, and the private data it holds by type."""
+    found: dict[str, str] = {}
+    kinds: Counter[str] = Counter()
+    before = ""
+    for number, (role, content) in enumerate(turns, 1):
+        for check, look in (_ANY | {"assistant": _ANSWER, "user": _QUESTION}.get(role, {})).items():
+            if check not in found and (detail := look(content, before, spelled)):
+                found[check] = f"{role} (turn {number}): {excerpt(detail)!r}"
+        for kind, _, _ in patterns.private_spans(content):
+            kinds[kind] += 1
+            check = "secret" if patterns.PATTERNS["private"][kind].get("secret") else "personal_data"
+            found.setdefault(check, f"{role} (turn {number}): {kind}")
+        before = content
+    return found, kinds
+
+
+def _repetition(answer: str, *_: Any) -> str:
+    if patterns.is_loop(answer) or patterns.is_repetitive(answer):
+        return answer[-_SHOWN_CHARACTERS:]
+    return patterns.find("letter_run", answer)
+
+
+def _open_fence(answer: str, *_: Any) -> str:
+    fences = [line for line in answer.splitlines() if line.lstrip().startswith("```")] if "```" in answer else []
+    return fences[-1].strip() if len(fences) % 2 else ""
+
+
+def _dead_link(question: str, *_: Any) -> str:
+    link = patterns.find("dead_link", question).strip()
+    return link if len(question.split()) - len(link.split()) < _DEAD_LINK_WORDS else ""
+
+
+# A check gets the text of a turn, that of the turn before it, and the control tokens; it returns what it found.
+_ANSWER: dict[str, _Look] = {
+    "empty_answer": lambda text, _, spelled: "" if spelled.sub("", text).strip() else text.strip() or "no text",
+    "placeholder": lambda text, *_: text.strip() if patterns.pattern("placeholder").fullmatch(text.strip()) else "",
+    "refusal": lambda text, *_: patterns.find_refusal(text),
+    "identity": lambda text, *_: patterns.find("identity", text),
+    "cutoff": lambda text, *_: patterns.find("cutoff", text),
+    "repetition": _repetition,
+    "next_turn": lambda text, before, _: patterns.find_next_turn(text, before),
+    "answer_is_prompt": lambda text, before, _: text if text.strip() and text.split() == before.split() else "",
+    "open_fence": _open_fence,
+}
+_QUESTION: dict[str, _Look] = {"dead_link": _dead_link}
+_ANY: dict[str, _Look] = {
+    "control_tokens": lambda text, _, spelled: match.group() if (match := spelled.search(text)) else "",
+    "mojibake": lambda text, *_: "" if text.isascii() else patterns.find("mojibake", text),
+    "control_character": lambda text, *_: patterns.find("control_character", text),
+}

@@ -1,0 +1,174 @@
+"""Exact and near duplicates in planted rows; what only looks like a duplicate is kept apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from sft_recipes.audit.duplicates import KINDS, check_duplicates
+from sft_recipes.audit.finding import Finding
+from sft_recipes.audit.rows import audit_rows
+from sft_recipes.messages import Example
+from tests.audit.planted import Planted, example, plant
+
+PASSAGE = (
+    "The harbour of the old town was built by fishermen who came from the north and stayed for the winter. They left "
+    "their boats on the sand, carried stones down from the hill and laid them in a half circle against the waves. When "
+    "the king heard of it he sent masons, a priest and a clerk, who wrote down what each family owned and owed."
+)
+
+
+def checked(examples: Sequence[Example]) -> dict[str, Finding]:
+    """Findings by check."""
+    return {finding.check: finding for finding in check_duplicates(audit_rows(examples))[0]}
+
+
+def flagged(findings: Mapping[str, Finding], check: str) -> set[int]:
+    """Row numbers under a check."""
+    return {row.index for row in findings[check].rows}
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    """300 clean rows and ten copies of each kind."""
+    return plant()
+
+
+@pytest.fixture(scope="module")
+def found(planted: Planted) -> dict[str, Finding]:
+    """What the checks say of them."""
+    return checked(planted.examples)
+
+
+@pytest.mark.parametrize(
+    ("check", "kinds"),
+    [
+        ("duplicate_row", ["duplicate_row"]),
+        ("duplicate_messages", ["duplicate_messages"]),
+        ("near_duplicate", ["polite", "substituted"]),
+        ("template_variant", ["template_variant"]),
+        ("duplicate_prompt", ["duplicate_prompt"]),
+        ("duplicate_response", ["duplicate_response"]),
+    ],
+)
+def test_planted_copies_are_found(
+    planted: Planted, found: Mapping[str, Finding], check: str, kinds: Sequence[str]
+) -> None:
+    """Each check flags exactly the copies planted for it and names the row that each was made from."""
+    expected = set().union(*(planted.rows_of[kind] for kind in kinds))
+    assert flagged(found, check) == expected
+    for row in found[check].rows:
+        assert row.where == f"rows.jsonl:{row.index + 1}"
+        assert f"rows.jsonl:{planted.original[row.index] + 1}" in row.related
+
+
+def test_clean_rows_are_not_flagged() -> None:
+    """Rows without a copy raise nothing, and every check is there to say so."""
+    findings, data = check_duplicates(audit_rows(plant(each=0).examples))
+    assert [finding.check for finding in findings] == list(KINDS)
+    assert all(not finding.rows and finding.share == 0 and "{" not in finding.definition for finding in findings)
+    assert data["exact"] == {"row": 0, "messages": 0, "prompt": 0, "response": 0}
+
+
+def test_short_answers_repeat_without_a_warning() -> None:
+    """Equal short answers to different prompts are counted and not flagged; equal long ones are."""
+    answers = ["yes", "18", "The answer is B.", PASSAGE]
+    rows = [
+        example(f"Question about {topic}: {text_of}?", answer) for answer in answers for topic, text_of in QUESTIONS
+    ]
+    findings, data = check_duplicates(audit_rows(_numbered(rows)))
+    by_check = {finding.check: finding for finding in findings}
+    assert flagged(by_check, "duplicate_response") == {10, 11}
+    assert data["exact"]["response"] == 8
+    assert not any(by_check[check].rows for check in ("duplicate_row", "duplicate_messages"))
+    # A long answer makes rows near-duplicates whatever the prompt; a short one never does.
+    assert flagged(by_check, "near_duplicate") <= {10, 11}
+
+
+QUESTIONS = [("ships", "do they float on any sea"), ("trees", "can oaks grow here"), ("stars", "is Mars one of them")]
+
+
+def _numbered(examples: Sequence[Example]) -> list[Example]:
+    return [
+        Example(messages=one.messages, source="rows.jsonl", row=row, line=row + 1) for row, one in enumerate(examples)
+    ]
+
+
+def test_another_answer_is_no_duplicate() -> None:
+    """Two questions on one passage with other answers are no near-duplicates, however much text they share.
+
+    A control token at the end of every answer does not make the answers alike.
+    """
+    rows = [
+        example(f"{PASSAGE}\nDid fishermen build it?", "Yes<|endoftext|>"),
+        example(f"{PASSAGE}\nDid the clerk build it?", "No<|endoftext|>"),
+        example(f"Answer by this text: {PASSAGE}\nDid the clerk build it?", "No<|endoftext|>"),
+    ]
+    findings = checked(_numbered(rows))
+    assert flagged(findings, "near_duplicate") == {2}
+    assert findings["near_duplicate"].rows[0].related == ["rows.jsonl:2"]
+    assert 1 in flagged(findings, "near_duplicate_prompt")
+    assert findings["near_duplicate_prompt"].severity == "info"
+
+
+def test_a_shared_system_prompt_is_no_similarity() -> None:
+    """Rows that have only a long system prompt in common are not near-duplicates; equal questions under it are."""
+    questions = ["Is rain water?", "Name a tree.", "Do oaks have leaves in the summer?", "Name a tree."]
+    answers = ["Yes.", "Oak.", "Yes.", "A birch, for example."]
+    rows = [example(*pair, system=PASSAGE) for pair in zip(questions, answers, strict=True)]
+    findings = checked(_numbered(rows))
+    assert {check for check, finding in findings.items() if finding.rows} == {"duplicate_prompt"}
+    assert flagged(findings, "duplicate_prompt") == {3}
+
+
+def test_tools_and_roles_tell_rows_apart() -> None:
+    """A row with other tools, or with the same words in other turns, is not the same row."""
+    turns = [("user", "a b"), ("assistant", "c"), ("user", "d"), ("assistant", "e")]
+    split = [("user", "a"), ("assistant", "c"), ("user", "b d"), ("assistant", "e")]
+    rows = [
+        Example(messages=[{"role": role, "content": said} for role, said in said_by], source="s", row=row, tools=tools)
+        for row, (said_by, tools) in enumerate([(turns, None), (turns, [{"name": "f"}]), (split, None), (turns, None)])
+    ]
+    assert flagged(checked(rows), "duplicate_row") == {3}
+
+
+def test_raw_text_rows() -> None:
+    """Raw text has no prompt: equal texts are the same row, and no prompt is said to repeat."""
+    said = [PASSAGE, "Another text that is short.", PASSAGE]
+    findings = checked([Example(messages=[], source="s", row=row, text=one) for row, one in enumerate(said)])
+    assert {check for check, finding in findings.items() if finding.rows} == {"duplicate_row"}
+
+
+def test_data_for_the_report(planted: Planted) -> None:
+    """The report gets counts, cluster sizes, a Jaccard histogram and pairs on both sides of the threshold, as JSON."""
+    _, data = check_duplicates(audit_rows(planted.examples))
+    json.dumps(data)
+    near = data["near"]
+    assert data["exact"]["messages"] == 20 and data["exact"]["row"] == 10
+    assert near["rows"] == 20 and near["clusters_by_size"] == {"2": 20}
+    assert 0 < near["rows_at_least_0.9"] < 20
+    assert sum(near["jaccard_counts"]) >= 20 and len(near["jaccard_edges"]) == len(near["jaccard_counts"]) + 1
+    assert len(near["just_above"]) == 5 and all(pair["jaccard"] >= 0.7 for pair in near["just_above"])
+    assert all(pair["jaccard"] < 0.7 for pair in near["just_below"])
+    assert len(data["template_variants"]) == 5
+
+
+def test_pairs_just_below_the_threshold_are_shown() -> None:
+    """A pair at J = 41 / 59 is not flagged and stands among the pairs just below the threshold, both texts in full."""
+    words = [f"w{chr(97 + place // 20)}{chr(97 + place % 20)}" for place in range(51)]
+    other = [*words[:12], "changed", *words[13:30], "again", *words[31:45], "here", *words[46:]]
+    # 52 words with the prompt's make 50 shingles, of which three changed words spoil nine.
+    findings, data = check_duplicates(audit_rows(_numbered([example("Say", " ".join(one)) for one in (words, other)])))
+    (pair,) = data["near"]["just_below"]
+    assert pair["jaccard"] == pytest.approx((50 - 9) / (50 + 9), abs=1e-4)
+    assert pair["where"] == ["rows.jsonl:1", "rows.jsonl:2"] and pair["texts"][0] == "Say\n" + " ".join(words)
+    assert not any(finding.rows for finding in findings if finding.check == "near_duplicate")
+
+
+def test_no_rows() -> None:
+    """No rows give findings over nothing."""
+    findings, data = check_duplicates([])
+    assert all(finding.share is None for finding in findings)
+    assert data["rows"] == 0

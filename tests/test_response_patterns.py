@@ -1,0 +1,110 @@
+"""Private data by rule and validator, masks that hide it, and the lists of expressions."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from sft_recipes.response_patterns import PATTERNS, find, find_refusal, mask, pattern, private_spans
+from tests.audit.planted import card_number, personal, secret
+
+
+def kinds(text: str) -> list[str]:
+    """Types of private data in a text."""
+    return [kind for kind, _, _ in private_spans(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("write to jo.doe+x@uni.ac.uk now", "email"),
+        ("card 4111 1111 1111 1111 is a test", "card_number"),
+        ("amex 3782-822463-10005.", "card_number"),
+        ("to GB82 WEST 1234 5698 7654 32", "iban"),
+        ("to DE89370400440532013000.", "iban"),
+        ("ssn 219-09-9999", "social_security_number"),
+        ("call +44 20 7946 0958", "phone_number"),
+        ("call (415) 781-2345", "phone_number"),
+        ("call 415-781-2345!", "phone_number"),
+        ("host 81.2.69.142", "ip_address"),
+        ("hf_" + "aB3" * 12, "access_key"),
+        ("export KEY=sk-proj-" + "a1B2" * 6, "access_key"),
+        ("AKIA" + "ABCD" * 4, "access_key"),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJSMeK", "web_token"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIB\nabc", "private_key"),
+    ],
+)
+def test_private_data_is_found_and_masked(text: str, kind: str) -> None:
+    """Each type is found once, and its text is gone behind the mask, which holds nothing private itself."""
+    (found,) = private_spans(text)
+    assert found[0] == kind
+    assert text[found[1] : found[2]] not in mask(text) and f"[{kind.replace('_', ' ')}]" in mask(text)
+    assert kinds(mask(text)) == [] and mask(mask(text)) == mask(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "jane@example.com",
+        "name@email.com",
+        "a@b",
+        "@property",
+        "card 4111 1111 1111 1112",
+        "4111-1111-1111-11110",
+        "0000 0000 0000 0000",
+        "GB82 WEST 1234 5698 7654 33",
+        "219-00-9999 and 000-12-3456 and 900-12-3456",
+        "555-0123 and (212) 555-0123",
+        "1914-1918, 2000-2001, 1990-2000-2010",
+        "ISBN 978-3-16-148410-0",
+        "48 + 24 = 72 and 1000-200-300",
+        "version 1.2.3.4 and section 10.1.1.2",
+        "192.168.0.1, 127.0.0.1, 300.2.69.142, 81.2.69.142.3",
+        "task-force-sk-learn-and-more-words-here",
+        "hf_transformers and ghp_token",
+        "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16",
+        "100000000000000000000",
+        "date 2023-11-22 18:26:12",
+        "x" * 100_000,
+        "12" * 50_000,
+        "a@" * 30_000,
+        "1-" * 30_000,
+    ],
+)
+def test_what_only_looks_private(text: str) -> None:
+    """Dates, sums, versions, invented and broken numbers are left alone, and long texts take no long time."""
+    assert kinds(text) == []
+
+
+def test_masks_hide_generated_values() -> None:
+    """No generated secret, card or address is left in a masked text, wherever it stands."""
+    random = Random(0)
+    for _ in range(300):
+        value = random.choice([card_number, secret, personal])(random)
+        masked = mask(f"see ({value}), and again:\n{value}")
+        assert value not in masked and masked.count("[") == 2, value
+
+
+@pytest.mark.parametrize("name", [name for name, value in PATTERNS.items() if isinstance(value, list)])
+def test_no_expression_matches_nothing(name: str) -> None:
+    """Every list compiles and none of its expressions matches the empty text, which would flag every row."""
+    assert pattern(name).search("") is None
+
+
+@pytest.mark.parametrize(
+    "answer", ["N/A", " n/a.", "<nooutput>", "No Output", "TODO", "nan", "[your answer here]", "Lorem ipsum dolor"]
+)
+def test_placeholders(answer: str) -> None:
+    """Stand-ins are found if they are the whole answer, and not inside one."""
+    assert pattern("placeholder").fullmatch(answer.strip())
+    assert not pattern("placeholder").fullmatch(f"The field says {answer} today.")
+
+
+def test_curly_apostrophes_and_position() -> None:
+    """A refusal is found with either apostrophe, and only in the first 200 characters."""
+    assert find_refusal("I\u2019m sorry, but I can\u2019t help with that.") == find_refusal(
+        "I'm sorry, but I can't help with that."
+    )
+    assert not find_refusal("Words. " * 40 + "I can't help you.")
+    assert find("cutoff", "As of my last knowledge update in 2021, it stood.")
