@@ -23,20 +23,11 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 
+_CHAPTER = """ChatDataset ChatMessage DataQualityAnalyzer InstructionExample ResponseOnlyCollator SFTEvaluator
+SupervisedFineTuningDataset create_sft_dataloader detect_format_overfitting evaluate_quality""".split()
 _EXPORTS = {
-    "ChatDataset": "chapter",
-    "ChatMessage": "chapter",
-    "DataQualityAnalyzer": "chapter",
-    "InstructionExample": "chapter",
-    "ResponseOnlyCollator": "chapter",
-    "SFTEvaluator": "chapter",
-    "SupervisedFineTuningDataset": "chapter",
-    "create_sft_dataloader": "chapter",
-    "detect_format_overfitting": "chapter",
-    "evaluate_quality": "chapter",
-    "Recipe": "recipe",
-    "load_recipe": "recipe_keys",
-    "train": "training.train",
+    **dict.fromkeys(_CHAPTER, "chapter"),
+    **{"Recipe": "recipe", "load_recipe": "recipe_keys", "train": "training.train"},
 }
 
 __all__ = sorted(_EXPORTS)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template, begins_with_bos
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example, Message
@@ -162,18 +162,15 @@ class DataQualityAnalyzer:
 
     def detect_repetitive_patterns(self) -> dict[str, list[str]]:
         """First 20 characters that open more than 5 instructions, or more than 5 outputs."""
-        return {
-            "repetitive_instructions": _frequent_openings(example.instruction for example in self.examples),
-            "repetitive_outputs": _frequent_openings(example.output for example in self.examples),
-        }
+        found = {}
+        for part in ("instruction", "output"):
+            openings = Counter(getattr(example, part)[:20] for example in self.examples)
+            found[f"repetitive_{part}s"] = [opening for opening, count in openings.items() if count > 5]
+        return found
 
     def diversity_score(self) -> float:
         """Distinct instructions / instructions, in (0, 1]."""
         return len({example.instruction for example in self.examples}) / len(self.examples)
-
-
-def _frequent_openings(texts: Iterable[str]) -> list[str]:
-    return [opening for opening, count in Counter(text[:20] for text in texts).items() if count > 5]
 
 
 def _refuse_empty(examples: Examples, field: str = "") -> None:
@@ -252,11 +249,8 @@ def _answer(model: Any, tokenizer: Any, examples: Examples, new_tokens: int, bar
     renderer = instruction_renderer(tokenizer)
     own = renderer.tokenizer
     prompts = [renderer.prompt_ids([example.to_message()]) for example in examples]
-    if bare:  # BOS exactly where the renderer writes one; a tokenizer's own habit may also append EOS
-        bare_ids = [own(example.instruction, add_special_tokens=False)["input_ids"] for example in examples]
-        prompts = [
-            [*(bos for bos in ids[:1] if bos == own.bos_token_id), *text]
-            for ids, text in zip(prompts, bare_ids, strict=True)
-        ]
+    if bare:  # BOS by hand, since a tokenizer's own habit may also append EOS
+        bos = [own.bos_token_id] if begins_with_bos(own) else []
+        prompts = [[*bos, *own(example.instruction, add_special_tokens=False)["input_ids"]] for example in examples]
     answers = generate(model, own, prompts, stop_ids=renderer.stop_ids, max_new_tokens=new_tokens, batch_size=8)
     return [own.decode(answer.ids, skip_special_tokens=True) for answer in answers]

@@ -1,18 +1,26 @@
 """The `sft-recipes` command. Bodies are a few lines; torch and transformers are imported inside them.
 
-Exit codes: 0 ok, 1 a check failed, 2 wrong input, 3 training fault.
+Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 a gate decided nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sft_recipes import run_folder
 from sft_recipes.errors import InputError, Problem, SFTRecipesError
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings, parse_overrides
+from sft_recipes.recipe_files import copy_recipe, shipped_recipes
+from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.recipe_rewrite import rewrite
 
 app = typer.Typer(
     name="sft-recipes",
@@ -21,10 +29,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(review := typer.Typer(help="Blind human A/B review of two evaluations."), name="review")
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
+LaunchOption = Annotated[str | None, typer.Option(help="Accelerate config to launch with, such as ddp")]
+ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 FormatOption = Annotated[str | None, typer.Option("--format", help="Data format; detected if not given")]
 TemplateOption = Annotated[str | None, typer.Option("--chat_template", help="Shipped name or .jinja file")]
 
@@ -40,61 +51,55 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped recipes, copy one with everything that belongs to it, or write one for your model and data."""
-    from sft_recipes.recipe_files import copy_recipe, shipped_recipes
-
     if model and data and not recipe:
-        return _init_for(model, data, format, output or Path(Path(data).stem), force, as_json)
-    if model or data:
+        from sft_recipes.training.new_recipe import write_recipe
+
+        made = write_recipe(model, data, format, output or Path(Path(data).stem), force)
+        files = [made.path]
+        if not as_json:
+            _show_rows(made.renderer, made.rows)
+    elif model or data:
         what = "a shipped recipe is copied as it is" if recipe else "--model and --data go together"
         raise InputError(Problem("command line", "init", what, "give --model M --data D and no RECIPE"))
-    if recipe is None:
+    elif recipe:
+        files = copy_recipe(recipe, output or Path(recipe.split("/")[0]), force)
+    else:
         recipes = shipped_recipes()
         if as_json:
             return _print_json([{"name": one.name, "summary": one.summary} for one in recipes])
-        for one in recipes:
-            print(f"{one.name:24} {one.summary}")
-        return print("\ncopy one: sft-recipes init NAME\nyour own: sft-recipes init --model MODEL --data DATA")
-    folder = output or Path(recipe.split("/")[0])
-    files = copy_recipe(recipe, folder, force)
-    return _print_next(folder / f"{recipe.split('/')[-1]}.yaml", [str(file) for file in files], as_json)
-
-
-def _init_for(model: str, data: str, format: str | None, output: Path, force: bool, as_json: bool) -> None:
-    from rich.console import Console
-
-    from sft_recipes.data.inspection import coloured, summary_line
-    from sft_recipes.training.new_recipe import write_recipe
-
-    made = write_recipe(model, data, format, output, force)
-    if not as_json:
-        console = Console()
-        for row in made.rows:
-            console.rule(row.example.where, align="left", style="grey50")
-            if row.labelled is not None:
-                console.print(coloured(made.renderer, row.labelled), soft_wrap=True)
-        console.print(f"\n{summary_line(made.rows)} (green = trained)\n", markup=False)
-    _print_next(made.path, [str(made.path)], as_json)
-
-
-def _print_next(path: Path, files: list[str], as_json: bool) -> None:
+        lines = [f"{one.name:24} {one.summary}" for one in recipes]
+        return print(
+            *lines, "\ncopy one: sft-recipes init NAME\nyour own: sft-recipes init --model M --data D", sep="\n"
+        )
     if as_json:
-        return _print_json({"files": files})
-    print(f"wrote {len(files)} files to {path.parent}\n\nnext:")
-    for verb in ("inspect", "check", "train"):
-        print(f"  sft-recipes {verb} {path}")
-    return None
+        return _print_json({"files": [str(file) for file in files]})
+    path = files[0]
+    commands = [f"  sft-recipes {verb} {path}" for verb in ("inspect", "check", "train")]
+    return print(f"wrote {len(files)} files to {path.parent}\n\nnext:", *commands, sep="\n")
 
 
 @app.command(context_settings=OVERRIDES)
-def check(context: typer.Context, recipe: RecipeArgument, as_json: JsonOption = False) -> None:
+def check(
+    context: typer.Context,
+    recipe: RecipeArgument,
+    launch: LaunchOption = None,
+    num_processes: ProcessesOption = None,
+    measure: Annotated[int, typer.Option(help="Train this many steps, only to measure time and memory")] = 0,
+    fix: Annotated[bool, typer.Option("--fix", help="First rewrite old key names in the file")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Check everything before a GPU is touched: keys, template, labels of all rows, what is dropped, the plan."""
-    from sft_recipes.recipe_keys import load_recipe
     from sft_recipes.training.check import check_recipe
 
-    result = check_recipe(load_recipe(recipe, parse_overrides(context.args)), progress=not as_json)
+    with _speaking_on_stderr(as_json):
+        changes = rewrite(recipe) if fix else []
+        for change in changes:
+            print(change, flush=True)
+        loaded = load_recipe(recipe, parse_overrides(context.args))
+        result = check_recipe(loaded, launch, num_processes, measure, progress=not as_json)
     if as_json:
-        return _print_json(result.as_json())
-    return print("\n".join(result.lines()))
+        return _print_json({**asdict(result), "changes": changes})
+    return print(result.text())
 
 
 @app.command(context_settings=OVERRIDES)
@@ -109,69 +114,103 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show rows exactly as the trainer sees them; trained tokens are green."""
+    from sft_recipes.data.inspection import inspect_rows
+
+    renderer, data, labels, _ = _inspection(context)
+    if renderer is None:
+        fix = "add --tokenizer DIR_OR_ID"
+        raise InputError(Problem("command line", "--tokenizer", "is needed to inspect data", fix))
+    if not as_json:
+        return _show_rows(renderer, list(inspect_rows(renderer, data, labels, 3 if rows is None else rows)))
+    for row in inspect_rows(renderer, data, labels, rows):
+        if row.labelled is not None:
+            _print_json(row.as_json(renderer.tokenizer), indent=None)
+        elif row.dropped is not None:
+            print(f"{row.example.where}: dropped, {row.dropped.reason}: {row.dropped.detail}", file=sys.stderr)
+    return None
+
+
+def _show_rows(renderer: Any, rows: Sequence[Any]) -> None:
     from rich.console import Console
 
-    from sft_recipes.data.inspection import coloured, inspect_rows, summary_line
+    from sft_recipes.data.inspection import coloured, summary_line
 
-    renderer, data, labels = _inspection(context, recipe_or_data, tokenizer, chat_template, max_length, format)
-    if as_json:
-        for row in inspect_rows(renderer, data, labels, rows):
-            if row.labelled is not None:
-                _print_json(row.as_json(renderer.tokenizer), indent=None)
-            elif row.dropped is not None:
-                print(f"{row.example.where}: dropped, {row.dropped.reason}: {row.dropped.detail}", file=sys.stderr)
-        return
     console = Console()
-    shown = list(inspect_rows(renderer, data, labels, 3 if rows is None else rows))
-    for row in shown:
-        console.rule(f"{row.example.where}", align="left", style="grey50")
+    for row in rows:
+        console.rule(row.example.where, align="left", style="grey50")
         if row.labelled is not None:
             console.print(coloured(renderer, row.labelled), soft_wrap=True)
-        elif row.dropped is not None:
+        else:
             console.print(f"dropped, {row.dropped.reason}: {row.dropped.detail}", style="red", markup=False)
-    console.print(f"\n{summary_line(shown)} (green = trained)", markup=False)
+    console.print(f"\n{summary_line(rows)} (green = trained)\n", markup=False)
 
 
-def _inspection(
-    context: typer.Context,
-    path: Path,
-    tokenizer: str | None,
-    chat_template: str | None,
-    max_length: int | None,
-    format: str | None,
-) -> tuple[Any, DataSettings, LabelSettings]:
-    """Renderer and settings from a recipe, or from a data path and a tokenizer."""
+def _inspection(context: typer.Context) -> tuple[Any, DataSettings, LabelSettings, Any]:
+    """Renderer, settings and the recipe, by the options that `inspect` and `audit` share.
+
+    For a data path there is no recipe, and without a tokenizer no renderer.
+    """
     from sft_recipes.data.chat_templates import attach_chat_template
     from sft_recipes.models import load_tokenizer
-    from sft_recipes.recipe_keys import load_recipe
 
+    path, tokenizer = context.params["recipe_or_data"], context.params["tokenizer"]
+    given = {key: context.params[key] for key in ("chat_template", "max_length", "format")}
     if path.suffix in (".yaml", ".yml"):
-        overrides = parse_overrides(context.args)
-        options = {"chat_template": chat_template, "max_length": max_length, "format": format}
-        overrides |= {key: value for key, value in options.items() if value is not None}
-        recipe = load_recipe(path, overrides)
+        stated = {key: value for key, value in given.items() if value is not None}
+        recipe = load_recipe(path, parse_overrides(context.args) | stated)
         loaded = load_tokenizer(tokenizer or recipe.model_name, recipe.model.get("model_revision"))
-        return attach_chat_template(loaded, recipe.template), recipe.data, recipe.labels
+        return attach_chat_template(loaded, recipe.template), recipe.data, recipe.labels, recipe
     if context.args:
-        raise InputError(Problem("command line", context.args[0], "unknown option", "see sft-recipes inspect --help"))
-    if tokenizer is None:
-        raise InputError(
-            Problem("command line", "--tokenizer", "is needed to inspect data", "add --tokenizer DIR_OR_ID")
-        )
-    renderer = attach_chat_template(load_tokenizer(tokenizer), TemplateSettings(chat_template))
-    source = DatasetSource(path=str(path), format=format)
-    return renderer, DataSettings(datasets=(source,)), LabelSettings(max_length=max_length)
+        fix = f"see sft-recipes {context.command.name} --help"
+        raise InputError(Problem("command line", context.args[0], "unknown option", fix))
+    template = TemplateSettings(given["chat_template"])
+    renderer = attach_chat_template(load_tokenizer(tokenizer), template) if tokenizer is not None else None
+    source = DatasetSource(path=str(path), format=given["format"])
+    return renderer, DataSettings(datasets=(source,)), LabelSettings(max_length=given["max_length"]), None
+
+
+@app.command(context_settings=OVERRIDES)
+def audit(
+    context: typer.Context,
+    recipe_or_data: Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")],
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")] = None,
+    chat_template: TemplateOption = None,
+    max_length: Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")] = None,
+    format: FormatOption = None,
+    eval_data: Annotated[list[str] | None, typer.Option("--eval_data", help="Data that no row may repeat")] = None,
+    clean: Annotated[Path | None, typer.Option(help="New folder for kept.jsonl and dropped.jsonl")] = None,
+    policy: Annotated[Path | None, typer.Option(help="YAML file that says what --clean drops")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the report (default: run folder or ./)")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is wrong with a data set, row by row, in an HTML report; --clean writes the rows without it."""
+    from sft_recipes.audit.audit import REPORT, AuditRequest, run_audit
+
+    renderer, data, labels, recipe = _inspection(context)
+    evals = {path: DatasetSource(path) for path in eval_data or []}
+    if recipe is not None and recipe.evaluation.data is not None:
+        evals[recipe.evaluation.data.path] = recipe.evaluation.data
+    folder = recipe.output_dir / run_folder.AUDIT if recipe is not None else Path(f"audit-{recipe_or_data.stem}")
+    folder = output or folder
+    request = AuditRequest(str(recipe_or_data), data, labels, folder, renderer, evals, clean, policy, not as_json)
+    content = run_audit(request)
+    if as_json:
+        _print_json(content)
+    else:
+        after = "next: read it; --clean OUT writes the rows to keep"
+        if clean is not None:
+            after = "cleaned: {kept:,} rows kept, {dropped:,} dropped {by_first_reason}".format(**content["cleaned"])
+        print("\n".join([*content["verdict"], "", f"report: {folder / REPORT}", after]))
+    raise typer.Exit(int(any(finding["severity"] == "error" for finding in content["findings"])))
 
 
 @app.command(context_settings=OVERRIDES)
 def prepare(context: typer.Context, recipe: RecipeArgument, as_json: JsonOption = False) -> None:
     """Tokenize a recipe's data once into its run folder; training and all ranks then load it."""
-    from sft_recipes import run_folder
     from sft_recipes.data.chat_templates import attach_chat_template
     from sft_recipes.data.ledger import ledger_lines
     from sft_recipes.data.prepare import prepare as prepare_data
     from sft_recipes.models import load_tokenizer
-    from sft_recipes.recipe_keys import load_recipe
 
     loaded = load_recipe(recipe, parse_overrides(context.args))
     tokenizer = load_tokenizer(loaded.model_name, loaded.model.get("model_revision"))
@@ -187,15 +226,12 @@ def prepare(context: typer.Context, recipe: RecipeArgument, as_json: JsonOption 
 def train(
     context: typer.Context,
     recipe: RecipeArgument,
-    launch: Annotated[str | None, typer.Option(help="Accelerate config to launch with, such as ddp")] = None,
-    num_processes: Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")] = None,
+    launch: LaunchOption = None,
+    num_processes: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe, or resume it. `--key value` overrides a key of the recipe."""
-    import contextlib
-
-    # With --json the run speaks on stderr, and stdout holds the state it ended in.
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with _speaking_on_stderr(as_json):  # stdout then holds the state the run ended in
         if launch is not None:
             from sft_recipes.training.launch import launch_training
 
@@ -205,17 +241,14 @@ def train(
 
             code = train_main(["--config", str(recipe), *context.args])
     if as_json:
-        from sft_recipes import run_folder
-        from sft_recipes.recipe_keys import load_recipe
-
         folder = load_recipe(recipe, parse_overrides(context.args)).output_dir
-        state = folder / run_folder.RUN_STATE
-        _print_json({"output_dir": str(folder), **(run_folder.read_json(state) if state.is_file() else {})})
+        _print_json({"output_dir": str(folder), **run_folder.read_state(folder)})
     raise typer.Exit(code)
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model_or_run: Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")],
     data: Annotated[str | None, typer.Option(help="Data to answer (default: the run's own eval rows)")] = None,
     split: Annotated[str, typer.Option(help="Split of the data folder")] = "test",
@@ -227,23 +260,63 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch_size", help="Prompts per batch")] = 32,
     output: Annotated[Path | None, typer.Option(help="Folder for metrics, samples and report")] = None,
     examples: Annotated[int, typer.Option(help="Answers to print side by side")] = 3,
+    gate: Annotated[
+        str | None, typer.Option(help="File with `gate:`, or `recipe` for the run's own; sets the exit code")
+    ] = None,
+    format_overfitting: Annotated[
+        bool, typer.Option("--format_overfitting", help="Ask in other formats than the training template, too")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with a base, write metrics, samples and an HTML report."""
     from sft_recipes.evaluation.standalone import EvaluationRequest, evaluate_standalone
 
-    request = EvaluationRequest(
-        model_or_run, data, split, format, base, chat_template, max_rows, max_new_tokens, batch_size, output
-    )
-    result = evaluate_standalone(request, progress=not as_json)
+    asked = {key: value for key, value in context.params.items() if key not in ("examples", "as_json")}
+    result = evaluate_standalone(EvaluationRequest(**asked), progress=not as_json)
     if as_json:
-        return _print_json(result.as_json())
-    return result.print(examples)
+        _print_json(result.as_json())
+    else:
+        result.print(examples)
+    raise typer.Exit(result.extra["gate"]["exit_code"] if gate else 0)
+
+
+@review.command("build")
+def review_build(
+    candidate: Annotated[Path, typer.Argument(help="Evaluation folder")],
+    baseline: Annotated[Path, typer.Argument(help="Evaluation folder on the same data")],
+    output: Annotated[Path, typer.Option(help="Page to write; its key is written beside it")] = Path("review.html"),
+    rows: Annotated[int, typer.Option(help="Most prompts on the page", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Decides prompts and order")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one page on which people compare the answers of two evaluations without knowing whose they are."""
+    from sft_recipes.evaluation.review import build
+
+    made = build(candidate, baseline, output, rows, seed)
+    text = "page: {output}, {items} items; {answered_alike} answered alike were left out\nkey, not for raters: {key}"
+    return _print_json(made) if as_json else print(text.format(**made))
+
+
+@review.command("score")
+def review_score(
+    key: Annotated[Path, typer.Argument(help="Key that was written beside the page")],
+    votes: Annotated[list[Path], typer.Argument(help="Votes that the raters downloaded, one file each")],
+    as_json: JsonOption = False,
+) -> None:
+    """Resolve the votes: win rate, agreement, consistency, position and length."""
+    from sft_recipes.evaluation.review import score
+    from sft_recipes.report.page import macros
+
+    result = score(key, votes)
+    return _print_json(result) if as_json else print(macros("review.txt").result(result))
+
+
+def _speaking_on_stderr(as_json: bool) -> Any:
+    """With --json nothing but the result stands on stdout."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def _print_json(content: Any, indent: int | None = 2) -> None:
-    import json
-
     print(json.dumps(content, ensure_ascii=False, indent=indent))
 
 

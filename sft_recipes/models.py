@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sft_recipes import run_folder
@@ -22,11 +23,10 @@ _ENCODER = re.compile(r"(vision|visual|image|audio|speech|video|multi_modal_proj
 
 @dataclass(frozen=True)
 class InferenceModel:
-    """A model ready to generate, its tokenizer, and what the name it was loaded from turned out to be."""
+    """A model ready to generate, its tokenizer, and whether it is an adapter on a base."""
 
     model: PreTrainedModel
     tokenizer: Any
-    name: str
     kind: str  # "model", "adapter"
 
 
@@ -36,7 +36,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
-        raise _not_loadable(name, "tokenizer", error) from error
+        raise not_loadable(name, "tokenizer", error) from error
 
 
 def load_model(recipe: Recipe) -> PreTrainedModel:
@@ -50,17 +50,19 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     config = ModelConfig(**{**recipe.model, "dtype": model_dtype(recipe)})
     _check_name(recipe.model_name)
     quantization = get_quantization_config(config)
-    if quantization is not None:
-        _require_bitsandbytes()
-    kwargs: dict[str, Any] = {"revision": config.model_revision, "dtype": getattr(torch, str(config.dtype))}
-    if config.attn_implementation:
-        kwargs["attn_implementation"] = config.attn_implementation
-    if quantization is not None:
-        kwargs["quantization_config"] = quantization
+    if quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
+        fix = "pip install 'sft-recipes[qlora]'"
+        raise InputError(Problem("recipe", "load_in_4bit", "bitsandbytes is not installed", fix))
     try:
-        model = AutoModelForCausalLM.from_pretrained(recipe.model_name, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            recipe.model_name,
+            revision=config.model_revision,
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+            quantization_config=quantization,
+        )
     except (OSError, ValueError, ImportError) as error:
-        raise _not_loadable(recipe.model_name, "model", error) from error
+        raise not_loadable(recipe.model_name, "model", error) from error
     keep_4bit_layers_in_place(model)
     freeze_unfed_encoders(model)
     return model
@@ -78,14 +80,6 @@ def model_dtype(recipe: Recipe) -> str:
 def supports_bf16() -> bool:
     """Whether the accelerator computes in bfloat16. A CPU run stays in float32 unless the recipe says otherwise."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-def _require_bitsandbytes() -> None:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        fix = "pip install 'sft-recipes[qlora]'"
-        raise InputError(Problem("recipe", "load_in_4bit", "bitsandbytes is not installed", fix)) from error
 
 
 def keep_4bit_layers_in_place(model: torch.nn.Module) -> None:
@@ -129,8 +123,7 @@ def lora_config(recipe: Recipe, model: PreTrainedModel) -> Any | None:
     # TRL makes a list of one a string, which peft reads as a pattern of full names: a module's own name matches none.
     if isinstance(lora.target_modules, str) and lora.target_modules.isidentifier():
         lora.target_modules = [lora.target_modules]
-    encoders = unfed_encoders(model)
-    if encoders:
+    if encoders := unfed_encoders(model):
         lora.exclude_modules = "|".join(rf"(.*\.)?{re.escape(name)}\..*" for name in encoders)
     return lora
 
@@ -160,34 +153,30 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: Any) -> None:
         raise InputError(Problem("recipe", "model_name_or_path", what, "use the tokenizer that belongs to the model"))
 
 
-def load_for_inference(name: str, revision: str | None = None) -> InferenceModel:
+def load_for_inference(name: str) -> InferenceModel:
     """Load a model folder, a run folder, an adapter folder or a Hub name for generation, in evaluation mode.
 
     An adapter is put on the base that its `adapter_config.json` names.
     """
     _check_name(name)
-    adapter_file = Path(name) / "adapter_config.json"
     dtype = torch.bfloat16 if supports_bf16() else torch.float32
-    tokenizer = load_tokenizer(name, revision)
+    tokenizer = load_tokenizer(name)
+    adapter = (Path(name) / "adapter_config.json").is_file()
     try:
-        if adapter_file.is_file():
-            from peft import PeftModel
-
-            base_name = json.loads(adapter_file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            base = AutoModelForCausalLM.from_pretrained(base_name, dtype=dtype)
-            model: Any = PeftModel.from_pretrained(base, name)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(name, revision=revision or "main", dtype=dtype)
+        # Not left to transformers, which also loads adapters: it lost DoRA's magnitudes with a warning (5.23).
+        base_name = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
+        model: Any = AutoModelForCausalLM.from_pretrained(base_name, dtype=dtype)
+        if adapter:
+            model = PeftModel.from_pretrained(model, name)
     except (OSError, ValueError) as error:
-        raise _not_loadable(name, "model", error) from error
+        raise not_loadable(name, "model", error) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return InferenceModel(model.to(device).eval(), tokenizer, name, "adapter" if adapter_file.is_file() else "model")
+    return InferenceModel(model.to(device).eval(), tokenizer, "adapter" if adapter else "model")
 
 
 def _check_folder(name: str) -> None:
-    path = Path(name)
     looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if looks_local and not path.is_dir():
+    if looks_local and not Path(name).is_dir():
         fix = "check the path; ./ and ../ are relative to the recipe file"
         raise InputError(Problem(name, "model_name_or_path", "no such folder", fix))
 
@@ -201,7 +190,8 @@ def _check_name(name: str) -> None:
         raise InputError(Problem(name, "model_name_or_path", "the folder holds no model", fix))
 
 
-def _not_loadable(name: str, what: str, error: Exception) -> InputError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def not_loadable(name: str, what: str, error: Exception) -> InputError:
+    """The error for a model, tokenizer or config that the library could not load, with its first line."""
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     fix = "check the name, or download it first and give the folder"
     return InputError(Problem(name, "model_name_or_path", f"the {what} could not be loaded ({first_line})", fix))

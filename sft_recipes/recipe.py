@@ -18,9 +18,7 @@ import yaml
 
 from sft_recipes.errors import InputError, Problem
 
-_PATH_KEYS = ("model_name_or_path", "dataset_name", "chat_template", "output_dir")
-
-Overlength = Literal["drop", "truncate", "error"]
+_PATH_KEYS = ("model_name_or_path", "dataset_name", "chat_template", "output_dir", "datasets", "data", "path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class LabelSettings:
     train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     history: Literal["expand", "mask"] = "expand"
     empty_think: Literal["mask", "train"] = "mask"
-    overlength: Overlength = "drop"
+    overlength: Literal["drop", "truncate", "error"] = "drop"
     max_length: int | None = 1024
     max_lost: float = 0.05
     control_tokens: Literal["neutralize", "drop", "error"] = "neutralize"
@@ -154,16 +152,13 @@ _StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:(?:\d[\d_]*)?\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*\.?(?:[eE][-+]?\d+)|\d[\d_]*\.|\.(?:inf|Inf)|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
+_DIGITS, _POWER = r"\d[\d_]*", r"[eE][-+]?\d+"
+_FLOAT = rf"[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_POWER})?|{_DIGITS}{_POWER}|\.(?:inf|Inf|nan))"
+for _tag, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("float", _FLOAT, "-+.0123456789"),
+):
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -172,19 +167,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise InputError(
             Problem(str(path), "", "no such recipe file", "run `sft-recipes init` to see the shipped ones")
         )
-    text = path.read_text(encoding="utf-8")
-    loader = _StrictLoader(text)
-    loader.name = str(path)
     try:
-        node = loader.get_single_node()
-        values = loader.construct_document(node) if node is not None else {}
+        with path.open(encoding="utf-8") as file:
+            values = yaml.load(file, _StrictLoader)
+        node = yaml.compose(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or str(error)
         raise InputError(Problem(where, "", f"not plain YAML: {what}", "use plain keys and values")) from error
-    finally:
-        loader.dispose()
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise InputError(Problem(str(path), "", "a recipe is a mapping of keys to values", "write `key: value` lines"))
     lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
@@ -193,13 +184,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 def parse_value(text: str) -> Any:
     """Read one command-line value by the YAML rules of recipes: `2e-5` is a number, `[a, b]` a list."""
-    loader = _StrictLoader(text)
     try:
-        return loader.get_single_data()
+        return yaml.load(text, _StrictLoader)
     except yaml.YAMLError:
         return text
-    finally:
-        loader.dispose()
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -208,47 +196,41 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     A flag without a value means true. Raises InputError for anything that is not `--key value`.
     """
     overrides: dict[str, Any] = {}
-    index = 0
-    while index < len(arguments):
-        argument = arguments[index]
-        if not argument.startswith("--") or len(argument) < 3:
+    waiting = ""  # the key whose value may be the next argument
+    for argument in arguments:
+        if argument.startswith("--") and len(argument) > 2:
+            key, equals, value = argument[2:].partition("=")
+            key = key.replace("-", "_")
+            overrides[key] = parse_value(value) if equals else True
+            waiting = "" if equals else key
+        elif waiting:
+            overrides[waiting], waiting = parse_value(argument), ""
+        else:
             raise InputError(Problem("command line", argument, "not an override", "write `--key value`"))
-        key, equals, value = argument[2:].partition("=")
-        if not equals:
-            following = arguments[index + 1] if index + 1 < len(arguments) else None
-            if following is None or (following.startswith("--") and len(following) > 2):
-                value = "true"
-            else:
-                value, index = following, index + 1
-        overrides[key.replace("-", "_")] = parse_value(value)
-        index += 1
     return overrides
 
 
-def resolve_path(value: str, base: Path | None) -> str:
-    """A path that starts with `./` or `../` is relative to the recipe's folder; anything else is left as it is."""
-    if base is not None and value.startswith(("./", "../")):
-        return str((base / value).resolve())
-    return value
+def relative_path(path: Path, folder: Path) -> str:
+    """The path as seen from `folder`, starting with `./` or `../`."""
+    relative = os.path.relpath(path.resolve(), folder.resolve())
+    return relative if relative.startswith("..") else f"./{relative}"
 
 
-def rebase_paths(values: Mapping[str, Any], base: Path | None, folder: Path) -> dict[str, Any]:
-    """The recipe's keys with paths that are relative to the recipe file made relative to `folder` instead."""
+def rebase_paths(values: Mapping[str, Any], base: Path | None, folder: Path | None = None) -> dict[str, Any]:
+    """The recipe's keys with paths relative to `base` (those that start with `./` or `../`) made absolute, or relative
+    to `folder`. Any other path, and every path without a `base`, is left as it is.
+    """
 
-    def rebase(value: Any) -> Any:
-        if isinstance(value, str) and base is not None and value.startswith(("./", "../")):
-            relative = os.path.relpath((base / value).resolve(), folder.resolve())
-            return relative if relative.startswith("..") else f"./{relative}"
-        if isinstance(value, Mapping) and "path" in value:
-            return {**value, "path": rebase(value["path"])}
+    def rebase(key: str, value: Any) -> Any:
+        if isinstance(value, str) and base is not None and key in _PATH_KEYS and value.startswith(("./", "../")):
+            return relative_path(base / value, folder) if folder else str((base / value).resolve())
+        if isinstance(value, list) and key == "datasets":
+            return [rebase(key, entry) for entry in value]
+        if isinstance(value, Mapping) and key in ("datasets", "evaluation", "data"):
+            return {name: rebase(name, part) for name, part in value.items()}
         return value
 
-    rebased = {key: rebase(value) if key in _PATH_KEYS else value for key, value in values.items()}
-    if isinstance(values.get("datasets"), list):
-        rebased["datasets"] = [rebase(entry) for entry in values["datasets"]]
-    if isinstance(values.get("evaluation"), Mapping) and "data" in values["evaluation"]:
-        rebased["evaluation"] = {**values["evaluation"], "data": rebase(values["evaluation"]["data"])}
-    return rebased
+    return {key: rebase(key, value) for key, value in values.items()}
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

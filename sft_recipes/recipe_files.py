@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from sft_recipes.errors import InputError, Problem, suggest
 
 _PACKAGE = Path(__file__).resolve().parent
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9_-]*")
+GATE = "gate.yaml"  # the bounds that belong to the recipes of a folder
 
 
 def _shipped(folder: str) -> Path:
@@ -32,15 +31,15 @@ def shipped_recipes() -> list[ShippedRecipe]:
     """All shipped recipes, by name."""
     root = _shipped("recipes")
     found = []
-    for path in sorted(root.rglob("*.yaml")):
+    for path in sorted(set(root.rglob("*.yaml")) - set(root.rglob(GATE))):
         first = path.read_text(encoding="utf-8").splitlines()[0]
         found.append(ShippedRecipe(path.relative_to(root).with_suffix("").as_posix(), path, first.lstrip("# ")))
     return found
 
 
-def launch_config(name: str) -> Path:
+def launch_config(name: Path | str) -> Path:
     """The accelerate config called `name`, or the file if `name` is one."""
-    path = Path(name)
+    name, path = str(name), Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
     known = {file.stem: file for file in sorted(_shipped("accelerate_configs").glob("*.yaml"))}
@@ -56,13 +55,13 @@ def copy_recipe(name: str, output: Path, force: bool = False) -> list[Path]:
     Raises InputError, with nothing written, for an unknown or unsafe name and for files that exist already.
     """
     recipes = {recipe.name: recipe for recipe in shipped_recipes()}
-    if not _NAME.fullmatch(name) or name not in recipes:
+    if name not in recipes:
         what = f"there is no shipped recipe {name!r}"
         raise InputError(Problem("command line", "RECIPE", what, suggest(name, recipes)))
     chosen = recipes[name].path
-    extra = [path for path in chosen.parent.iterdir() if path.is_dir() or path.name == "README.md"]
-    files = [chosen, *[file for path in extra for file in ([path] if path.is_file() else sorted(path.rglob("*")))]]
-    pairs = [(file, output / file.relative_to(chosen.parent)) for file in files if file.is_file()]
+    others = {recipe.path for recipe in recipes.values()}
+    beside = [file for file in sorted(chosen.parent.rglob("*")) if file.is_file() and file not in others]
+    pairs = [(file, output / file.relative_to(chosen.parent)) for file in (chosen, *beside)]
     for _, target in pairs:
         if not target.resolve().is_relative_to(output.resolve()) or target.is_symlink():
             raise InputError(Problem(str(target), "", "lies outside the output folder", "choose another --output"))

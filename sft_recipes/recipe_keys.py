@@ -26,7 +26,6 @@ from sft_recipes.recipe import (
     TemplateSettings,
     read_yaml,
     rebase_paths,
-    resolve_path,
 )
 
 # TRL's data keys, read by this project with the same meaning.
@@ -38,29 +37,31 @@ DATA_KEYS: Mapping[str, Any] = {
     "datasets": list,
 }
 
+# Fields of the settings that TRL's keys fill.
+_NO_KEYS = ("datasets", "test_split", "seed", "max_length")
+
 # This project's own keys. `evaluation` is the only nested block besides `datasets`.
 OWN_KEYS: Mapping[str, Any] = {
-    "format": str,
-    "column_mapping": dict,
-    "weight": float,
-    "eval_split": float,
-    "chat_template": str,
-    "chat_template_kwargs": dict,
-    "system_prompt": str,
-    "train_on": typing.Literal["assistant", "last_assistant", "all"],
-    "history": typing.Literal["expand", "mask"],
-    "empty_think": typing.Literal["mask", "train"],
-    "overlength": typing.Literal["drop", "truncate", "error"],
-    "max_lost": float,
-    "control_tokens": typing.Literal["neutralize", "drop", "error"],
-    "on_bad_rows": typing.Literal["error", "skip"],
-    "max_rejected": float,
-    "allow_empty_output": bool,
+    **{key: typing.get_type_hints(DatasetSource)[key] for key in ("format", "column_mapping", "weight")},
+    **{
+        key: kind
+        for settings in (DataSettings, LabelSettings, TemplateSettings)
+        for key, kind in typing.get_type_hints(settings).items()
+        if key not in _NO_KEYS
+    },
     "global_batch_size": int,
-    "max_rows": int,
     "evaluation": dict,
+    "gate": list,
 }
 
+# Keys that exclude one another.
+_APART = {
+    "datasets": "dataset_name",
+    "eval_split": "dataset_test_split",
+    "gradient_accumulation_steps": "global_batch_size",
+}
+
+_UNIONS = (typing.Union, types.UnionType)
 _OTHER_KEYS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
     (Path(__file__).parent / "recipe_keys.yaml").read_text(encoding="utf-8")
 )
@@ -111,44 +112,39 @@ def make_recipe(values: Mapping[str, Any], path: Path | None = None, places: Map
     where = str(path or "recipe")
     model_keys, training_keys = trl_keys()
     known = {**DATA_KEYS, **OWN_KEYS, **model_keys, **training_keys}
-    problems = _problems(values, known, places or {}, where) + _missing(values, where)
+    problems = _problems(values, known, places or {}, where) + _combinations(values, where)
     if problems:
         raise InputError(problems)
-    base = path.parent if path else None
-    given = {key: value for key, value in values.items() if value is not None}
-    model = {key: value for key, value in given.items() if key in model_keys}
-    training = {key: value for key, value in given.items() if key in training_keys}
-    labels = {key: given[key] for key in _names(LabelSettings) if key in given}
-    if values.get("max_length", 0) is None:  # null is a choice: rows of any length
-        labels["max_length"] = None
-    template = given.get("chat_template")
+    # null in `max_length` is a choice, rows of any length; elsewhere it is the default.
+    given = {key: value for key, value in values.items() if value is not None or key == "max_length"}
+    given = rebase_paths(given, path.parent if path else None)
     return Recipe(
         name=f"{path.parent.name}/{path.stem}" if path else "recipe",
         path=path,
         values=dict(values),
-        model={**model, "model_name_or_path": resolve_path(str(model["model_name_or_path"]), base)},
-        training={**training, "output_dir": resolve_path(str(training["output_dir"]), base)},
-        data=_data_settings(given, base, where),
-        labels=LabelSettings(**labels),
-        template=TemplateSettings(
-            resolve_path(template, base) if template else None, given.get("chat_template_kwargs", {})
-        ),
-        evaluation=_evaluation_settings(given.get("evaluation", {}), base, where),
+        model={key: value for key, value in given.items() if key in model_keys},
+        training={key: value for key, value in given.items() if key in training_keys},
+        data=_data_settings(given, where),
+        labels=LabelSettings(**_fields(LabelSettings, given)),
+        template=TemplateSettings(**_fields(TemplateSettings, given)),
+        evaluation=_evaluation_settings(given.get("evaluation", {}), where),
         global_batch_size=given.get("global_batch_size"),
     )
 
 
-def _names(settings: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(settings)]
+def _fields(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: given[field.name] for field in dataclasses.fields(settings) if field.name in given}
 
 
-def _missing(values: Mapping[str, Any], where: str) -> list[Problem]:
+def _combinations(values: Mapping[str, Any], where: str) -> list[Problem]:
+    """Keys that are missing, and keys that exclude one another."""
     required = [key for key in ("model_name_or_path", "output_dir") if not values.get(key)]
     problems = [Problem(where, key, "is required", f"add `{key}: ...`") for key in required]
     if not values.get("dataset_name") and not values.get("datasets"):
         problems.append(Problem(where, "dataset_name", "no data set is named", "add dataset_name or datasets"))
-    if values.get("dataset_name") and values.get("datasets"):
-        problems.append(Problem(where, "datasets", "set together with dataset_name", "keep one of them"))
+    for key, other in _APART.items():
+        if values.get(key) and values.get(other):
+            problems.append(Problem(where, key, f"set together with {other}", "remove one of them or set it to null"))
     return problems
 
 
@@ -187,87 +183,79 @@ def _renamed(key: str, values: Mapping[str, Any], in_file: bool) -> tuple[str, s
 
 def fits_type(value: Any, kind: Any) -> bool:
     """Whether a plain YAML value fits a type hint; an int fits a float, an enum takes its values."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind in (Any, None) or kind is types.NoneType:
-        return kind is Any or value is None
-    if origin is typing.Literal:
-        return value in arguments
-    if origin in (typing.Union, types.UnionType):
-        enums = [one for one in arguments if isinstance(one, type) and issubclass(one, enum.Enum)]
-        if enums and isinstance(value, str):
-            return any(value in [member.value for member in one] for one in enums)
+    arguments = typing.get_args(kind)
+    if choices := _choices(kind):
+        return value in choices or (value is None and types.NoneType in arguments)
+    origin = typing.get_origin(kind) or kind
+    if origin in _UNIONS:
         return any(fits_type(value, one) for one in arguments)
     if origin in (list, Sequence):
-        return isinstance(value, list) and all(fits_type(item, arguments[0]) for item in value)
-    if origin in (dict, Mapping):
-        return isinstance(value, dict)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return value in [member.value for member in kind]
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(kind, type) and isinstance(value, kind)
+        return isinstance(value, list) and all(fits_type(item, one) for one in arguments for item in value)
+    if origin in (int, float):
+        return isinstance(value, (int, origin)) and not isinstance(value, bool)
+    return origin is Any or isinstance(value, origin)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal, or of an enum even where TRL takes any text beside it; none for other types."""
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else [kind]
+    enums = [one for one in kinds if isinstance(one, type) and issubclass(one, enum.Enum)]
+    return tuple(member.value for one in enums for member in one)
 
 
 def _type_name(kind: Any) -> str:
-    if kind is bool:
-        return "true or false"
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    enums = [one for one in typing.get_args(kind) if isinstance(one, type) and issubclass(one, enum.Enum)]
-    if enums:
-        return "one of " + ", ".join(str(member.value) for member in enums[0])
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    if choices := _choices(kind):
+        return "one of " + ", ".join(map(str, choices))
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else [kind]
+    names = {bool: "true or false", Mapping: "dict", Sequence: "list"}
+    plain = [typing.get_origin(one) or one for one in kinds if one is not types.NoneType]
+    return " or ".join(names.get(one) or one.__name__ for one in plain)
 
 
-def _data_settings(given: Mapping[str, Any], base: Path | None, where: str) -> DataSettings:
+def _data_settings(given: Mapping[str, Any], where: str) -> DataSettings:
+    single = {"dataset_config": "name", "dataset_train_split": "split"}
+    single |= {key: key for key in ("format", "column_mapping", "weight")}
     if "datasets" in given:
-        sources = [_source(entry, base, where, "datasets.") for entry in given["datasets"]]
-        single = ("format", "column_mapping", "weight", "dataset_config", "dataset_train_split")
-        stray = [key for key in single if key in given]
-        if stray:
-            raise InputError(Problem(where, stray[0], "belongs to one data set", "write it inside `datasets:`"))
+        sources = [_source(entry, where, "datasets.") for entry in given["datasets"]]
+        faults = [(key, "belongs to one data set", "write it inside `datasets:`") for key in single if key in given]
     else:
-        one = {"path": given["dataset_name"], "name": given.get("dataset_config")}
-        one |= {"split": given.get("dataset_train_split")}
-        one |= {key: given.get(key) for key in ("format", "column_mapping", "weight")}
-        sources = [_source(one, base, where, "")]
+        one = {field: given[key] for key, field in single.items() if key in given}
+        sources, faults = [_source({"path": given["dataset_name"], **one}, where, "")], []
     fractions = [source.fraction is not None for source in sources]
     if any(fractions) and not all(fractions):
-        raise InputError(Problem(where, "fraction", "set for some data sets only", "set it for all or for none"))
+        faults.append(("fraction", "set for some data sets only", "set it for all or for none"))
     if any(fractions) and any(source.weight != 1 for source in sources):
-        raise InputError(Problem(where, "weight", "set together with fraction", "use one of them"))
-    if given.get("eval_split") and given.get("dataset_test_split"):
-        raise InputError(
-            Problem(where, "eval_split", "set together with dataset_test_split", "set one of them to null")
-        )
-    settings = {key: given[key] for key in _names(DataSettings) if key in given and key != "datasets"}
-    settings["seed"] = given.get("data_seed", given.get("seed", 42))
-    return DataSettings(datasets=tuple(sources), test_split=given.get("dataset_test_split"), **settings)
+        faults.append(("weight", "set together with fraction", "use one of them"))
+    if faults:
+        raise InputError([Problem(where, *fault) for fault in faults])
+    settings = _fields(DataSettings, given) | {
+        "datasets": tuple(sources),
+        "test_split": given.get("dataset_test_split"),
+    }
+    return DataSettings(**settings | {"seed": given.get("data_seed", given.get("seed", 42))})
 
 
-def _source(entry: Any, base: Path | None, where: str, prefix: str) -> DatasetSource:
+def _source(entry: Any, where: str, prefix: str) -> DatasetSource:
     """One data set: a path, or a mapping with TRL's and our per-set keys."""
     entry = {"path": entry} if isinstance(entry, str) else entry
-    if not isinstance(entry, dict) or "path" not in entry:
+    if not isinstance(entry, dict) or entry.get("path") is None:
         raise InputError(Problem(where, f"{prefix}path", f"expected a mapping with `path`, got {entry!r}", "add path"))
-    chosen = {key: value for key, value in entry.items() if value is not None}
     known = typing.get_type_hints(DatasetSource)
     if prefix.startswith("evaluation"):  # rows to answer are no mixture
         known = {key: kind for key, kind in known.items() if key not in ("weight", "fraction")}
-    problems = _problems(chosen, known, {}, where, prefix)
-    if problems:
-        raise InputError(problems)
-    return DatasetSource(**{**chosen, "path": resolve_path(str(chosen["path"]), base)})
+    return DatasetSource(**_block(entry, known, where, prefix))
 
 
-def _evaluation_settings(block: Mapping[str, Any], base: Path | None, where: str) -> EvaluationSettings:
-    hints = {**typing.get_type_hints(EvaluationSettings), "data": Any}
-    problems = _problems(block, hints, {}, where, "evaluation.")
-    if problems:
+def _evaluation_settings(block: Mapping[str, Any], where: str) -> EvaluationSettings:
+    chosen = _block(block, {**typing.get_type_hints(EvaluationSettings), "data": Any}, where, "evaluation.")
+    data = chosen.pop("data", None)
+    return EvaluationSettings(_source(data, where, "evaluation.data.") if data is not None else None, **chosen)
+
+
+def _block(block: Mapping[str, Any], known: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """The keys of a nested block; null is the default, except where "none" is a choice of its own."""
+    if problems := _problems(block, known, {}, where, prefix):
         raise InputError(problems)
-    data = block.get("data")
-    source = _source(data, base, where, "evaluation.data.") if data is not None else None
-    chosen = {key: value for key, value in block.items() if value is not None or fits_type(None, hints[key])}
-    return EvaluationSettings(**{**chosen, "data": source})
+    return {key: value for key, value in block.items() if value is not None or fits_type(None, known[key])}

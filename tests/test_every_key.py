@@ -150,6 +150,7 @@ OWN_TRIES: Mapping[str, Try] = {
     "global_batch_size": Try(16),
     "max_rows": Try(2),
     "evaluation": Try({"rows": 1}, EVALUATED),
+    "gate": Try([{"metric": "exact_matc", "at_least": 0.9}], refusal="gate[0].metric: unknown metric 'exact_matc'"),
 }
 SOURCE_TRIES: Mapping[str, Try] = {
     "path": Try("./folder/other.jsonl"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft_recipes.data.chat_templates import attach_chat_template
@@ -17,6 +18,7 @@ from sft_recipes.recipe import TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.train import train
 from tests.conftest import build_model, build_tokenizer
+from tests.training.tiny import trainer_for
 
 CONVERSATION = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
 
@@ -129,6 +131,22 @@ def test_tokenizer_longer_than_embedding_is_refused(
     with pytest.raises(InputError, match=f"the tokenizer has {size + 2} ids, the embedding {size} rows"):
         train(load_recipe(write_recipe(model_name_or_path="./base")))
     check_vocabulary(build_model(size + 64), tokenizer)  # padded embeddings are common and fine
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_loaded_adapter_is_the_one_that_was_trained(write_recipe: Callable[..., Path], dora: bool) -> None:
+    """An adapter folder loads to the trained model's logits, which are not the base's; DoRA's magnitudes included."""
+    trainer: Any = trainer_for(write_recipe(max_steps=2, learning_rate=0.05, use_peft=True, use_dora=dora))
+    trainer.train()
+    trainer.save_model()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        trained = trainer.model.eval()(ids).logits
+        loaded = load_for_inference(str(trainer.args.output_dir)).model(ids).logits
+        with trainer.model.disable_adapter():
+            base = trainer.model(ids).logits
+    assert torch.equal(loaded, trained)
+    assert (base - trained).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("files", [[], ["recipe.yaml"]])

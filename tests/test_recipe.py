@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sft_recipes.errors import InputError
-from sft_recipes.recipe import EvaluationSettings, parse_overrides, parse_value, read_yaml, rebase_paths, resolve_path
+from sft_recipes.recipe import EvaluationSettings, parse_overrides, parse_value, read_yaml, rebase_paths
 from sft_recipes.recipe_keys import DATA_KEYS, NOTES, OWN_KEYS, REFUSED, RENAMED, load_recipe, trl_keys
 
 MINIMAL = "model_name_or_path: ./base\ndataset_name: ./data\noutput_dir: runs/x\n"
@@ -239,7 +239,7 @@ def test_paths_are_relative_to_the_file(recipe_file: Callable[[str], Path], tmp_
     assert [source.path for source in recipe.data.datasets] == [str(here / "a.jsonl"), "org/name"]
     assert recipe.evaluation.data is not None and recipe.evaluation.data.path == str(here.parent / "test.jsonl")
     assert load_recipe(recipe_file(MINIMAL.replace("./base", "org/model"))).model_name == "org/model"
-    assert resolve_path("runs/x", here) == "runs/x"
+    assert rebase_paths({"output_dir": "runs/x"}, here) == {"output_dir": "runs/x"}
 
 
 def test_saved_recipe_holds_from_the_run_folder(recipe_file: Callable[[str], Path], tmp_path: Path) -> None:

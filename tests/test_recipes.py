@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from sft_recipes.recipe import Recipe
-from sft_recipes.recipe_files import shipped_recipes
+from sft_recipes.recipe_files import GATE, shipped_recipes
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.check import check_recipe
 from sft_recipes.training.train import train
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 # A base that travels with its recipe stands in the recipe's own folder.
-OWN_BASE = [path for path in sorted(RECIPES.rglob("*.yaml")) if (path.parent / "base" / "config.json").is_file()]
+FILES = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.name != GATE]
+OWN_BASE = [path for path in FILES if (path.parent / "base" / "config.json").is_file()]
 NAMES = [path.relative_to(RECIPES).with_suffix("").as_posix() for path in OWN_BASE]
 
 # Enough rows for two small steps and one small evaluation.
@@ -67,5 +68,5 @@ def test_check_plans_what_training_does(tmp_path: Path) -> None:
     assert result.plan["trained tokens"] == counted["trained_tokens"]
     assert result.plan["steps"] == json.loads((run / "run_state.json").read_text())["step"] == 2
     assert all(check.outcome == "ok" for check in result.checks)
-    assert "next: sft-recipes train" in "\n".join(result.lines())
+    assert "next: sft-recipes train" in result.text()
     assert not [name for name in tmp_path.iterdir() if name.name != "run"]

@@ -19,13 +19,14 @@ from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.formats import detect_format
 from sft_recipes.models import load_for_inference, load_model, load_tokenizer, lora_config
 from sft_recipes.recipe import Recipe, TemplateSettings
-from sft_recipes.recipe_files import shipped_recipes
+from sft_recipes.recipe_files import GATE, shipped_recipes
 from sft_recipes.recipe_keys import load_recipe
 from tests.tiny_architectures import ARCHITECTURES, build_base, build_real_shape
 from tests.training.tiny import logged, weights
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-PATHS = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
+FILES = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.name != GATE]
+PATHS = {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in FILES}
 
 # Which tiny model stands in for which recipe folder; the quickstart brings its own base.
 STAND_INS = {

@@ -9,6 +9,7 @@ import torch
 from trl import SFTConfig
 
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.evaluation.gate import parse_gate
 from sft_recipes.models import supports_bf16
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import IDLE, NEEDS
@@ -56,14 +57,8 @@ def sft_config(recipe: Recipe, flatten: bool, processes: int | None = None) -> S
 
 def accumulation_steps(recipe: Recipe, processes: int | None = None) -> int:
     """Accumulation as stated, or derived from `global_batch_size`, the batch per device and the processes."""
-    stated = recipe.training.get("gradient_accumulation_steps")
     if recipe.global_batch_size is None:
-        return int(stated or 1)
-    if stated is not None:
-        fix = "keep global_batch_size; accumulation follows from it"
-        raise InputError(
-            Problem(recipe.name, "gradient_accumulation_steps", "set together with global_batch_size", fix)
-        )
+        return int(recipe.training.get("gradient_accumulation_steps", 1))
     per_step = int(recipe.training.get("per_device_train_batch_size", 8)) * (processes or launched_processes())
     if recipe.global_batch_size % per_step:
         what = f"{recipe.global_batch_size} rows do not divide by {per_step} (batch per device x processes)"
@@ -80,28 +75,25 @@ def check_settings(recipe: Recipe, processes: int | None = None) -> None:
     lora = next((key for key in model if key.startswith(("lora_", "use_rslora", "use_dora", "load_in"))), "")
     four_bit = next((key for key in model if key.startswith(("bnb_4bit", "use_bnb"))), "")
     best = next((key for key in ("load_best_model_at_end", "eval_on_start") if training.get(key)), "")
+    no_length = training.get("packing") and recipe.labels.max_length is None
+    no_bf16 = training.get("bf16") and has_accelerator() and not supports_bf16()
+    dropped_out = model.get("lora_target_parameters") and model.get("lora_dropout") != 0
+    only = "peft adapts parameters (lora_target_parameters) without dropout only"
     faults = (
         (lora and not model.get("use_peft"), lora, "has no effect without LoRA", "set use_peft: true or remove it"),
         (four_bit and not model.get("load_in_4bit"), four_bit, "has no effect without load_in_4bit", "remove it"),
         (evaluates and not has_eval_rows, "eval_strategy", "there are no eval rows", "set eval_split, or remove it"),
         (best and not evaluates, best, "nothing is evaluated", "set eval_strategy: epoch or steps"),
-        (
-            training.get("packing") and recipe.labels.max_length is None,
-            *("max_length", "packing needs a length", "set max_length"),
-        ),
-        (
-            training.get("bf16") and has_accelerator() and not supports_bf16(),
-            *("bf16", "this accelerator has no bfloat16", "remove it or set fp16: true"),
-        ),
-        (
-            model.get("lora_target_parameters") and model.get("lora_dropout") != 0,
-            *("lora_dropout", "peft adapts parameters (lora_target_parameters) without dropout only", "set it to 0.0"),
-        ),
+        (no_length, "max_length", "packing needs a length", "set max_length"),
+        (no_bf16, "bf16", "this accelerator has no bfloat16", "remove it or set fp16: true"),
+        (dropped_out, "lora_dropout", only, "set it to 0.0"),
         (training.get("fp16") and not torch.cuda.is_available(), "fp16", "needs a CUDA device", "remove it"),
     )
     problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong] + _dead_keys(recipe)
     if problems:
         raise InputError(problems)
+    if recipe.values.get("gate") is not None:  # bounds stand before the run, so they are read before it
+        parse_gate(recipe.values["gate"], recipe.name)
     accumulation_steps(recipe, processes)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 
 class LogWriter(TrainerCallback):
@@ -15,14 +15,7 @@ class LogWriter(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write one line; a number that is not finite becomes its name, which JSON has no number for."""
         if not state.is_world_process_zero or not logs:
             return

@@ -38,16 +38,16 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
-def check_same_run(recipe: Recipe, output_dir: Path) -> Mapping[str, Any] | None:
-    """The state of the run already in `output_dir`, or None. Raises InputError if it was another recipe."""
+def check_same_run(recipe: Recipe) -> Mapping[str, Any]:
+    """The state of the run already in `output_dir`, or nothing. Raises InputError if it was another recipe."""
+    output_dir = recipe.output_dir
     if not run_folder.is_run_folder(output_dir):
-        return None
-    path = output_dir / run_folder.RUN_STATE
-    state = run_folder.read_json(path) if path.is_file() else None
+        return {}
+    state = run_folder.read_state(output_dir)
     # A run that was refused before its first step holds nothing to protect: the mended recipe may have the folder.
-    refused = state is not None and state.get("exit_code") in (CheckFailed.exit_code, InputError.exit_code)
+    refused = state.get("exit_code") in (CheckFailed.exit_code, InputError.exit_code)
     if refused and not any(output_dir.glob("checkpoint-*")) and not (output_dir / run_folder.LOG).exists():
-        return None
+        return {}
     before, _ = read_yaml(output_dir / run_folder.RECIPE)
     now = recipe.saved_values()
     changed = sorted(key for key in {*before, *now} - _FREE_KEYS if before.get(key) != now.get(key))

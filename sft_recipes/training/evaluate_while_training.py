@@ -24,10 +24,9 @@ def generation_metrics(
     Raises InputError for prompts that `model` has no room for: now, not at the first evaluation.
     """
     settings = recipe.evaluation
-    if not settings.during_training or settings.rows < 1:
-        return None
-    examples = _fixed_examples(recipe, renderer, data)
-    if not examples or recipe.training.get("eval_strategy", "no") == "no":
+    wanted = settings.during_training and settings.rows > 0 and recipe.training.get("eval_strategy", "no") != "no"
+    examples = _fixed_examples(recipe, renderer, data) if wanted else []
+    if not examples:
         return None
     prompts = [renderer.prompt_ids(example.messages[:-1], example.tools) for example in examples]
     check_prompts(model, prompts, settings.max_new_tokens, [example.where for example in examples])
@@ -42,8 +41,7 @@ def generation_metrics(
             template_segments=renderer.template_segments,
             progress=False,
         )
-        found = {name: estimate.value for name, estimate in evaluation.metrics.items()}
-        return {name: float(value) for name, value in found.items() if value is not None}
+        return {name: float(one.value) for name, one in evaluation.metrics.items() if one.value is not None}
 
     return metrics
 

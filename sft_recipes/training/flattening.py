@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -29,11 +30,8 @@ def keeps_rows_apart(model: Any, pad_token_id: int) -> bool:
     with torch.no_grad():
         for first in firsts:
             batch = collator([{"input_ids": row, "labels": row} for row in (first, second)])
-            inputs = {
-                key: value.to(model.device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-                if key != "labels"
-            }
+            batch.pop("labels")
+            inputs = send_to_device(batch, model.device)
             logits.append(model(**inputs, use_cache=False).logits[0, len(first) :])
     model.train(was_training)
     difference = (logits[0] - logits[1]).abs().max().item()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ def launch_training(recipe: Path, name: str, num_processes: int | None, override
     """Launch and wait. Launchers turn exit codes into 1, so the code comes from `run_state.json` where it says more."""
     config = launch_config(name)
     loaded = load_recipe(recipe, parse_overrides(list(overrides)))
-    check_same_run(loaded, loaded.output_dir)
+    check_same_run(loaded)
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)),
         *(("--num_processes", str(num_processes)) if num_processes else ()),
@@ -41,7 +40,4 @@ def launch_training(recipe: Path, name: str, num_processes: int | None, override
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    state = loaded.output_dir / run_folder.RUN_STATE
-    if code and state.is_file():
-        return int(json.loads(state.read_text(encoding="utf-8")).get("exit_code", code))
-    return code
+    return int(run_folder.read_state(loaded.output_dir).get("exit_code", code)) if code else 0

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.inspection import InspectedRow
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.messages import Example
 from sft_recipes.models import load_tokenizer
-from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings
+from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings, relative_path
+from sft_recipes.training.announce import TEXTS
 
 LOOKED_AT = 2000
 NEW_TOKENS = (32, 64, 128, 256)
@@ -58,6 +55,7 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
     if not lengths:
         raise InputError(Problem(data, "", f"no row can be trained: {labelled.dropped[0].detail}", "look at the rows"))
     max_length = _smallest(lengths, 0.99, LENGTHS)
+    rendered = [labeller.for_template(example) for example in examples]
     answers = sorted(row.trained_tokens for row in labelled.rows)
     values: dict[str, Any] = {
         "name": output.name,
@@ -72,19 +70,14 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
         "max_length": max_length,
         "max_new_tokens": _smallest(answers, 0.95, NEW_TOKENS),
         "switch": next((name for name in REASONING_SWITCHES if name in renderer.template_text), None),
-        "reasoned": sum(_brings_reasoning(labeller.for_template(example)) for example in examples),
+        "reasoned": sum(any(turn.get("reasoning_content") for turn in one.messages) for one in rendered),
         "tools": sum(bool(example.tools) for example in examples),
     }
-    template = (Path(__file__).parent / "new_recipe.yaml.jinja").read_text(encoding="utf-8")
-    text = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(template).render(values)
+    text = TEXTS.get_template("new_recipe.yaml.jinja").render(values)
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
     shown = [InspectedRow(examples[row.example], row, None) for row in labelled.rows[:3]]
     return NewRecipe(path, shown, renderer)
-
-
-def _brings_reasoning(example: Example) -> bool:
-    return any(message.get("reasoning_content") for message in example.messages)
 
 
 def _smallest(lengths: list[int], share: float, choices: tuple[int, ...]) -> int:
@@ -95,7 +88,4 @@ def _smallest(lengths: list[int], share: float, choices: tuple[int, ...]) -> int
 
 def _yaml_path(name: str, folder: Path) -> str:
     """A path that exists here, relative to the recipe's folder; a Hub name as it is."""
-    if not Path(name).exists():
-        return name
-    relative = os.path.relpath(Path(name).resolve(), folder.resolve())
-    return relative if relative.startswith("..") else f"./{relative}"
+    return relative_path(Path(name), folder) if Path(name).exists() else name

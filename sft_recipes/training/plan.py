@@ -15,15 +15,14 @@ from typing import Any
 
 import torch
 import yaml
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import pack_dataset
 
 from sft_recipes.data.prepare import PreparedData
-from sft_recipes.errors import InputError, Problem
-from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
+from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype, not_loadable
 from sft_recipes.recipe import Recipe
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # bitsandbytes NF4: half a byte a weight and a float32 scale per 64 weights, or that scale in 8 bits again.
 _NF4, _NF4_NESTED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -95,16 +94,12 @@ def meta_model(recipe: Recipe) -> Any:
     try:
         config = AutoConfig.from_pretrained(recipe.model_name, revision=recipe.model.get("model_revision", "main"))
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        what = f"its config could not be read ({first_line})"
-        raise InputError(Problem(recipe.model_name, "model_name_or_path", what, "check the name")) from error
+        raise not_loadable(recipe.model_name, "config", error) from error
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
         freeze_unfed_encoders(model)
         lora = lora_config(recipe, model)
         if lora is not None:
-            from peft import get_peft_model
-
             model = get_peft_model(model, lora, autocast_adapter_dtype=False)
     return model
 
@@ -112,62 +107,52 @@ def meta_model(recipe: Recipe) -> Any:
 def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dict[str, Any]:
     model = meta_model(recipe)
     text = model.config.get_text_config()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    by_module: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            layers = (part for part in reversed(name.split(".")) if part.endswith("proj"))
-            by_module[next(layers, "other")] += parameter.numel()
-    trained = by_module.total()
-    width = _BYTES.get(model_dtype(recipe), 4)
-    quantized = recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit")
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    trained = {name: sizes[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    by_layer: Counter[str] = Counter()
+    for name, size in trained.items():
+        by_layer[next((part for part in reversed(name.split(".")) if part.endswith("proj")), "other")] += size
+    # Of a mixture: `all-linear` may pass fused experts by.
+    experts = [trained.get(name, 0) for name in sizes if ".experts." in name]
+    count = by_layer.total()
+    width = getattr(torch, model_dtype(recipe)).itemsize
+    quantized = _quantized_width(recipe)
     trained_width = 2 if quantized else 4 if recipe.model.get("use_peft") else width
     master = strategy.master_weights and (config.bf16 or config.fp16)
     width, trained_width = (2, 2) if master else (width, trained_width)
-    weights = _frozen_bytes(model, recipe, width) + trained * trained_width
-    optimizer = str(getattr(config.optim, "value", config.optim))
+    widths = dict.fromkeys(_linear_weights(model), quantized or width)
+    frozen = sum(size * widths.get(name, width) for name, size in sizes.items() if name not in trained)
+    optimizer = config.optim.value
     states = 2 if "8bit" in optimizer else 2 * trained_width if "adam" in optimizer else 0
     states = 12 if master and "adam" in optimizer else states
     activations, formula = _activations(config, text, longest)
-    parts = {"weights": weights, "gradients": trained * trained_width, "optimizer": trained * states}
+    parts = {"weights": frozen + count * trained_width, "gradients": count * trained_width, "optimizer": count * states}
     parts = {name: amount / getattr(strategy, name) for name, amount in parts.items()}
     elsewhere = {name: round(parts.pop(name)) for name in strategy.offloaded}
     return {
         "model context": getattr(text, "max_position_embeddings", "not recorded"),
-        "parameters": total,
-        "trained parameters": trained,
-        "trained by layer": dict(by_module.most_common()),
-        **_experts(model),
+        "parameters": sum(sizes.values()),
+        "trained parameters": count,
+        "trained by layer": dict(by_layer.most_common()),
+        **({"trained in experts": sum(experts)} if experts else {}),
         "strategy": strategy.name,
         "bytes a device": {name: round(amount) for name, amount in {**parts, "activations": activations}.items()},
         **({"bytes in host memory": elsewhere} if elsewhere else {}),
         "activations": f"an estimate: {formula}",
-        "bytes a checkpoint": trained * (trained_width + states),
+        "bytes a checkpoint": count * (trained_width + states),
     }
 
 
-def _experts(model: Any) -> dict[str, int]:
-    """How many parameters of a mixture's experts are trained: `all-linear` may pass fused experts by."""
-    experts = [parameter for name, parameter in model.named_parameters() if ".experts." in name]
-    trained = sum(parameter.numel() for parameter in experts if parameter.requires_grad)
-    return {"trained in experts": trained} if experts else {}
+def _quantized_width(recipe: Recipe) -> float | None:
+    """Bytes of a quantized weight, or None where nothing is quantized."""
+    four_bit = _NF4_NESTED if recipe.model.get("use_bnb_nested_quant") else _NF4
+    return 1.0 if recipe.model.get("load_in_8bit") else four_bit if recipe.model.get("load_in_4bit") else None
 
 
-def _frozen_bytes(model: Any, recipe: Recipe, width: int) -> float:
-    """Bytes of the weights that are not trained; quantization covers the linear layers except the output head."""
-    nested, eight_bit = (recipe.model.get(key) for key in ("use_bnb_nested_quant", "load_in_8bit"))
-    quantized_width = 1.0 if eight_bit else _NF4_NESTED if nested else _NF4
-    linear = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
-    }
-    small = eight_bit or recipe.model.get("load_in_4bit", False)
-    return sum(
-        parameter.numel() * (quantized_width if small and name in linear else width)
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
-    )
+def _linear_weights(model: Any) -> list[str]:
+    """The weights that quantization covers: of the linear layers, except the output head."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return [f"{name}.weight" for name in linear if "lm_head" not in name]
 
 
 def _activations(config: Any, text: Any, longest: int) -> tuple[float, str]:

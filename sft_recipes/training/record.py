@@ -17,17 +17,7 @@ from sft_recipes.errors import SFTRecipesError
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import launched_processes
 
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "bitsandbytes",
-    "deepspeed",
-)
+_LIBRARIES = "torch transformers trl peft accelerate datasets tokenizers bitsandbytes deepspeed".split()
 
 
 def record_start(recipe: Recipe) -> None:
@@ -41,8 +31,7 @@ def record_start(recipe: Recipe) -> None:
 
 def record_failure(recipe: Recipe, error: SFTRecipesError) -> None:
     """Mark the run as failed, if this process started it: a refused recipe leaves the folder of another run alone."""
-    state = recipe.output_dir / run_folder.RUN_STATE
-    if state.is_file() and run_folder.read_json(state).get("pid") == os.getpid():
+    if run_folder.read_state(recipe.output_dir).get("pid") == os.getpid():
         record_state(recipe, "failed", exit_code=error.exit_code, error=str(error))
 
 
@@ -54,17 +43,12 @@ def record_state(recipe: Recipe, state: str, **details: Any) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, devices and processes; what is not installed is left out."""
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "sft_recipes": sft_recipes.__version__,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: installed[name] for name in _LIBRARIES if name in installed},
         "device": device,
         "processes": launched_processes(),
         "threads": torch.get_num_threads(),

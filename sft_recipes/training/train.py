@@ -44,8 +44,8 @@ def train(recipe: Recipe) -> Path:
     """
     check_settings(recipe)
     process = _process(recipe)
-    before = check_same_run(recipe, recipe.output_dir)
-    if before is not None and before.get("state") == "finished":
+    before = check_same_run(recipe)
+    if before.get("state") == "finished":
         print(f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do.")
         return recipe.output_dir
     process.wait_for_everyone()
@@ -64,7 +64,7 @@ def train(recipe: Recipe) -> Path:
     trainer = build_trainer(recipe, renderer, data)
     if process.is_main_process:
         run_folder.write_json(recipe.output_dir / run_folder.DATA, data.summary)
-        print("\n".join(banner(recipe, renderer, data, trainer, checks)), flush=True)
+        print(banner(recipe, renderer, data, trainer, checks), flush=True)
     checkpoint = newest_checkpoint(recipe.output_dir)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return save(recipe, trainer, renderer)
@@ -128,7 +128,7 @@ def save(recipe: Recipe, trainer: RecipeTrainer, renderer: ChatRenderer) -> Path
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.generation_config.save_pretrained(recipe.output_dir)
         record_state(recipe, "finished", step=trainer.state.global_step)
-        next_steps(recipe, trainer)
+        print(next_steps(recipe, trainer))
     trainer.accelerator.wait_for_everyone()
     return recipe.output_dir
 

@@ -44,7 +44,7 @@ class RecipeTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.trained_positions_only = self._can_skip_untrained_positions()
-        self._losses_are_finite: torch.Tensor | None = None
+        self._losses_are_finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         self._first_step: tuple[float, int] | None = None  # when this process began its first step, and which it was
         self.generation_seconds: list[float] = []
 
@@ -111,18 +111,15 @@ class RecipeTrainer(SFTTrainer):
         if self._first_step is None:
             self._first_step = time.monotonic(), self.state.global_step
         loss = super().training_step(*args, **kwargs)
-        finite = torch.isfinite(loss.detach()).all()
-        self._losses_are_finite = finite if self._losses_are_finite is None else self._losses_are_finite & finite
+        self._losses_are_finite &= torch.isfinite(loss.detach()).all()
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         # Transformers calls this once before each optimizer step, with gradients already averaged over ranks; the
         # losses are each rank's own, so their verdict is shared before anyone steps.
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        flag = self._losses_are_finite
-        finite = torch.ones((), device=self.accelerator.device) if flag is None else flag.float()
-        self._losses_are_finite = None
-        finite = self.accelerator.reduce(finite, reduction="sum")
+        finite = self.accelerator.reduce(self._losses_are_finite.float(), reduction="sum")
+        self._losses_are_finite.fill_(True)
         losses_finite = int(finite) == self.accelerator.num_processes
         norm_finite = norm is None or bool(torch.isfinite(torch.as_tensor(norm)).all())
         if not (losses_finite and norm_finite):
