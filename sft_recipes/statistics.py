@@ -1,7 +1,8 @@
 """Estimates with their intervals: every number that reaches a report is one of these.
 
-All intervals are two-sided 95 %. An estimate over no rows has the value None, never 0. Rows whose value is None do not
-count towards `n`; they are reported as `n_excluded`.
+Intervals are two-sided, 95 % unless `confidence` says otherwise; the ends of a 90 % interval are the two one-sided 95 %
+bounds. An estimate over no rows has the value None, never 0. Rows whose value is None do not count towards `n`; they
+are reported as `n_excluded`.
 """
 
 from __future__ import annotations
@@ -61,35 +62,62 @@ class PairedDifference:
         return dataclasses.asdict(self)
 
 
-def proportion(
-    successes: int, n: int, *, n_excluded: int = 0, unit: str = "proportion", higher_is_better: bool | None = None
+def proportion(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
+    """Share of successes with Wilson's interval, which keeps its coverage near 0 and 1 where Wald's does not.
+
+    Rows may succeed in part (a share of several answers): their variance is at most that of whole successes.
+    """
+    low, high = _wilson(successes, n, confidence) if n else (None, None)
+    return Estimate(successes / n if n else None, n, 0, low, high, "proportion")
+
+
+def proportion_of(
+    values: Sequence[Value], *, higher_is_better: bool | None = None, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """Share of successes with Wilson's interval, which keeps its coverage near 0 and 1 where Wald's does not."""
-    low, high = _wilson(successes, n) if n else (None, None)
-    return Estimate(successes / n if n else None, n, n_excluded, low, high, unit, higher_is_better)
+    """`proportion` of values in [0, 1], usually true or false; None is excluded."""
+    present = [value for value in values if value is not None]
+    found = proportion(sum(present), len(present), confidence=confidence)
+    return dataclasses.replace(found, n_excluded=len(values) - len(present), higher_is_better=higher_is_better)
 
 
-def proportion_of(values: Sequence[bool | None], *, higher_is_better: bool | None = None) -> Estimate:
-    """`proportion` of the true values; None is excluded."""
-    present = [bool(value) for value in values if value is not None]
-    excluded = len(values) - len(present)
-    return proportion(sum(present), len(present), n_excluded=excluded, higher_is_better=higher_is_better)
-
-
-def mean_estimate(values: Sequence[Value], *, unit: str, higher_is_better: bool | None = None) -> Estimate:
+def mean_estimate(
+    values: Sequence[Value], *, unit: str, higher_is_better: bool | None = None, confidence: float = CONFIDENCE
+) -> Estimate:
     """Mean with Student's t interval; one value has no interval."""
     present = np.asarray([value for value in values if value is not None], dtype=float)
     n = len(present)
     value = float(present.mean()) if n else None
     low = high = None
     if value is not None and n > 1:
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * present.std(ddof=1) / n**0.5)
+        reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * present.std(ddof=1) / n**0.5)
         low, high = value - reach, value + reach
     return Estimate(value, n, len(values) - n, low, high, unit, higher_is_better)
 
 
+def mean_of_differences(values: Sequence[Value], *, confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of per-row differences between two scores in [0, 1], with Bonett and Price's adjusted interval (2012).
+
+    Two rows, one better by 1 and one worse, are added for the interval only. Where few rows differ, that keeps the
+    one-sided 95 % bound within 9 % misses; the percentile bootstrap misses up to 55 % there (simulated, n 60 to 600).
+    """
+    own = mean_estimate(values, unit="difference")
+    if own.value is None:
+        return own
+    adjusted = np.append([value for value in values if value is not None], [1.0, -1.0])
+    reach = float(stats.norm.ppf((1 + confidence) / 2) * adjusted.std() / len(adjusted) ** 0.5)
+    centre, edge = float(adjusted.mean()), float(abs(adjusted).max())
+    # The centre lies towards 0; the interval holds the value itself all the same, and nothing that cannot be.
+    low, high = min(centre - reach, own.value), max(centre + reach, own.value)
+    return dataclasses.replace(own, ci_low=max(low, -edge), ci_high=min(high, edge))
+
+
 def bootstrap_estimate(
-    *samples: Sequence[float], statistic: Callable[..., Any], unit: str, n_excluded: int = 0, seed: int = 0
+    *samples: Sequence[float],
+    statistic: Callable[..., Any],
+    unit: str,
+    n_excluded: int = 0,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """A statistic with its percentile bootstrap interval: rows are resampled, then the statistic is computed again.
 
@@ -99,7 +127,7 @@ def bootstrap_estimate(
     columns = [np.asarray(sample, dtype=float) for sample in samples]
     n = len(columns[0])
     value = float(statistic(*columns, axis=-1)) if n else None
-    low, high = _percentile_interval(columns, statistic, seed)
+    low, high = _percentile_interval(columns, statistic, seed, confidence)
     return Estimate(value, n, n_excluded, low, high, unit)
 
 
@@ -131,12 +159,17 @@ def paired_difference(
     return PairedDifference(value, n, excluded, low, high, p_value, gained, lost, unit, higher_is_better)
 
 
-def _wilson(successes: int, n: int) -> tuple[float, float]:
-    interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+def _wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    # Written out because scipy's takes whole successes only.
+    share, z = successes / n, float(stats.norm.ppf((1 + confidence) / 2))
+    centre, reach = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = ((centre + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
+    return low if successes else 0.0, high if successes < n else 1.0
 
 
-def _percentile_interval(columns: Sequence[Any], statistic: Callable[..., Any], seed: int = 0) -> Interval:
+def _percentile_interval(
+    columns: Sequence[Any], statistic: Callable[..., Any], seed: int = 0, confidence: float = CONFIDENCE
+) -> Interval:
     if len(columns[0]) < 2:
         return None, None
     result = stats.bootstrap(
@@ -146,7 +179,7 @@ def _percentile_interval(columns: Sequence[Any], statistic: Callable[..., Any], 
         vectorized=True,
         n_resamples=RESAMPLES,
         batch=100,
-        confidence_level=CONFIDENCE,
+        confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
     )

@@ -36,6 +36,7 @@ def test_every_command_exists() -> None:
     from sft_recipes.cli import app
 
     verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs |= {group.name for group in app.registered_groups}
     for line in commands("test") + commands("slow") + commands("parse-only"):
         first, second = shlex.split(line)[:2]
         assert (

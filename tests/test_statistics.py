@@ -5,12 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sft_recipes.statistics import bootstrap_estimate, mean_estimate, paired_difference, proportion, proportion_of
+from sft_recipes.statistics import (
+    bootstrap_estimate,
+    mean_estimate,
+    mean_of_differences,
+    paired_difference,
+    proportion,
+    proportion_of,
+)
 
 
 def test_proportion_has_wilsons_interval() -> None:
     """8 of 10 has the textbook Wilson interval 0.490 to 0.943."""
-    estimate = proportion(8, 10, higher_is_better=True)
+    estimate = proportion_of([True] * 8 + [False] * 2, higher_is_better=True)
     assert estimate.value == 0.8
     assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
     assert estimate.as_json() == {
@@ -37,6 +44,7 @@ def test_all_successes_still_leave_doubt() -> None:
         proportion(0, 0),
         proportion_of([None, None]),
         mean_estimate([None], unit="x"),
+        mean_of_differences([None]),
         bootstrap_estimate([], statistic=np.median, unit="x"),
         paired_difference([None], [True]),
     ],
@@ -130,3 +138,22 @@ def test_pairs_of_different_length_are_refused() -> None:
     """Pairing rows of two lists that do not belong together is a mistake of the caller."""
     with pytest.raises(ValueError, match="zip"):
         paired_difference([True], [True, False])
+
+
+def test_differences_have_bonett_and_prices_interval() -> None:
+    """Three of ten rows up, one down: the normal interval after adding one of each; all equal rows leave doubt, too."""
+    estimate = mean_of_differences([1, 1, 1, -1, 0, 0, 0, 0, 0, 0, None], confidence=0.9)
+    centre = (4 - 2) / 12
+    reach = 1.6448536 * (((4 + 2) / 12 - centre**2) / 12) ** 0.5
+    assert (estimate.value, estimate.n, estimate.n_excluded) == (0.2, 10, 1)
+    assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(centre - reach), pytest.approx(centre + reach))
+    equal = mean_of_differences([1.0] * 50)
+    assert equal.value == equal.ci_high == 1.0 and equal.ci_low == pytest.approx(
+        50 / 52 - 1.959964 * ((1 - (50 / 52) ** 2) / 52) ** 0.5
+    )
+
+
+def test_a_90_percent_interval_has_the_one_sided_95_percent_bounds() -> None:
+    """Zero of 300: Wilson's one-sided bound is z^2 / (n + z^2) with z of 95 %; parts of successes count as such."""
+    assert proportion(0, 300, confidence=0.9).ci_high == pytest.approx(1.6448536**2 / (300 + 1.6448536**2))
+    assert proportion_of([1 / 3] * 3 + [0.0] * 7) == proportion(1.0, 10)

@@ -25,12 +25,13 @@ STEPS = (
     ),
     ("Supervised fine-tuning", f"train {QUICKSTART}/full.yaml"),
     (
-        "Base and tuned model side by side, on the same 600 rows (synthetic)",
-        f"evaluate {RUN} --base runs/quickstart-base --max_new_tokens 48 --batch_size 200 --examples 4",
-    ),
-    (
         "A composition of two skills that no training row shows (synthetic)",
         f"evaluate {RUN} --data {QUICKSTART}/data/composition.jsonl --max_new_tokens 48 --batch_size 200 --examples 1",
+    ),
+    (
+        "Base and tuned model side by side, on the same 600 rows (synthetic), and the gate: may this model pass?",
+        f"evaluate {RUN} --base runs/quickstart-base --max_new_tokens 48 --batch_size 200 --examples 4 "
+        f"--gate {QUICKSTART}/gate.yaml",
     ),
 )
 

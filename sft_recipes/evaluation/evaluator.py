@@ -118,14 +118,8 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
-    """Paired differences tuned - base of the metrics that are 0 or 1 in each row.
-
-    Raises InputError unless both answered the same conversations, of the same task types, in the same order.
-    """
-    asked = [[(row["messages"], row["task_type"]) for row in evaluation.rows] for evaluation in (base, tuned)]
-    if asked[0] != asked[1]:
-        what = f"the base answered other rows ({len(asked[0])}) than the tuned model ({len(asked[1])})"
-        raise InputError(Problem("evaluation", "base", what, "evaluate both on the same data"))
+    """Paired differences tuned - base of the metrics that are 0 or 1 in each row. Raises as `check_same_rows`."""
+    check_same_rows(base, tuned)
     return {
         name: paired_difference(
             [row[key] for row in base.rows], [row[key] for row in tuned.rows], higher_is_better=True
@@ -134,17 +128,30 @@ def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
     }
 
 
+def check_same_rows(base: Evaluation, tuned: Evaluation) -> None:
+    """Raise InputError unless both answered the same conversations, of the same task types, in the same order."""
+    asked = [[(row["messages"], row["task_type"]) for row in evaluation.rows] for evaluation in (base, tuned)]
+    if asked[0] != asked[1]:
+        what = f"the base answered other rows ({len(asked[0])}) than the tuned model ({len(asked[1])})"
+        raise InputError(Problem("evaluation", "base", what, "evaluate both on the same data"))
+
+
 def write_evaluation(
-    evaluation: Evaluation, folder: Path, *, info: Mapping[str, Any], base: Evaluation | None = None
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    info: Mapping[str, Any],
+    base: Evaluation | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `metrics.json`, `samples.jsonl` and `report.html`; with `base`, its paired differences too.
 
-    `info` is plain data on where the numbers come from: model, data, template hash, decoding, versions. The base's own
-    files are written by a call of their own.
+    `info` is plain data on where the numbers come from: model, data, template hash, decoding, versions; `extra` what
+    else was found: `gate`, `format_overfitting`. The base's own files are written by a call of their own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "info": dict(info), "n": len(evaluation.rows)}
-    content |= evaluation.as_json()
+    content |= {**evaluation.as_json(), **(extra or {})}
     if base is not None:
         content["differences"] = {name: value.as_json() for name, value in compare(base, evaluation).items()}
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -23,10 +23,13 @@ from sft_recipes.data.prepare import EVALUATION_COLUMNS, load_prepared
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator
 from sft_recipes.evaluation.evaluator import Evaluation
+from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS, Answers, FormatOverfitting, ask_formats
+from sft_recipes.evaluation.gate import check_base, judge, read_gate
 from sft_recipes.messages import Example
 from sft_recipes.models import load_for_inference, load_tokenizer
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.report.page import macros
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,26 @@ class EvaluationRequest:
     max_new_tokens: int = 256
     batch_size: int = 32
     output: Path | None = None
+    gate: str | None = None
+    format_overfitting: bool = False
 
 
 @dataclass(frozen=True)
 class StandaloneResult:
-    """An evaluation, the base's where one was asked for, and the folder both were written to."""
+    """An evaluation, the base's where one was asked for, and the folder both were written to.
+
+    `extra` holds what else was asked for, as plain data: `gate`, `format_overfitting`.
+    """
 
     evaluation: Evaluation
     base: Evaluation | None
     folder: Path
+    extra: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `evaluate --json`."""
         content = {"folder": str(self.folder), "n": len(self.evaluation.rows), **self.evaluation.as_json()}
+        content |= self.extra
         if self.base is not None:
             content["base"] = self.base.as_json()
             content["differences"] = {
@@ -68,6 +78,8 @@ class StandaloneResult:
         # A log or a pipe has no width of its own; the table needs more than the usual 80 columns.
         console = Console() if sys.stdout.isatty() else Console(width=110)
         evaluator.print_table(console, self.evaluation, self.base, examples=examples)
+        for part, content in self.extra.items():
+            print(getattr(macros("verdicts.txt"), part)(content))
         print(f"\nreport: {self.folder / 'report.html'}\nanswers: {self.folder / 'samples.jsonl'}")
 
 
@@ -79,44 +91,67 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
     """
     run = Path(request.model_or_run)
     recipe = load_recipe(run / run_folder.RECIPE) if run_folder.is_run_folder(run) else None
+    ask_base = request.base is not None and not (Path(request.base) / "samples.jsonl").is_file()
+    # `--gate recipe` means the bounds that stood in the recipe when the run was trained.
+    gate = run / run_folder.RECIPE if request.gate == "recipe" else request.gate
+    bounds = read_gate(Path(gate)) if gate else []
+    check_base(bounds, model=ask_base, answers=request.base is not None)
+    by_format = request.format_overfitting or any(bound.metric in FORMAT_METRICS for bound in bounds)
     loaded = load_for_inference(request.model_or_run)
     # A finished run carries its template in its tokenizer; only the arguments it was rendered with are in the recipe.
     arguments = (recipe.template if recipe else TemplateSettings()).chat_template_kwargs
     renderer = attach_chat_template(loaded.tokenizer, TemplateSettings(request.chat_template, arguments))
-    ask_base = request.base is not None and not (Path(request.base) / "samples.jsonl").is_file()
-    if request.base and ask_base:
-        _check_same_vocabulary(request.base, renderer.tokenizer)
+    native = _native_template(request.base, renderer.tokenizer) if request.base and ask_base else None
+    examples = _examples(request, recipe, renderer)
     answer = partial(
         evaluator.evaluate,
         renderer=renderer,
-        examples=_examples(request, recipe, renderer),
+        examples=examples,
         max_new_tokens=request.max_new_tokens,
         batch_size=request.batch_size,
         template_segments=renderer.template_segments,
         progress=progress,
     )
+
+    def ask(model: Any) -> tuple[Evaluation, Answers]:
+        asked = answer(model)
+        others = ask_formats(partial(answer, model), asked, renderer, examples, native) if by_format else {}
+        return asked, others
+
     folder, info = request.output or _folder(request, run, recipe), _info(request, renderer, loaded.kind)
-    evaluation, base = answer(loaded.model), None
+    base: Evaluation | None = None
+    base_formats: Answers = {}
+    evaluation, formats = ask(loaded.model)
     del loaded  # two models may not fit into memory beside each other
     gc.collect()
     if request.base and ask_base:
-        base = answer(_base_model(request.base, renderer.tokenizer))
+        base, base_formats = ask(_base_model(request.base, renderer.tokenizer))
     elif request.base:
         base = evaluator.read_evaluation(Path(request.base))
+    overfitting = FormatOverfitting(formats, base_formats or None) if by_format else None
+    extra = {"format_overfitting": overfitting.as_json()} if overfitting else {}
+    if bounds:
+        extra["gate"] = judge(bounds, evaluation, base, overfitting.values() if overfitting else {})
     if PartialState().is_main_process:
-        if base and ask_base:
-            evaluator.write_evaluation(base, folder / "base", info={**info, "model": request.base})
-        evaluator.write_evaluation(evaluation, folder, info=info, base=base)
-    return StandaloneResult(evaluation, base, folder)
+        evaluator.write_evaluation(evaluation, folder, info=info, base=base, extra=extra)
+        others = {f"formats/{name}": one for name, one in formats.items()}
+        others |= {f"base/formats/{name}": one for name, one in base_formats.items()}
+        others |= {"base": base} if base and ask_base else {}
+        for name, one in others.items():
+            model = request.base if name.startswith("base") else request.model_or_run
+            evaluator.write_evaluation(one, folder / name, info={**info, "model": model, "asked_as": name})
+    return StandaloneResult(evaluation, base, folder, extra)
 
 
-def _check_same_vocabulary(base: str, tokenizer: Any) -> None:
-    """The base is asked with the tuned model's ids: they have to mean the same to it."""
-    different = {*tokenizer.get_vocab().items()} ^ {*load_tokenizer(base).get_vocab().items()}
+def _native_template(base: str, tokenizer: Any) -> str | None:
+    """The base's own chat template. The base is asked with the tuned model's ids: they have to mean the same to it."""
+    own = load_tokenizer(base)
+    different = {*tokenizer.get_vocab().items()} ^ {*own.get_vocab().items()}
     if different:
         what = f"its tokenizer has another vocabulary than the tuned model's ({len(different)} entries differ)"
         fix = "evaluate it by itself on the same data, then give that evaluation's folder as --base"
         raise InputError(Problem(base, "--base", what, fix))
+    return own.chat_template if isinstance(own.chat_template, str) else None
 
 
 def _base_model(base: str, tokenizer: Any) -> Any:

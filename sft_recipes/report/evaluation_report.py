@@ -40,15 +40,21 @@ def render_evaluation_report(
 ) -> str:
     """The report as one HTML document.
 
-    `metrics` is the content of `metrics.json` (`info`, `n`, `metrics`, `flags`, `stop_reasons`, `task_types`, and with
-    a base `differences`), `samples` the rows of `samples.jsonl`; the base's rows are in the same order.
+    `metrics` is the content of `metrics.json` (`info`, `n`, `metrics`, `flags`, `stop_reasons`, `task_types`, with a
+    base `differences`, and where asked for `gate` and `format_overfitting`), `samples` the rows of `samples.jsonl`; the
+    base's rows are in the same order.
     """
     parts = page.macros("evaluation.html")
-    sections = [Section("Metrics", parts.metrics(metrics, base_metrics, METRIC_TEXTS))]
+    sections = [Section("Gate", parts.gate(metrics["gate"]))] if "gate" in metrics else []
+    sections.append(Section("Metrics", parts.metrics(metrics, base_metrics, METRIC_TEXTS)))
     if metrics.get("differences"):
         sections.append(Section("Difference to the base", page.figure_or_note(lambda: _forest(metrics["differences"]))))
     if metrics["task_types"]:
         sections.append(Section("Task types", parts.task_types(metrics, base_metrics)))
+    if "format_overfitting" in metrics:
+        found = metrics["format_overfitting"]
+        figure = page.figure_or_note(lambda: _formats(found["formats"]))
+        sections.append(Section("Format overfitting", parts.format_overfitting(found, metrics["n"], figure)))
     health = parts.health(metrics, base_metrics) + page.figure_or_note(lambda: _length_histogram(samples, base_samples))
     pairs = [(row, base, change_of(row, base)) for row, base in order_rows(samples, base_samples)[:SHOWN_SAMPLES]]
     filters = {
@@ -96,6 +102,25 @@ def _forest(differences: Row) -> Markup:
     axes.margins(y=0.25)
     axes.set_xlabel("tuned \u2212 base, points of the metric; right of the line is better")
     return page.figure_svg(figure, "Paired differences with 95 % intervals")
+
+
+def _formats(formats: Row) -> Markup:
+    """One row for each score and format: the tuned model filled, the base as a ring."""
+    scores = [name for name in next(iter(formats.values()))["tuned"] if name in METRIC_TEXTS]
+    rows = [(score, name) for score in scores for name in formats]
+    figure, axes = page.new_figure(7.2, 0.8 + 0.24 * len(rows))
+    for position, (score, name) in enumerate(rows):
+        for model, colour, face in (("base", page.MUTED, "none"), ("tuned", page.ACCENT, page.ACCENT)):
+            one = formats[name].get(model, {}).get(score, {"value": None})
+            if one["value"] is not None:
+                label = model if position == 0 else None
+                axes.plot([one["ci_low"], one["ci_high"]], [position, position], color=colour, linewidth=2)
+                axes.plot(one["value"], position, "o", color=colour, markerfacecolor=face, markersize=6, label=label)
+    axes.set_yticks(range(len(rows)), [f"{METRIC_TEXTS[score].label}, {name}" for score, name in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(-0.03, 1.03)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
+    return page.figure_svg(figure, "Scores by format with 95 % intervals")
 
 
 def _length_histogram(samples: Sequence[Row], base_samples: Sequence[Row] | None) -> Markup:

@@ -227,6 +227,17 @@ def test_a_gate_is_a_short_list_written_beforehand(tmp_path: Path) -> None:
         read_gate(path)
 
 
+def test_the_quickstarts_gate_fits_its_test_rows() -> None:
+    """It asks for exactly the rows and the task types that there are, and a perfect model passes it."""
+    quickstart = Path(__file__).parents[2] / "recipes" / "quickstart"
+    bounds = read_gate(quickstart / "gate.yaml")
+    tasks = [json.loads(line)["task_type"] for line in (quickstart / "data" / "test.jsonl").read_text().splitlines()]
+    assert {bound.n for bound in bounds if not bound.by} == {len(tasks)}
+    assert {bound.n for bound in bounds if bound.by} == {tasks.count(task) for task in tasks}
+    right, wrong = ([row for task in tasks for row in answers(*one, task)] for one in ((1, 0), (0, 1)))
+    assert judge(bounds, evaluation_from_rows(right), evaluation_from_rows(wrong))["verdict"] == "pass"
+
+
 def test_a_base_that_is_missing_is_said_before_anything_is_generated() -> None:
     """A comparison needs a base's answers, a difference of gaps its model."""
     compared, gap = parse_gate(
@@ -267,6 +278,7 @@ def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> N
     ):
         assert text in card
     terminal = str(macros("verdicts.txt").gate(gate))
+    assert "\nexact_match: <i>a " in terminal
     assert "gate: INSUFFICIENT_N" in terminal and "smoke" not in terminal
     row = next(line for line in terminal.splitlines() if line.startswith("exact_match: b"))
     assert row.split() == ["exact_match:", "b", "1.000", "0.937", "at", "least", "0.8", "40", "of", "40", "pass"]
