@@ -185,6 +185,7 @@ def audit(
 ) -> None:
     """Say what is wrong with a data set, row by row, in an HTML report; --clean writes the rows without it."""
     from sft_recipes.audit.audit import REPORT, AuditRequest, run_audit
+    from sft_recipes.report.page import macros
 
     renderer, data, labels, recipe = _inspection(context)
     evals = {path: DatasetSource(path) for path in eval_data or []}
@@ -197,10 +198,7 @@ def audit(
     if as_json:
         _print_json(content)
     else:
-        after = "next: read it; --clean OUT writes the rows to keep"
-        if clean is not None:
-            after = "cleaned: {kept:,} rows kept, {dropped:,} dropped {by_first_reason}".format(**content["cleaned"])
-        print("\n".join([*content["verdict"], "", f"report: {folder / REPORT}", after]))
+        print(macros("audit.txt").verdict(content, folder / REPORT))
     raise typer.Exit(int(any(finding["severity"] == "error" for finding in content["findings"])))
 
 

@@ -11,6 +11,8 @@ Rules that `find_message_problem` checks, after role aliases were mapped:
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +61,21 @@ class Example:
     def is_trainable(self, index: int) -> bool:
         """Whether message `index` is an assistant turn that the data allows to train."""
         return self.messages[index]["role"] == "assistant" and (not self.train or self.train[index])
+
+
+def visible(text: str) -> str:
+    """The text for people's eyes: control, direction, zero-width and unassigned characters spelled as `⟨U+200B⟩`.
+
+    Newline and tab stay. So no text hides anything, and none acts on a terminal.
+    """
+    return re.sub(r"[^\x20-\x7e\n\t]", _spell_out, text)
+
+
+def _spell_out(match: re.Match[str]) -> str:
+    char = match.group()
+    # isprintable() refuses every space but the usual one.
+    is_shown = char.isprintable() or unicodedata.category(char) == "Zs"
+    return char if is_shown else f"\u27e8U+{ord(char):04X}\u27e9"
 
 
 def find_message_problem(messages: Sequence[Message]) -> tuple[str, str, str] | None:

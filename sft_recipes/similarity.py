@@ -30,7 +30,7 @@ LARGE_BUCKET, LEVELS, VARIANTS = 50, 3, 10
 ESTIMATE_MARGIN = 0.15
 _CHUNK_CHARACTERS, _CHUNK_PAIRS = 1 << 20, 1 << 16
 _BASE, _MIX = 0x9E3779B97F4A7C15, np.uint64(0xBF58476D1CE4E5B9)
-_HALF, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+_HALF, _LOW, _BREAK = np.uint64(32), np.uint64(0xFFFFFFFF), 10
 # Scripts written without spaces, where each character counts as a word: Thai, Lao, Burmese, Khmer, kana, Han.
 _UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
 _NUMBERS = re.compile(r"\d+(?:[.,:]\d+)*|(?<=\d)\s*[-+*/^%<>=×÷]|(?<=[^\W\d])[+#]+")
@@ -62,11 +62,6 @@ class Duplicates:
     jaccard: npt.NDArray[np.float64]
     variant: Mask
 
-    @property
-    def centres(self) -> Indices:
-        """(n,) star centre of each text, itself where it is kept."""
-        return star_centres(self.first, self.pairs[~self.variant & (self.jaccard >= self.threshold)])
-
 
 def near_duplicates(texts: Sequence[str], shingle: Shingle = ROW_SHINGLE, threshold: float = THRESHOLD) -> Duplicates:
     """All pairs of texts that share `threshold` of their shingles; see `Duplicates`.
@@ -74,7 +69,7 @@ def near_duplicates(texts: Sequence[str], shingle: Shingle = ROW_SHINGLE, thresh
     Needs 500 bytes a text (0.5 GB for a million, measured) and 8 bytes for each shingle of texts with a candidate.
     """
     bands, slots, whole = _signatures(texts, shingle)
-    first = _first_equal(texts, whole)
+    first = first_equal(texts, whole)
     single = first == np.arange(len(texts))
     candidates = _candidates(bands, slots, np.flatnonzero(single), threshold - ESTIMATE_MARGIN)
     candidates, differ = _thinned_variants(texts, candidates)
@@ -159,59 +154,34 @@ def number_multiset(text: str) -> tuple[str, ...]:
 
 def normalise(text: str) -> str:
     """NFKC, casefold, everything but letters, marks and digits to one space; a text without any of them keeps all."""
-    return str(_normal_codes([text])[0].tobytes().decode("utf-32-le", "surrogatepass"))
+    folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+    return " ".join(folded.translate(_gaps()).split()) or " ".join(folded.split())
 
 
 def words(text: str) -> list[str]:
     """The words of a normalised text, as shingles count them: single characters in scripts without spaces."""
-    codes, ends = _normal_codes([text])
-    plain = codes.tobytes().decode("utf-32-le", "surrogatepass")
-    return [plain[start:stop] for start, stop in zip(*_words(codes, ends), strict=True)]
+    plain = normalise(text)
+    return [plain[start:stop] for start, stop in zip(*_words(_codes(plain)), strict=True)]
 
 
 @functools.cache
-def _gaps() -> Mask:
-    """Which code points are neither letter, digit nor mark. Without marks (Indic vowels) other words become equal."""
-    table = np.ones(0x110000, dtype=np.bool_)
-    table[0x20000:0x40000] = False
-    letters = (chr(code).isalnum() or unicodedata.category(chr(code)) in ("Mn", "Mc") for code in range(0x20000))
-    table[:0x20000] = ~np.fromiter(letters, dtype=np.bool_, count=0x20000)
-    return table
+def _gaps() -> dict[int, str]:
+    """A space for all but letters, digits and marks. Without marks (Indic vowels) other words become equal."""
+    plane = map(chr, range(0x20000))
+    return {ord(one): " " for one in plane if not (one.isalnum() or unicodedata.category(one) in ("Mn", "Mc"))}
 
 
-def _normal_codes(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint32], Indices]:
-    """Code points of the normalised texts, joined without a gap, and where each text ends (n,)."""
-    folded = [(text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().strip() for text in texts]
-    lengths = np.fromiter(map(len, folded), dtype=np.int64, count=len(folded))
-    ends = np.cumsum(lengths)
-    starts, stops = (ends - lengths)[lengths > 0], ends[lengths > 0]
-    codes = np.frombuffer("".join(folded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    gap = _gaps()[codes]
-    letters = np.concatenate([[0], np.cumsum(~gap)])
-    for number in np.flatnonzero(letters[stops] == letters[starts]):
-        gap[starts[number] : stops[number]] = False
-    # One gap is kept after each word; the last one of a text goes again.
-    kept = ~gap
-    kept[1:] |= ~gap[:-1]
-    kept[starts] = ~gap[starts]
-    place, position = np.concatenate([[0], np.cumsum(kept)]), np.flatnonzero(kept)
-    trailing = np.zeros(len(texts), dtype=np.bool_)
-    trailing[lengths > 0] = gap[position[place[stops] - 1]]
-    position = np.delete(position, place[ends[trailing]] - 1)
-    return np.where(gap, np.uint32(32), codes)[position], place[ends] - np.cumsum(trailing)
+def _codes(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
-def _words(codes: npt.NDArray[np.uint32], ends: Indices) -> tuple[Indices, Indices]:
-    """Positions (starts, stops) of the words in what `_normal_codes` returns."""
-    inside, alone = codes > 32, np.zeros(len(codes), dtype=np.bool_)
-    if len(codes) and codes.max() >= _UNSPACED[0][0]:
-        for low, high in _UNSPACED:
-            alone |= (codes >= low) & (codes <= high)
-    bound = inside & ~alone
-    joined = bound[1:] & bound[:-1]
-    joined[ends[(ends > 0) & (ends < len(codes))] - 1] = False
-    starts = np.flatnonzero(inside & ~np.concatenate([[False], joined])[: len(codes)])
-    return starts, np.flatnonzero(inside & ~np.concatenate([joined, [False]])[: len(codes)]) + 1
+def _words(codes: npt.NDArray[np.uint32]) -> tuple[Indices, Indices]:
+    """Positions (starts, stops) of the words in the code points of normalised texts."""
+    alone = np.zeros(len(codes), dtype=np.bool_)
+    for low, high in _UNSPACED if len(codes) and codes.max() >= _UNSPACED[0][0] else ():
+        alone |= (codes >= low) & (codes <= high)
+    edge = np.diff(((codes > 32) & ~alone).astype(np.int8), prepend=0, append=0)
+    return np.flatnonzero((edge[:-1] == 1) | alone), np.flatnonzero((edge[1:] == -1) | alone) + 1
 
 
 @functools.lru_cache(maxsize=2)
@@ -226,13 +196,15 @@ def shingle_hashes(texts: Sequence[str], shingle: Shingle) -> tuple[Hashes, Indi
 
     Repeats stay; an empty text has none. A hash is the polynomial of the characters of a span modulo 2**64, mixed.
     """
-    codes, ends = _normal_codes(texts)
-    begins = np.concatenate([[0], ends[:-1]])[: len(ends)]
+    # No normalised text holds a line feed.
+    codes = _codes("".join(f"{normalise(text)}\n" for text in texts))
+    ends = np.flatnonzero(codes == _BREAK)
+    begins = np.concatenate([[0], ends + 1])[:-1]
     size = 1 << max(20, len(codes).bit_length())
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
     np.cumsum((codes.astype(np.uint64) + np.uint64(1)) * _powers(size, _BASE)[: len(codes)], out=sums[1:])
-    position = np.arange(len(codes))
-    starts, stops = (position, position + 1) if shingle.unit == "char" else _words(codes, ends)
+    position = np.flatnonzero(codes != _BREAK)
+    starts, stops = (position, position + 1) if shingle.unit == "char" else _words(codes)
     owner, ahead = np.searchsorted(ends, starts, side="right"), shingle.size - 1
     full = np.roll(owner, -ahead) == owner
     full[max(len(owner) - ahead, 0) :] = False
@@ -246,20 +218,9 @@ def shingle_hashes(texts: Sequence[str], shingle: Shingle) -> tuple[Hashes, Indi
     return hashes, offsets, whole
 
 
-def text_hashes(texts: Sequence[str]) -> Hashes:
-    """(n,) one hash of each normalised text."""
-    parts = [
-        shingle_hashes([texts[row] for row in rows], ROW_SHINGLE)[2]
-        for rows in text_chunks(texts, np.arange(len(texts)))
-    ]
-    return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
-
-
 def _mixed(values: Hashes) -> Hashes:
-    values ^= values >> np.uint64(31)
-    values *= _MIX
-    values ^= values >> np.uint64(29)
-    return values
+    values = (values ^ values >> np.uint64(31)) * _MIX
+    return values ^ values >> np.uint64(29)
 
 
 def text_chunks(texts: Sequence[str], rows: Indices) -> Iterator[Indices]:
@@ -284,8 +245,8 @@ def _signatures(texts: Sequence[str], shingle: Shingle) -> tuple[npt.NDArray[np.
     return bands, slots, whole
 
 
-def _first_equal(texts: Sequence[str], whole: Hashes) -> Indices:
-    """(n,) the first row with the same normalised text and the same numbers, itself where there is no earlier one."""
+def first_equal(texts: Sequence[str], whole: Hashes) -> Indices:
+    """(n,) the first row with the same normalised text (`whole`: its hash) and the same numbers; itself if alone."""
     _, inverse, counts = np.unique(whole, return_inverse=True, return_counts=True)
     first, result = dict[tuple[int, tuple[str, ...]], int](), np.arange(len(texts))
     for row in np.flatnonzero(counts[inverse] > 1).tolist():

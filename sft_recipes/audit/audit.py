@@ -14,8 +14,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from tqdm import tqdm
 import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.audit import cleaning, contamination, diversity, duplicates, lengths
-from sft_recipes.audit.finding import SEVERITIES, Finding, FlaggedRow
+from sft_recipes.audit.finding import CHECKS, SEVERITIES, Finding, FlaggedRow, excerpt, flag, make_finding
 from sft_recipes.audit.rows import AuditRow, audit_rows
-from sft_recipes.audit.text_checks import CHECKS, excerpt, make_finding, text_findings
+from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.json_reader import display_path
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
@@ -38,7 +39,7 @@ from sft_recipes.report.audit_report import write_audit_report
 from sft_recipes.response_patterns import mask
 
 AUDIT, FLAGGED, REPORT = "audit.json", "flagged.jsonl", "report.html"
-_SAMPLES, _SENTENCES, _PLACES, _LONGEST = 20, 5, 3, 4000
+_SAMPLES, _LONGEST = 20, 800
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +63,41 @@ class AuditRequest:
 def run_audit(request: AuditRequest) -> dict[str, Any]:
     """Run the audit, write its files, and return what `audit.json` says.
 
-    Raises InputError for data that cannot be read, a wrong policy, and several data sets where `clean` is asked for.
+    Raises InputError for data that cannot be read, a wrong policy, and a `clean` that exists or has several data sets.
     """
     started = time.perf_counter()
+    if request.clean is not None and request.clean.exists():
+        raise InputError(Problem(str(request.clean), "--clean", "exists already", "name a new folder"))
     if request.clean is not None and len(request.data.datasets) > 1:
         problem = Problem(request.name, "--clean", "several data sets do not fit into one file", "clean each by itself")
         raise InputError(problem)
-    policy = cleaning.read_policy(request.policy, [*CHECKS, *duplicates.CHECKS])
+    policy = cleaning.read_policy(request.policy, list(CHECKS))
+    labeller, template = None, None
+    if (renderer := request.renderer) is not None:
+        # As in training, but no row is dropped for its length or for the control tokens that it spells.
+        labels = dataclasses.replace(request.labels, max_length=None, control_tokens="neutralize")
+        labeller, template = Labeller(renderer, labels), hashlib.sha256(renderer.template_text.encode()).hexdigest()
     rows, malformed, files = read_rows(request.data)
-    findings, content = _check(request, rows, malformed)
+    findings, content = _check(request, rows, malformed, labeller)
     findings.sort(key=lambda one: (SEVERITIES.index(one.severity), -len(one.rows)))
     reasons, rows_in = cleaning.reasons_by_row(findings, policy), len(rows) + len(malformed)
     first = Counter(some[0] for some in reasons.values())
     head = {
         "source": request.name,
         "files": files,
-        "settings": _settings(request, policy),
+        "settings": {
+            **{"max_length": request.labels.max_length, "seed": request.data.seed, "policy": policy},
+            **{"eval_data": list(request.eval_data), "template_sha256": template},
+            "tokenizer": renderer and renderer.tokenizer.name_or_path,
+        },
         "versions": {"sft_recipes": sft_recipes.__version__, **{one: version(one) for one in ("rensa", "tokenizers")}},
         "seconds": round(time.perf_counter() - started, 2),
         **{"rows_in": rows_in, "rows_malformed": len(malformed), "rows_read": len(rows)},
-        "verdict": _verdict(findings, rows_in, len(reasons)),
         "findings": [finding.as_json() for finding in findings if finding.rows],
-        "passed": [{"check": one.check, "title": one.title} for one in findings if not one.rows],
+        "passed": [finding.as_json() for finding in findings if not finding.rows],
         "waterfall": [{"reason": check, "rows": first[check]} for check in policy],
     }
-    content = _masked({**head, **content, "samples": _samples(request, rows, reasons)})
+    content = _masked({**head, **content, "samples": _samples(rows, reasons, labeller, request.data.seed)})
     request.output.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(request.output / AUDIT, content)
     with (request.output / FLAGGED).open("w", encoding="utf-8") as file:
@@ -98,21 +109,6 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
     if request.clean is not None:
         content["cleaned"] = cleaning.write_cleaned(request.data.datasets[0], reasons, request.clean)
     return content
-
-
-def _settings(request: AuditRequest, policy: Sequence[str]) -> dict[str, Any]:
-    settings = {"max_length": request.labels.max_length, "seed": request.data.seed, "policy": policy}
-    settings |= {"eval_data": list(request.eval_data), "tokenizer": None, "template_sha256": None}
-    if (renderer := request.renderer) is not None:
-        template = hashlib.sha256(renderer.template_text.encode()).hexdigest()
-        settings |= {"tokenizer": renderer.tokenizer.name_or_path, "template_sha256": template}
-    return settings
-
-
-def _labeller(request: AuditRequest) -> Labeller | None:
-    """Labels as in training, but no row is dropped for its length or for the control tokens that it spells."""
-    settings = dataclasses.replace(request.labels, max_length=None, control_tokens="neutralize")
-    return Labeller(request.renderer, settings) if request.renderer is not None else None
 
 
 def read_rows(settings: DataSettings) -> tuple[list[AuditRow], list[FlaggedRow], list[dict[str, Any]]]:
@@ -140,15 +136,14 @@ def read_rows(settings: DataSettings) -> tuple[list[AuditRow], list[FlaggedRow],
                 rows += audit_rows((example,), first[example.source] + example.row)
             for one in rejected:
                 where, index = place(one["source"], one["row"], one["line"]), first[one["source"]] + one["row"]
-                malformed.append(FlaggedRow(index, where, one["reason"]))
+                malformed.append(FlaggedRow(index, where, excerpt(one["reason"])))
     return rows, malformed, files
 
 
 def _check(
-    request: AuditRequest, rows: Sequence[AuditRow], malformed: Sequence[FlaggedRow]
+    request: AuditRequest, rows: Sequence[AuditRow], malformed: Sequence[FlaggedRow], labeller: Labeller | None
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Every finding, empty ones included, and what the report shows beside them."""
-    labeller = _labeller(request)
     steps = len(rows) * (1 + (labeller is not None))
     with tqdm(total=steps, desc="audit", unit=" checks", disable=not request.progress, leave=False) as bar:
         tokens, own = None, list[str]()
@@ -160,16 +155,15 @@ def _check(
     findings = [make_finding("malformed", malformed, len(rows) + len(malformed))]
     findings.append(make_finding("no_labels", _unlabelled(rows, tokens), len(rows)))
     tokens = tokens if tokens is not None and len(tokens.total) else None
-    content: dict[str, Any] = {"lengths": lengths.summarise_lengths(rows, tokens), "truncation": [], "ecdf": {}}
+    content: dict[str, Any] = {"lengths": lengths.summarise_lengths(rows, tokens), "truncation": []}
     if tokens is not None:
         limit, fitting = request.labels.max_length, lengths.smallest_fitting(tokens)
         candidates = sorted({*lengths.CANDIDATE_LENGTHS, fitting, limit or fitting})
-        content |= {"truncation": lengths.forecast(tokens, candidates), "ecdf": lengths.ecdf(tokens)}
-        content["smallest_max_length"] = fitting
-        pairs = zip(tokens.row.tolist(), tokens.total.tolist(), strict=True)
-        long = {at: total for at, total in pairs if limit and total > limit}
-        cut = [FlaggedRow(rows[at].index, rows[at].where, f"{total} tokens") for at, total in long.items()]
-        findings.append(make_finding("truncation", cut, len(rows), max_length=limit, fitting=fitting))
+        content |= {"truncation": lengths.forecast(tokens, candidates), "smallest_max_length": fitting}
+        if limit:
+            long = (tokens.total > limit).nonzero()[0]
+            cut = [flag(rows[tokens.row[at]], f"{tokens.total[at]} tokens") for at in long]
+            findings.append(make_finding("truncation", cut, len(rows), max_length=limit, fitting=fitting))
     spread, content["patterns"] = diversity.find_patterns(rows)
     repeated, content["duplicates"] = duplicates.check_duplicates(rows)
     leaks, content["contamination"] = _compare_with_eval(request, rows)
@@ -203,33 +197,19 @@ def _unlabelled(rows: Sequence[AuditRow], tokens: lengths.TokenLengths | None) -
         marked = [row for row in rows if row.example.train]  # set only where a turn is marked untrained
         bare = [row for row in marked if not any(map(row.example.is_trainable, range(len(row.turns))))]
         lost = [(row, "every turn is marked untrained") for row in bare]
-    return [FlaggedRow(row.index, row.where, why) for row, why in lost]
-
-
-def _verdict(findings: Sequence[Finding], rows_in: int, dropped: int) -> list[str]:
-    """How many rows, how many findings, and the five that matter most, each with where it is first seen."""
-    found = [finding for finding in findings if finding.rows]
-    counts = Counter(finding.severity for finding in found)
-    kinds = ", ".join(f"{counts[one]} {one}{'s' * (counts[one] != 1)}" for one in SEVERITIES[:2])
-    lines = [f"{rows_in:,} rows, of which cleaning would keep {rows_in - dropped:,}; {kinds}, {counts['info']} notes"]
-    for finding in found[:_SENTENCES]:
-        places = list(dict.fromkeys(row.where for row in finding.rows))
-        where = ", ".join(places[:_PLACES]) + " ..." * (len(places) > _PLACES)
-        count = f"{len(places):,} row{'s' * (len(places) != 1)} ({finding.share:.1%})"
-        lines.append(f"{finding.severity}: {finding.title}: {count}, {where}")
-    return lines
+    return [flag(row, why) for row, why in lost]
 
 
 def _samples(
-    request: AuditRequest, rows: Sequence[AuditRow], reasons: Mapping[int, Sequence[str]]
+    rows: Sequence[AuditRow], reasons: Mapping[int, Sequence[str]], labeller: Labeller | None, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
     """20 kept and 20 dropped rows by seed, as the trainer sees them: pieces of text and whether they are trained."""
-    labeller, samples = _labeller(request), dict[str, list[dict[str, Any]]]()
+    samples: dict[str, list[dict[str, Any]]] = {}
     for name in ("kept", "dropped"):
         some = [row for row in rows if (row.index in reasons) == (name == "dropped")]
         samples[name] = [
             {"where": row.where, "reasons": reasons.get(row.index, []), "text": _pieces(row, labeller)}
-            for row in random.Random(request.data.seed).sample(some, min(_SAMPLES, len(some)))
+            for row in random.Random(seed).sample(some, min(_SAMPLES, len(some)))
         ]
     return samples
 
@@ -237,12 +217,14 @@ def _samples(
 def _pieces(row: AuditRow, labeller: Labeller | None) -> list[tuple[str, bool]]:
     labelled = labeller.label([row.example]).rows if labeller is not None else []
     if labeller is None or not labelled:
-        return [(excerpt(text, _LONGEST), role == "assistant" and labeller is None) for role, text in row.turns]
-    tokens = zip(labelled[-1].input_ids, labelled[-1].labels, strict=True)
-    runs = [(trained, [ids for ids, _ in run]) for trained, run in groupby(tokens, lambda one: one[1] != IGNORE_INDEX)]
-    decode = labeller.renderer.tokenizer.decode
-    texts = ((decode(ids, clean_up_tokenization_spaces=False), trained) for trained, ids in runs)
-    return [(excerpt(text, _LONGEST), trained) for text, trained in texts]
+        turns = (((f"\n{role}: ", False), (text, role == "assistant" and not labeller)) for role, text in row.turns)
+        pieces = list(chain.from_iterable(turns))
+    else:
+        decode = partial(labeller.renderer.tokenizer.decode, clean_up_tokenization_spaces=False)
+        tokens = zip(labelled[-1].input_ids, labelled[-1].labels, strict=True)
+        runs = groupby(tokens, lambda token: token[1] != IGNORE_INDEX)
+        pieces = [(decode([ids for ids, _ in run]), trained) for trained, run in runs]
+    return [(excerpt(text, _LONGEST), trained) for text, trained in pieces]
 
 
 def _masked(value: Any) -> Any:

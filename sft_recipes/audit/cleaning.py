@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from sft_recipes.messages import place
 from sft_recipes.recipe import DatasetSource, read_yaml
 
 DEFAULT_POLICY = Path(__file__).with_name("cleaning_policy.yaml")
-KEPT, DROPPED, COUNTS = "kept.jsonl", "dropped.jsonl", "counts.json"
+KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
 
 
 def read_policy(path: Path | None, checks: Sequence[str]) -> list[str]:
@@ -42,15 +40,12 @@ def reasons_by_row(findings: Sequence[Finding], policy: Sequence[str]) -> dict[i
     return reasons
 
 
-def write_cleaned(source: DatasetSource, reasons: Mapping[int, Sequence[str]], folder: Path) -> dict[str, Any]:
-    """Write `kept.jsonl` (rows as they were), `dropped.jsonl` and `counts.json`; returns the counts.
+def write_cleaned(source: DatasetSource, reasons: Mapping[int, Sequence[str]], folder: Path) -> dict[str, int]:
+    """Write `kept.jsonl` (rows as they were) and `dropped.jsonl` into a new folder; returns how many rows are in each.
 
-    Reads the source once more. Raises InputError where one of the files exists already.
+    Reads the source once more. Raises InputError if it has changed since.
     """
-    for path in (folder / KEPT, folder / DROPPED, folder / COUNTS):
-        if path.exists():
-            raise InputError(Problem(str(path), "--clean", "exists already", "name another folder"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     total = kept = 0
     with (folder / KEPT).open("x", encoding="utf-8") as good, (folder / DROPPED).open("x", encoding="utf-8") as bad:
         for file, rows in open_rows(source, source.split):
@@ -59,13 +54,9 @@ def write_cleaned(source: DatasetSource, reasons: Mapping[int, Sequence[str]], f
                 kept, total = kept + (why is None), total + 1
                 kind = text if isinstance(row, RowProblem) else row
                 (bad if why else good).write(_line({"where": where, "reasons": why, "row": kind} if why else row))
-    first, every = Counter(some[0] for some in reasons.values()), Counter(chain.from_iterable(reasons.values()))
-    counts: dict[str, Any] = {"rows_in": total, "kept": kept, "dropped": total - kept}
-    counts |= {"by_first_reason": dict(first), "by_any_reason": dict(every)}
     if kept + len(reasons) != total:
         raise InputError(Problem(source.path, "", "the file has changed since it was audited", "run the audit again"))
-    (folder / COUNTS).write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-    return counts
+    return {"kept": kept, "dropped": total - kept}
 
 
 def _line(value: Any) -> str:

@@ -5,26 +5,26 @@ A row is compared by its prompt without system messages, raw text as a whole. Pa
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from sft_recipes import similarity
-from sft_recipes.audit.duplicates import pair_finding
-from sft_recipes.audit.finding import Finding, FlaggedRow
+from sft_recipes.audit.finding import Finding, excerpt, flag, make_finding
 from sft_recipes.audit.rows import AuditRow
 from sft_recipes.response_patterns import mask
-from sft_recipes.similarity import PROMPT_SHINGLE, THRESHOLD, Indices, Shingle
+from sft_recipes.similarity import PROMPT_SHINGLE, ROW_SHINGLE, THRESHOLD, Shingle
 
 PROMPT_GRAM, ANSWER_GRAM = 8, 13
 COVERAGE, SHORT_WORDS, SHORT_JACCARD = 0.5, 16, 0.8
-RULES = ("exact prompt", "prompt coverage", "short prompt", "reference answer")
+RULES = EXACT, COVERED, SHORT, ANSWERED = "exact prompt", "prompt coverage", "short prompt", "reference answer"
 LEAST_TEMPLATE, LEAST_PHRASE = 5, 20
-_SHOWN_HITS, _SHOWN_CHARACTERS = 100, 300
+_SHOWN_HITS, _SPAN_CHARACTERS, _SHOWN_CHARACTERS, _BEFORE = 100, 300, 1000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +41,15 @@ class Hit:
 def check_contamination(
     train: Sequence[AuditRow], eval_sets: Mapping[str, Sequence[AuditRow]]
 ) -> tuple[Finding, list[dict[str, Any]]]:
-    """The finding over the training rows to remove, and for each evaluation set its share of rows hit, with spans."""
-    reasons: dict[int, dict[str, str]] = defaultdict(dict)
+    """The finding over the training rows to remove, and for each evaluation set its share of rows hit, with texts."""
+    leaks: dict[int, list[tuple[AuditRow, str]]] = defaultdict(list)
     tables = []
     for name, rows in eval_sets.items():
         hits = find_overlaps(train, rows)
         for hit in hits:
-            reasons[hit.train_row].setdefault(rows[hit.eval_row].where, f"{hit.rule} {hit.score:.2f}: {hit.text}")
-        best = {
-            hit.eval_row: hit
-            for hit in sorted(hits, key=lambda one: (-RULES.index(one.rule), one.score, -one.train_row))
-        }
-        shown = [best[row] for row in sorted(best)[:_SHOWN_HITS]]
+            leaks[hit.train_row].append((rows[hit.eval_row], f"{hit.rule} {hit.score:.2f}: {excerpt(hit.text)}"))
+        ranked = sorted(hits, key=lambda one: (-RULES.index(one.rule), one.score, -one.train_row))
+        best = {hit.eval_row: hit for hit in ranked}
         counts = {
             "rows": len(rows),
             "rows_hit": len(best),
@@ -60,142 +57,124 @@ def check_contamination(
             "train_rows": len({hit.train_row for hit in hits}),
             "rows_hit_by_rule": {rule: len({hit.eval_row for hit in hits if hit.rule == rule}) for rule in RULES},
         }
-        places = ({"eval": rows[one.eval_row].where, "train": train[one.train_row].where} for one in shown)
-        spans = [{**place, "rule": one.rule, "text": one.text} for place, one in zip(places, shown, strict=True)]
-        tables.append({"name": name, **counts, "hits": spans})
+        shown = [_shown(best[row], rows[row], train[best[row].train_row]) for row in sorted(best)[:_SHOWN_HITS]]
+        tables.append({"name": name, **counts, "hits": shown})
     flagged = [
-        FlaggedRow(train[row].index, train[row].where, next(iter(found.values())), list(found))
-        for row, found in sorted(reasons.items())
+        flag(train[row], found[0][1], list({held_out.where: held_out for held_out, _ in found}.values()))
+        for row, found in sorted(leaks.items())
     ]
     limits = {"coverage": COVERAGE, "short": SHORT_WORDS, "short_jaccard": SHORT_JACCARD}
-    return pair_finding("contamination", flagged, len(train), **limits), tables
+    return make_finding("contamination", flagged, len(train), **limits), tables
+
+
+def _shown(hit: Hit, held_out: AuditRow, train: AuditRow) -> dict[str, Any]:
+    """Where a hit stands, and both texts around what they share, as they are spelled but for private data."""
+    span, texts = re.compile(r"[\W_]*".join(map(re.escape, hit.text.split())), re.IGNORECASE), []
+    for row in (held_out, train):
+        text = mask(row.response if hit.rule == ANSWERED else _subject(row))
+        start = max(match.start() - _BEFORE, 0) if (match := span.search(text)) else 0
+        texts.append("... " * (start > 0) + text[start : start + _SHOWN_CHARACTERS])
+    return {"eval": held_out.where, "train": train.where, "rule": hit.rule, "text": hit.text, "texts": texts}
 
 
 def check_split_leak(train: Sequence[AuditRow], held_out: Sequence[AuditRow]) -> Finding:
     """Training rows in a near-duplicate cluster (`prompt_clusters`) that also has rows of the run's own eval split."""
     centres = similarity.prompt_clusters([_subject(row) for row in (*train, *held_out)]).tolist()
-    leaked: dict[int, list[str]] = defaultdict(list)
+    leaked: dict[int, list[AuditRow]] = defaultdict(list)
     for row, centre in zip(held_out, centres[len(train) :], strict=True):
-        leaked[centre].append(row.where)
-    flagged = [
-        FlaggedRow(row.index, row.where, "same prompt cluster", leaked[centre])
-        for row, centre in zip(train, centres, strict=False)
-        if centre in leaked
-    ]
-    return pair_finding("split_leak", flagged, len(train), threshold=THRESHOLD)
+        leaked[centre].append(row)
+    pairs = zip(train, centres, strict=False)
+    flagged = [flag(row, "same prompt cluster", leaked[centre]) for row, centre in pairs if centre in leaked]
+    return make_finding("split_leak", flagged, len(train), threshold=THRESHOLD)
 
 
 def find_overlaps(train: Sequence[AuditRow], held_out: Sequence[AuditRow]) -> list[Hit]:
     """Hits of all four rules; a pair of rows with the same prompt stands under the first only."""
     prompts, eval_prompts = [_subject(row) for row in train], [_subject(row) for row in held_out]
-    hits = list(_equal(prompts, eval_prompts))
-    same = {(hit.eval_row, hit.train_row) for hit in hits}
-    answers, references = [row.response for row in train], [row.response for row in held_out]
-    for found in (_covered(prompts, eval_prompts), _short(prompts, eval_prompts), _answered(answers, references)):
-        hits += [hit for hit in found if (hit.eval_row, hit.train_row) not in same]
-    return hits
+    hits = list(_alike(prompts, eval_prompts))
+    same = {(hit.eval_row, hit.train_row) for hit in hits if hit.rule == EXACT}
+    hits += _covered(prompts, eval_prompts)
+    hits += _answered([row.response for row in train], [row.response for row in held_out])
+    return [hit for hit in hits if hit.rule == EXACT or (hit.eval_row, hit.train_row) not in same]
 
 
 def _subject(row: AuditRow) -> str:
     return row.question or row.response
 
 
-def _grouped(texts: Sequence[str], rows: Sequence[int]) -> dict[tuple[int, tuple[str, ...]], list[int]]:
-    """Rows by what makes them equal: the normalised text and its numbers. Empty texts are left out."""
-    hashes = similarity.text_hashes([texts[row] for row in rows]).tolist()
-    groups: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
-    for row, value in zip(rows, hashes, strict=True):
+def _alike(prompts: Sequence[str], eval_prompts: Sequence[str]) -> Iterator[Hit]:
+    """Equal prompts, and short evaluation prompts that nearly equal a training prompt."""
+    texts = [*eval_prompts, *prompts]
+    chunks = similarity.text_chunks(texts, np.arange(len(texts)))
+    whole = [similarity.shingle_hashes([texts[row] for row in rows], ROW_SHINGLE)[2] for rows in chunks]
+    groups: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for row, first in enumerate(similarity.first_equal(texts, np.concatenate(whole)).tolist() if texts else ()):
         if texts[row].strip():
-            groups[value, similarity.number_multiset(texts[row])].append(row)
-    return groups
-
-
-def _equal(prompts: Sequence[str], eval_prompts: Sequence[str]) -> Iterator[Hit]:
-    known = _grouped(eval_prompts, range(len(eval_prompts)))
-    possible = np.flatnonzero(np.isin(similarity.text_hashes(prompts), similarity.text_hashes(eval_prompts))).tolist()
-    for key, rows in _grouped(prompts, possible).items():
-        for number in known.get(key, ()):
-            yield from (Hit(number, row, RULES[0], 1.0, mask(eval_prompts[number])[:_SHOWN_CHARACTERS]) for row in rows)
-
-
-def _short(prompts: Sequence[str], eval_prompts: Sequence[str]) -> Iterator[Hit]:
-    brief = [number for number, prompt in enumerate(eval_prompts) if len(similarity.words(prompt)) < SHORT_WORDS]
-    longest = max((len(eval_prompts[number]) for number in brief), default=0)
-    left = list(_grouped(eval_prompts, brief).values())
-    right = list(_grouped(prompts, [row for row, prompt in enumerate(prompts) if len(prompt) <= 2 * longest]).values())
-    texts = [*(eval_prompts[rows[0]] for rows in left), *(prompts[rows[0]] for rows in right)]
-    found = similarity.near_duplicates(texts, PROMPT_SHINGLE, SHORT_JACCARD)
-    chosen = ~found.variant & (found.jaccard >= SHORT_JACCARD)
-    for (one, other), score in zip(found.pairs[chosen].tolist(), found.jaccard[chosen].tolist(), strict=True):
-        if one < len(left) <= other:
-            pairs = product(left[one], right[other - len(left)])
-            yield from (
-                Hit(number, row, RULES[2], score, mask(eval_prompts[number])[:_SHOWN_CHARACTERS])
-                for number, row in pairs
-            )
+            groups[first][row >= len(eval_prompts)].append(row)
+    brief = {one for one, (held, _) in groups.items() if held and len(similarity.words(texts[one])) < SHORT_WORDS}
+    longest = 2 * max((len(texts[one]) for one in brief), default=0)
+    chosen = [one for one in groups if one in brief or len(texts[one]) <= longest]
+    found = similarity.near_duplicates([texts[one] for one in chosen], PROMPT_SHINGLE, SHORT_JACCARD)
+    close = ~found.variant & (found.jaccard >= SHORT_JACCARD)
+    pairs = [(one, one, EXACT, 1.0) for one in groups]
+    for places, score in zip(found.pairs[close].tolist(), found.jaccard[close].tolist(), strict=True):
+        one, other = (chosen[place] for place in places)
+        pairs += [(left, right, SHORT, score) for left, right in ((one, other), (other, one)) if left in brief]
+    for left, right, rule, score in pairs:
+        for number in groups[left][0] if groups[right][1] else ():
+            text = mask(eval_prompts[number])[:_SPAN_CHARACTERS]
+            yield from (Hit(number, row - len(eval_prompts), rule, score, text) for row in groups[right][1])
 
 
 def _covered(prompts: Sequence[str], eval_prompts: Sequence[str]) -> Iterator[Hit]:
-    own, known = _own_grams(eval_prompts, PROMPT_GRAM)
-    total = {number: covered for number, _, covered, _ in _by_pair(own, PROMPT_GRAM)}
-    for shared in _shared_grams(prompts, own, known, PROMPT_GRAM):
-        for number, row, covered, positions in _by_pair(shared, PROMPT_GRAM, total):
-            text = _span(eval_prompts[number], positions, PROMPT_GRAM)
-            yield Hit(number, row, RULES[1], covered / total[number], text)
+    pairs, total = _shared_grams(prompts, eval_prompts, PROMPT_GRAM, len(prompts))
+    for (number, row), positions in pairs.items():
+        share = _covered_words(positions, PROMPT_GRAM) / total[number]
+        if share >= COVERAGE:
+            yield Hit(number, row, COVERED, share, _span(eval_prompts[number], positions, PROMPT_GRAM))
 
 
 def _answered(answers: Sequence[str], references: Sequence[str]) -> Iterator[Hit]:
-    shared = np.concatenate(list(_shared_grams(answers, *_own_grams(references, ANSWER_GRAM), ANSWER_GRAM)))
-    _, gram, rows_with = np.unique(shared[:, 0] << 32 | shared[:, 2], return_inverse=True, return_counts=True)
-    rare = shared[rows_with[gram] <= max(LEAST_PHRASE, len(answers) // 200)]
-    for number, row, _, positions in _by_pair(rare, ANSWER_GRAM):
-        yield Hit(number, row, RULES[3], 1.0, _span(references[number], positions, ANSWER_GRAM))
+    pairs, _ = _shared_grams(answers, references, ANSWER_GRAM, max(LEAST_PHRASE, len(answers) // 200))
+    for (number, row), positions in pairs.items():
+        yield Hit(number, row, ANSWERED, 1.0, _span(references[number], positions, ANSWER_GRAM))
 
 
-def _own_grams(texts: Sequence[str], size: int) -> tuple[Indices, similarity.Hashes]:
-    """Word n-grams of the evaluation rows that are no template text: (m, 3) row, 0, position, sorted; hashes (m,)."""
-    # A text of fewer words is one shingle as a whole, and no n-gram.
-    enough = np.diff(similarity.shingle_hashes(texts, Shingle("word", 1))[1]) >= size
-    hashes, offsets, _ = similarity.shingle_hashes(texts, Shingle("word", size))
-    row = np.repeat(np.arange(len(texts)), np.diff(offsets))
-    _, gram = np.unique(hashes, return_inverse=True)
+def _shared_grams(
+    texts: Sequence[str], held_out: Sequence[str], size: int, most: int
+) -> tuple[dict[tuple[int, int], list[int]], list[int]]:
+    """Positions of the word n-grams that an evaluation row and a text share, and the words in all of each row's own.
+
+    Template text is not its own; n-grams of more than `most` texts are left out. Positions rise.
+    """
+    # A text of fewer words would be one shingle as a whole, and no n-gram.
+    held_out = [text if len(similarity.words(text)) >= size else "" for text in held_out]
+    hashes, offsets, _ = similarity.shingle_hashes(held_out, Shingle("word", size))
+    row = np.repeat(np.arange(len(held_out)), np.diff(offsets))
+    gram = np.unique(hashes, return_inverse=True)[1]
     rows_with = np.bincount(np.unique(gram << 32 | row) >> 32)
-    kept = np.flatnonzero(enough[row] & (rows_with[gram] <= max(LEAST_TEMPLATE, len(texts) // 20)))
-    return np.stack([row, np.zeros_like(row), np.arange(len(row)) - offsets[row]], axis=1)[kept], hashes[kept]
+    is_own = rows_with[gram] <= max(LEAST_TEMPLATE, len(held_out) // 20)
+    rows_of: dict[int, dict[int, None]] = defaultdict(dict)
+    for part in similarity.text_chunks(texts, np.arange(len(texts))):
+        found, starts, _ = similarity.shingle_hashes([texts[number] for number in part], Shingle("word", size))
+        shared = np.flatnonzero(np.isin(found, hashes[is_own]))
+        owner = part[np.searchsorted(starts, shared, side="right") - 1]
+        for value, number in zip(found[shared].tolist(), owner.tolist(), strict=True):
+            rows_of[value][number] = None
+    pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for at in np.flatnonzero(is_own & np.isin(hashes, np.array(list(rows_of), dtype=np.uint64))).tolist():
+        for number in others if len(others := rows_of[int(hashes[at])]) <= most else ():
+            pairs[int(row[at]), number].append(at - int(offsets[row[at]]))
+    return pairs, [_covered_words(np.flatnonzero(part).tolist(), size) for part in np.split(is_own, offsets[1:-1])]
 
 
-def _shared_grams(texts: Sequence[str], own: Indices, known: similarity.Hashes, size: int) -> Iterator[Indices]:
-    """N-grams of evaluation rows that stand in `texts`, some texts at a time: (m, 3) as above with the text's row."""
-    order = np.argsort(known, kind="stable")
-    known, own = known[order], own[order]
-    yield own[:0]
-    for rows in similarity.text_chunks(texts, np.arange(len(texts))):
-        hashes, offsets, _ = similarity.shingle_hashes([texts[number] for number in rows], Shingle("word", size))
-        first, last = (np.searchsorted(known, hashes, side=side) for side in ("left", "right"))
-        count = last - first
-        shared = own[np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())]
-        shared[:, 1] = np.repeat(np.repeat(rows, np.diff(offsets)), count)
-        shared = shared[np.lexsort(shared.T[::-1])]
-        yield shared[np.any(np.diff(shared, axis=0, prepend=-1) != 0, axis=1)]
+def _covered_words(positions: Sequence[int], size: int) -> int:
+    return size + sum(min(later - one, size) for one, later in pairwise(positions))
 
 
-def _by_pair(
-    grams: Indices, size: int, total: Mapping[int, int] | None = None
-) -> Iterator[tuple[int, int, int, Indices]]:
-    """Evaluation row, other row, words covered together and positions, where `COVERAGE` of `total` words is reached."""
-    starts = np.flatnonzero(np.any(np.diff(grams[:, :2], axis=0, prepend=-1) != 0, axis=1))
-    words = np.minimum(np.diff(grams[:, 2], prepend=0), size)
-    words[starts] = size
-    covered = np.add.reduceat(words, starts) if len(starts) else starts
-    pairs = zip(grams[starts, 0].tolist(), grams[starts, 1].tolist(), covered.tolist(), starts.tolist(), strict=True)
-    for place, (number, row, count, start) in enumerate(pairs):
-        if total is None or count >= COVERAGE * total[number]:
-            yield number, row, count, grams[start : starts[place + 1] if place + 1 < len(starts) else None, 2]
-
-
-def _span(text: str, positions: Indices, size: int) -> str:
+def _span(text: str, positions: Sequence[int], size: int) -> str:
     """The longest run of n-grams at adjacent positions, as normalised words; with private data the masked text."""
     if (masked := mask(text)) != text:
-        return masked[:_SHOWN_CHARACTERS]
+        return masked[:_SPAN_CHARACTERS]
     run = max(np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1), key=len)
-    return " ".join(similarity.words(text)[run[0] : run[-1] + size])[:_SHOWN_CHARACTERS]
+    return " ".join(similarity.words(text)[run[0] : run[-1] + size])[:_SPAN_CHARACTERS]

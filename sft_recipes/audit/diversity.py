@@ -11,9 +11,8 @@ from functools import lru_cache
 from math import log
 from typing import Any
 
-from sft_recipes.audit.finding import Finding, FlaggedRow
+from sft_recipes.audit.finding import Finding, excerpt, flag, make_finding
 from sft_recipes.audit.rows import AuditRow
-from sft_recipes.audit.text_checks import make_finding
 
 BUDGET_WORDS = 10_000
 _LEAST_LETTERS, _LINE_CHARACTERS, _OPENER_WORDS, _TOP = 20, 20, 4, 20
@@ -25,15 +24,13 @@ _JOINED = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA"), "East Asian")
 def measure_diversity(rows: Sequence[AuditRow]) -> dict[str, Any]:
     """Distinct texts (case and spaces aside) / rows, and distinct n-grams of prompts and responses.
 
-    Beside each n-gram value stand two references: the same rows with the second half replaced by the first, and the
-    first twenty rows over and over.
+    Beside each n-gram value stands a reference: the first twenty rows over and over.
     """
     pairs = [(" ".join(row.question.casefold().split()), " ".join(row.response.casefold().split())) for row in rows]
     content: dict[str, Any] = {"unique": {"row": len(set(pairs)) / len(rows)}}
     for name, texts in zip(("instruction", "response"), map(list, zip(*pairs, strict=True)), strict=True):
         content["unique"][name] = len(set(texts)) / len(rows)
-        half = [*texts[: len(texts) - len(texts) // 2], *texts[: len(texts) // 2]]
-        versions = {"value": texts, "half_duplicated": half, "twenty_rows": texts[:20] * (len(texts) // 20 + 1)}
+        versions = {"value": texts, "twenty_rows": texts[:20] * (len(texts) // 20 + 1)}
         content[name] = {version: distinct_ngrams(some) for version, some in versions.items()}
     return content
 
@@ -73,7 +70,7 @@ def find_patterns(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str, An
 
 
 def _spread(check: str, found: Mapping[str, Iterable[int]], rows: Sequence[AuditRow], **fills: Any) -> Finding:
-    flagged = [FlaggedRow(rows[at].index, rows[at].where, text) for text, some in found.items() for at in some]
+    flagged = [flag(rows[at], excerpt(text)) for text, some in found.items() for at in some]
     return make_finding(check, flagged, len(rows), **fills)
 
 
@@ -92,10 +89,8 @@ def openers(turns: Sequence[tuple[int, str]]) -> tuple[dict[str, Any], dict[str,
     shares = {text: len(some) / n for text, some in found.items()}
     top = [{"text": text, "rows": len(found[text]), "share": shares[text]} for text in list(found)[:_TOP]]
     evenness = -sum(share * log(share) for share in shares.values()) / log(n) if n > 1 else None
-    largest = list(shares.values())[:10]
-    summary = {"n": n, "top": top, "top1_share": sum(largest[:1]), "top10_share": sum(largest)}
     frequent = {text: some for text, some in found.items() if len(some) > max(5, n / 100)}
-    return {**summary, "entropy_ratio": evenness}, frequent
+    return {"n": n, "top": top, "entropy_ratio": evenness}, frequent
 
 
 def repeated_lines(turns: Sequence[tuple[int, str]]) -> dict[str, list[int]]:

@@ -13,15 +13,13 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sft_recipes import similarity
-from sft_recipes.audit.finding import Finding, FlaggedRow
+from sft_recipes.audit.finding import Finding, FlaggedRow, flag, make_finding
 from sft_recipes.audit.rows import AuditRow
 from sft_recipes.response_patterns import mask
 from sft_recipes.similarity import PROMPT_SHINGLE, ROW_SHINGLE, THRESHOLD, Indices
@@ -32,19 +30,10 @@ SAME_ANSWER = 0.5
 LONG_RESPONSE = 20
 SHOWN_CHARACTERS = 1_000
 _CONTROL = re.compile(r"<\|[^<>|]*\|>")
-CHECKS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("overlap_checks.yaml").read_text(encoding="utf-8"))
-KINDS = [check for check in CHECKS if check not in ("contamination", "split_leak")]
-
-
-def pair_finding(check: str, rows: Sequence[FlaggedRow], n: int, **fills: Any) -> Finding:
-    """The finding of a check of `overlap_checks.yaml`; `fills` go into its definition."""
-    texts = CHECKS[check]
-    return Finding(check, texts["severity"], texts["title"], n, rows, texts["definition"].format(**fills), texts["fix"])
 
 
 def check_duplicates(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str, Any]]:
-    """Findings of all seven `KINDS`, empty ones included, and plain data for the report (counts, histograms, pairs)."""
-    flagged: dict[str, list[FlaggedRow]] = {name: [] for name in KINDS}
+    """Findings of all seven kinds, empty ones included, and plain data for the report (counts, histograms, pairs)."""
     texts = [(_folded(row.question), _folded(row.response)) for row in rows]
     repeats = {
         "row": _repeats(repr((row.turns, row.example.tools)) for row in rows),
@@ -52,20 +41,23 @@ def check_duplicates(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str,
         "prompt": _repeats(prompt or None for prompt, _ in texts),
         "response": _repeats(response or None for _, response in texts),
     }
-    for number, first in repeats["messages"].items():
-        kind = "duplicate_row" if number in repeats["row"] else "duplicate_messages"
-        flagged[kind].append(_flag(rows, number, [repeats["row"].get(number, first)], "identical"))
-    for number, first in repeats["prompt"].items():
-        if texts[number][1] != texts[first][1]:
-            flagged["duplicate_prompt"].append(_flag(rows, number, [first], "same prompt, different response"))
-    for number, first in repeats["response"].items():
-        words = len(texts[number][1].split())
-        if texts[number][0] != texts[first][0] and words >= LONG_RESPONSE:
-            flagged["duplicate_response"].append(_flag(rows, number, [first], f"same response of {words} words"))
-    fresh = [number for number in range(len(rows)) if number not in repeats["messages"]]
-    near = _flag_near([rows[number] for number in fresh], flagged)
+    is_long = [len(response.split()) >= LONG_RESPONSE for _, response in texts]
+    # What else must hold of the row and the first like it.
+    also: dict[str, Callable[[int, int], bool]] = {
+        "row": lambda number, first: True,
+        "messages": lambda number, first: number not in repeats["row"],
+        "prompt": lambda number, first: texts[number][1] != texts[first][1],
+        "response": lambda number, first: texts[number][0] != texts[first][0] and is_long[number],
+    }
+    flagged = {
+        f"duplicate_{kind}": [
+            flag(rows[pair[0]], f"same {kind}", [rows[pair[1]]]) for pair in found if also[kind](*pair)
+        ]
+        for kind, found in ((kind, pairs.items()) for kind, pairs in repeats.items())
+    }
+    close, near = _check_near([row for number, row in enumerate(rows) if number not in repeats["messages"]])
     fills = {"threshold": THRESHOLD, "long": LONG_RESPONSE}
-    findings = [pair_finding(check, some, len(rows), **fills) for check, some in flagged.items()]
+    findings = [make_finding(check, some, len(rows), **fills) for check, some in (flagged | close).items()]
     return findings, {"rows": len(rows), "exact": {kind: len(found) for kind, found in repeats.items()}, **near}
 
 
@@ -85,12 +77,8 @@ def _repeats(keys: Iterable[Hashable]) -> dict[int, int]:
     return repeated
 
 
-def _flag(rows: Sequence[AuditRow], number: int, others: Sequence[int], detail: str) -> FlaggedRow:
-    return FlaggedRow(rows[number].index, rows[number].where, detail, [rows[other].where for other in others])
-
-
-def _flag_near(rows: Sequence[AuditRow], flagged: Mapping[str, list[FlaggedRow]]) -> dict[str, Any]:
-    """Near-duplicates and their look-alikes among rows that repeat none exactly."""
+def _check_near(rows: Sequence[AuditRow]) -> tuple[dict[str, list[FlaggedRow]], dict[str, Any]]:
+    """Near-duplicates and their look-alikes among rows that repeat none exactly, and the numbers of them."""
     whole = [f"{row.question}\n{row.response}" for row in rows]
     found = similarity.near_duplicates(whole, ROW_SHINGLE, THRESHOLD)
     # A control token written in every response would make "yes" and "no" alike.
@@ -102,23 +90,26 @@ def _flag_near(rows: Sequence[AuditRow], flagged: Mapping[str, list[FlaggedRow]]
     centres, first = similarity.star_centres(found.first, pairs).tolist(), found.first.tolist()
     # A copy of a row that goes is as near to the centre as that row is.
     scores = {row: value.get((centre, first[row]), 1.0) for row, centre in enumerate(centres) if centre != row}
-    flagged["near_duplicate"] += [_flag(rows, row, [centres[row]], f"Jaccard {scores[row]:.2f}") for row in scores]
-    flagged["template_variant"] += _later(rows, found.pairs[found.variant & above], "other numbers")
     prompts = similarity.near_duplicates([row.question for row in rows], PROMPT_SHINGLE, THRESHOLD)
     close = prompts.pairs[~prompts.variant & (prompts.jaccard >= THRESHOLD)]
     folded = [_folded(row.question) for row in rows]
     other = [(a, b) not in value and folded[a] != folded[b] for a, b in close.tolist()]
-    flagged["near_duplicate_prompt"] += _later(rows, close[other], "nearly the same prompt")
+    flagged = {
+        "near_duplicate": [
+            flag(rows[row], f"{score:.0%} alike", [rows[centres[row]]]) for row, score in scores.items()
+        ],
+        "near_duplicate_prompt": _later(rows, close[other], "nearly the same prompt"),
+        "template_variant": _later(rows, found.pairs[found.variant & above], "other numbers"),
+    }
     edges = np.arange(50, 101, 5) / 100
     sizes = sorted(Counter(Counter(centres).values()).items())
-    return {
+    return flagged, {
         "near": {
             "threshold": THRESHOLD,
             "rows": len(scores),
             "rows_at_least_0.9": sum(score >= VERY_NEAR for score in scores.values()),
             "clusters_by_size": {str(size): count for size, count in sizes if size > 1},
-            "jaccard_edges": edges.tolist(),
-            "jaccard_counts": np.histogram(found.jaccard[alike], edges)[0].tolist(),
+            "histogram": {"edges": edges.tolist(), "counts": np.histogram(found.jaccard[alike], edges)[0].tolist()},
             "just_above": _shown(whole, rows, found, alike & above, 1),
             "just_below": _shown(whole, rows, found, alike & ~above, -1),
         },
@@ -128,10 +119,10 @@ def _flag_near(rows: Sequence[AuditRow], flagged: Mapping[str, list[FlaggedRow]]
 
 def _later(rows: Sequence[AuditRow], pairs: Indices, detail: str) -> list[FlaggedRow]:
     """The later row of each pair, once, with all earlier ones."""
-    earlier: dict[int, list[int]] = defaultdict(list)
+    earlier: dict[int, list[AuditRow]] = defaultdict(list)
     for one, other in pairs.tolist():
-        earlier[other].append(one)
-    return [_flag(rows, number, others, detail) for number, others in sorted(earlier.items())]
+        earlier[other].append(rows[one])
+    return [flag(rows[number], detail, others) for number, others in sorted(earlier.items())]
 
 
 def _shown(

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sft_recipes.audit.finding import excerpt
 from sft_recipes.audit.rows import AuditRow
-from sft_recipes.audit.text_checks import excerpt
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, Labeller
 
 Numbers = npt.NDArray[np.int64]
 CANDIDATE_LENGTHS = (256, 512, 1024, 2048, 4096)
 # A max_length fits if it loses less than this share of the rows.
 ACCEPTED_LOSS = 0.01
-_BINS, _POINTS, _EXTREMES, _SHOWN_CHARACTERS, _BATCH = 40, 101, 5, 300, 1000
+_BINS, _POINTS, _EXTREMES, _SHOWN_CHARACTERS, _BATCH = 40, 500, 5, 300, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,10 @@ def smallest_fitting(tokens: TokenLengths) -> int:
 
 
 def summarise_lengths(rows: Sequence[AuditRow], tokens: TokenLengths | None) -> dict[str, Any]:
-    """Histograms (logarithmic edges) and quantiles of every length, turns, and the shortest and longest rows."""
+    """Histograms (logarithmic edges) and quantiles of every length, turns, and the shortest and longest rows.
+
+    `points`: prompt and response of at most 500 rows drawn by seed, in `unit`, tokens if known, else words.
+    """
     prompts = np.array([len(row.prompt.split()) for row in rows])
     responses = np.array([len(row.response.split()) for row in rows])
     columns: dict[str, Numbers] = {"prompt_words": prompts, "response_words": responses}
@@ -85,6 +88,10 @@ def summarise_lengths(rows: Sequence[AuditRow], tokens: TokenLengths | None) -> 
         columns |= {"prompt_tokens": tokens.total - tokens.trained, "response_tokens": tokens.trained}
         columns |= {"total_tokens": tokens.total}
     content: dict[str, Any] = {name: _distribution(column) for name, column in columns.items()}
+    content["unit"] = unit = "words" if tokens is None else "tokens"
+    shape = np.stack([columns[f"prompt_{unit}"], columns[f"response_{unit}"]], axis=1)
+    some = np.random.default_rng(0).permutation(len(shape))[:_POINTS]
+    content["points"] = shape[np.sort(some)].tolist()
     turns = Counter(sum(role == "assistant" for role, _ in row.turns) for row in rows)
     content["turns"] = {str(count): number for count, number in sorted(turns.items())}
     order = np.argsort(prompts + responses, kind="stable").tolist()
@@ -95,14 +102,6 @@ def summarise_lengths(rows: Sequence[AuditRow], tokens: TokenLengths | None) -> 
             for at in chosen
         ]
     return content
-
-
-def ecdf(tokens: TokenLengths) -> dict[str, list[tuple[int, float]]]:
-    """Points `(tokens, share of training rows no longer than that)` for whole rows and for prompts alone."""
-    shares = np.linspace(0, 1, _POINTS)
-    columns = {"total_tokens": tokens.total, "prompt_tokens": tokens.total - tokens.trained}
-    quantiles = {name: np.quantile(column, shares, method="inverted_cdf") for name, column in columns.items()}
-    return {name: list(zip(map(int, values), shares.tolist(), strict=True)) for name, values in quantiles.items()}
 
 
 def _distribution(values: Numbers) -> dict[str, Any]:

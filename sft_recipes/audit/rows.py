@@ -33,17 +33,14 @@ class AuditRow:
 
 def audit_rows(examples: Iterable[Example], first_index: int = 0) -> list[AuditRow]:
     """The rows of one or several sources, numbered from `first_index`."""
-    return [_row(index, example) for index, example in enumerate(examples, first_index)]
-
-
-def _row(index: int, example: Example) -> AuditRow:
-    if example.text is not None:
-        turns: list[tuple[str, str]] = [("assistant", example.text)]
-    else:
+    rows = []
+    for index, example in enumerate(examples, first_index):
         turns = [(message["role"], _content(message)) for message in example.messages]
-    prompt = "\n".join(content for role, content in turns if role != "assistant")
-    response = "\n".join(content for role, content in turns if role == "assistant")
-    return AuditRow(index, example.where, prompt, response, turns, example)
+        turns = [("assistant", example.text)] if example.text is not None else turns
+        prompt = "\n".join(content for role, content in turns if role != "assistant")
+        response = "\n".join(content for role, content in turns if role == "assistant")
+        rows.append(AuditRow(index, example.where, prompt, response, turns, example))
+    return rows
 
 
 def _content(message: Message) -> str:

@@ -5,38 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_recipes import response_patterns as patterns
-from sft_recipes.audit.finding import Finding, FlaggedRow
+from sft_recipes.audit.finding import Finding, FlaggedRow, excerpt, flag, make_finding
 from sft_recipes.audit.rows import AuditRow
 
-CHECKS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("checks.yaml").read_text(encoding="utf-8"))
 _DEAD_LINK_WORDS, _SHOWN_CHARACTERS = 50, 120
 _BATCH, _ROWS_FOR_PROCESSES = 2000, 30_000
 
 Found = tuple[dict[str, str], Counter[str]]
 _Look = Callable[[str, str, re.Pattern[str]], str]
-
-
-def make_finding(check: str, rows: Sequence[FlaggedRow], n: int, **fills: Any) -> Finding:
-    """The finding of a check of `checks.yaml`; `fills` go into its texts. Details are masked and cut here."""
-    texts = CHECKS[check]
-    flagged = [FlaggedRow(row.index, row.where, excerpt(row.detail), row.related) for row in rows]
-    title, definition, fix = (texts[key].format(**fills) for key in ("title", "definition", "fix"))
-    return Finding(check, texts["severity"], title, n, flagged, definition, fix)
-
-
-def excerpt(text: str, characters: int = _SHOWN_CHARACTERS) -> str:
-    """The beginning of a text for people, with private data masked before it is cut."""
-    masked = patterns.mask(text)
-    return masked if len(masked) <= characters else masked[:characters] + " ..."
 
 
 def text_findings(rows: Sequence[AuditRow], own: Sequence[str], bar: Any) -> tuple[list[Finding], dict[str, int]]:
@@ -51,7 +33,7 @@ def text_findings(rows: Sequence[AuditRow], own: Sequence[str], bar: Any) -> tup
     for row, (details, private) in zip(rows, _map(rows, spelled), strict=True):
         kinds.update(private)
         for check, detail in details.items():
-            flagged[check].append(FlaggedRow(row.index, row.where, detail))
+            flagged[check].append(flag(row, detail))
         bar.update()
     fills = {"own": f"{len(own) or 'no'} known", "words": _DEAD_LINK_WORDS, **patterns.PATTERNS["measured"]}
     fills |= {"characters": patterns.REFUSAL_CHARACTERS, "patterns": len(patterns.PATTERNS["refusal"])}

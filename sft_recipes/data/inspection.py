@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -14,10 +13,8 @@ from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, LabelledRow, Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.data.prepare import BATCH_ROWS
-from sft_recipes.messages import Example
+from sft_recipes.messages import Example, visible
 from sft_recipes.recipe import DataSettings, LabelSettings
-
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +60,6 @@ def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
         piece = renderer.tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
         text.append(visible(piece), ("green" if trained else "grey50") + (" bold" if bold else ""))
     return text
-
-
-def visible(text: str) -> str:
-    """Control, zero-width and direction characters as `<U+200B>`, so that none of them acts on the terminal."""
-    return _INVISIBLE.sub(lambda match: f"<U+{ord(match.group()):04X}>", text)
 
 
 def summary_line(rows: Sequence[InspectedRow]) -> str:

@@ -19,7 +19,7 @@ from sft_recipes.evaluation import metrics
 from sft_recipes.evaluation.generation import generate
 from sft_recipes.messages import Example
 from sft_recipes.report.evaluation_report import METRIC_TEXTS, order_rows, render_evaluation_report
-from sft_recipes.report.page import format_difference, format_estimate, visible
+from sft_recipes.report.page import format_estimate, visible
 from sft_recipes.statistics import Estimate, PairedDifference, paired_difference, proportion_of
 
 SCHEMA_VERSION = 1
@@ -180,7 +180,7 @@ def print_table(console: Console, tuned: Evaluation, base: Evaluation | None = N
             label = METRIC_TEXTS[name].label if part == "metrics" else f"Exact match: {visible(name)}"
             found = [getattr(one, part)[name].as_json() for one in (base, tuned) if one]
             compared = [differences[name]] if part == "metrics" and name in differences else []
-            changes = [format_difference(difference.as_json()) for difference in compared]
+            changes = [format_estimate(difference.as_json(), "+") for difference in compared]
             table.add_row(Text(label), str(estimate.n), *map(format_estimate, found), *changes)
     console.print(table)
     for row, base_row in order_rows(tuned.rows, base.rows if base else None)[:examples]:

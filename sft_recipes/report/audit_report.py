@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -58,65 +59,80 @@ def compare(one: str, other: str) -> list[list[tuple[str, bool]]]:
 
 
 def _reach(audit: Audit) -> Markup:
-    if not audit["ecdf"]:
+    if not audit["truncation"]:
         return Markup()
     figure, axes = page.new_figure(7.2, 2.8)
     lines = {"total_tokens": ("whole rows", page.ACCENT, "-"), "prompt_tokens": ("prompts alone", page.MUTED, "--")}
+    lengths = []
     for name, (label, colour, style) in lines.items():
-        values, shares = zip(*audit["ecdf"][name], strict=True)
-        axes.step(values, shares, where="post", label=label, color=colour, linestyle=style, linewidth=2)
-    lengths = [value for name in lines for value, _ in audit["ecdf"][name]]
+        edges, counts = (audit["lengths"][name]["histogram"][key] for key in ("edges", "counts"))
+        shares = [part / sum(counts) for part in accumulate(counts, initial=0)]
+        axes.plot(edges, shares, label=label, color=colour, linestyle=style, linewidth=2)
+        lengths += edges
     if limit := audit["settings"]["max_length"]:
         axes.axvline(limit, color=page.INK, linestyle=":", label=f"max_length {limit:,}")
         lengths.append(limit)
-    _count_axes(axes, lengths, "tokens", "rows up to this length")
+    _count_axis(axes, "x", lengths, "tokens")
+    axes.set(ylabel="rows up to this length")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False)
     return page.figure_svg(figure, "Share of rows up to each length: where the line is high, most rows fit.")
 
 
-def _lengths(part: str, name: str, audit: Audit) -> Markup:
-    unit = "tokens" if f"{part}_tokens" in audit["lengths"] else "words"
-    numbers = audit["lengths"][f"{part}_{unit}"]
-    figure, axes = page.new_figure(5.6, 2.3)
+def _histogram(size: tuple[float, float], histogram: Mapping[str, Sequence[float]], y_label: str) -> tuple[Any, Any]:
+    figure, axes = page.new_figure(*size)
+    axes.stairs(histogram["counts"], histogram["edges"], fill=True, color=page.ACCENT)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.stairs(numbers["histogram"]["counts"], numbers["histogram"]["edges"], fill=True, color=page.ACCENT)
-    _count_axes(axes, numbers["histogram"]["edges"], f"{unit} in the {name}", "rows")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set(ylabel=y_label)
+    return figure, axes
+
+
+def _lengths(part: str, name: str, audit: Audit) -> Markup:
+    unit = audit["lengths"]["unit"]
+    numbers = audit["lengths"][f"{part}_{unit}"]
+    figure, axes = _histogram((5.6, 2.3), numbers["histogram"], "rows")
+    _count_axis(axes, "x", numbers["histogram"]["edges"], f"{unit} in the {name}")
     label = f"{unit.capitalize()} in the {name}: half of the rows have at most {numbers['median']:,.0f}."
+    return page.figure_svg(figure, label)
+
+
+def _shapes(audit: Audit) -> Markup:
+    figure, axes = page.new_figure(5.6, 3.2)
+    columns = list(zip(*audit["lengths"]["points"], strict=True))
+    axes.plot(*columns, ".", color=page.ACCENT, markersize=4, alpha=0.5, markeredgewidth=0)
+    for name, values, part in zip("xy", columns, ("prompt", "answer"), strict=True):
+        _count_axis(axes, name, values, f"{audit['lengths']['unit']} in the {part}")
+    label = f"How long prompt and answer are together, a point for each of {len(columns[0]):,} rows drawn at random."
     return page.figure_svg(figure, label)
 
 
 def _alike(audit: Audit) -> Markup:
     near = audit["duplicates"]["near"]
-    if not any(near["jaccard_counts"]):
+    if not any(near["histogram"]["counts"]):
         return Markup()
-    figure, axes = page.new_figure(7.2, 2.3)
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.stairs(near["jaccard_counts"], near["jaccard_edges"], fill=True, color=page.ACCENT)
+    figure, axes = _histogram((7.2, 2.3), near["histogram"], "pairs of rows")
     axes.axvline(near["threshold"], color=page.INK, linestyle=":", label=f"threshold {near['threshold']:.0%}")
-    axes.set(xlabel="three-word runs that two rows share, of all that they have", ylabel="pairs of rows")
+    axes.set(xlabel="three-word runs that two rows share, of all that they have")
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
     return page.figure_svg(figure, "How alike similar rows are: pairs to the right of the line are near-duplicates.")
 
 
-def _count_axes(axes: Any, values: Sequence[float], x_label: str, y_label: str) -> None:
-    """A logarithmic x axis (0 stands left of 1) with few ticks that are plain numbers."""
+def _count_axis(axes: Any, name: str, values: Sequence[float], label: str) -> None:
+    """A logarithmic axis, "x" or "y", (0 stands left of 1) with few ticks that are plain numbers."""
     low, high = max(min(values), 1), max(*values, 2)
     steps = (1,) if high > 1000 * low else (1, 2, 5)
     ticks = [digit * 10**power for power in range(9) for digit in steps if low <= digit * 10**power <= high]
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(min(values) / 1.1, high * 1.1)
-    axes.set_xticks(ticks if len(ticks) > 1 else [low, high])
+    getattr(axes, f"set_{name}scale")("symlog", linthresh=1)
+    limits, shown = (min(values) / 1.1, high * 1.1), ticks if len(ticks) > 1 else [low, high]
+    axes.set(**{f"{name}lim": limits, f"{name}ticks": shown, f"{name}label": f"{label} (logarithmic)"})
     axes.minorticks_off()
-    axes.set(xlabel=f"{x_label} (logarithmic)", ylabel=y_label)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:,.0f}")
+    getattr(axes, f"{name}axis").set_major_formatter("{x:,.0f}")
 
 
 _FIGURES: Mapping[str, Sequence[Callable[[Audit], Markup]]] = {
     "truncation": (_reach,),
-    "lengths": (partial(_lengths, "prompt", "prompt"), partial(_lengths, "response", "answer")),
+    "lengths": (partial(_lengths, "prompt", "prompt"), partial(_lengths, "response", "answer"), _shapes),
     "duplicates": (_alike,),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from markupsafe import Markup
 
@@ -44,32 +44,27 @@ def render_evaluation_report(
     base `differences`, and where asked for `gate` and `format_overfitting`), `samples` the rows of `samples.jsonl`; the
     base's rows are in the same order.
     """
-    parts = page.macros("evaluation.html")
+    parts, base = page.macros("evaluation.html"), base_metrics
     sections = [Section("Gate", parts.gate(metrics["gate"]))] if "gate" in metrics else []
-    sections.append(Section("Metrics", parts.metrics(metrics, base_metrics, METRIC_TEXTS)))
+    sections.append(Section("Metrics", parts.metrics(metrics, base, METRIC_TEXTS)))
     if metrics.get("differences"):
         sections.append(Section("Difference to the base", page.figure_or_note(lambda: _forest(metrics["differences"]))))
     if metrics["task_types"]:
-        sections.append(Section("Task types", parts.task_types(metrics, base_metrics)))
-    if "format_overfitting" in metrics:
-        found = metrics["format_overfitting"]
+        sections.append(Section("Task types", parts.task_types(metrics, base)))
+    if found := metrics.get("format_overfitting"):
         figure = page.figure_or_note(lambda: _formats(found["formats"]))
         sections.append(Section("Format overfitting", parts.format_overfitting(found, metrics["n"], figure)))
-    health = parts.health(metrics, base_metrics) + page.figure_or_note(lambda: _length_histogram(samples, base_samples))
-    pairs = [(row, base, change_of(row, base)) for row, base in order_rows(samples, base_samples)[:SHOWN_SAMPLES]]
+    histogram = page.figure_or_note(lambda: _length_histogram(samples, base_samples))
+    pairs = [(*pair, change_of(*pair)) for pair in order_rows(samples, base_samples)[:SHOWN_SAMPLES]]
     filters = {
         "task": sorted({str(row["task_type"]) for row, _, _ in pairs if row["task_type"] is not None}),
         "flag": sorted({flag for row, _, _ in pairs for flag in row["flags"]}),
         "change": ["lost", "gained", "same"] if base_samples is not None else [],
     }
-    info = [
-        [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
-        for key, value in metrics["info"].items()
-    ]
     sections += [
-        Section("Health of the output", health),
+        Section("Health of the output", parts.health(metrics, base) + histogram),
         Section("Answers", parts.answers(pairs, filters, len(samples))),
-        Section("Provenance", page.table(["What", "Value"], info)),
+        Section("Provenance", parts.provenance(metrics["info"])),
     ]
     model = metrics["info"].get("model", "model not recorded")
     summary = f"{metrics['n']} prompts, greedy decoding, two-sided 95 % intervals."
@@ -91,60 +86,55 @@ def order_rows(samples: Sequence[Row], base_samples: Sequence[Row] | None) -> li
 
 
 def _forest(differences: Row) -> Markup:
-    defined = {name: value for name, value in differences.items() if value["ci_low"] is not None}
-    figure, axes = page.new_figure(7.2, 0.9 + 0.38 * max(len(defined), 1))
+    figure, axes = _intervals({METRIC_TEXTS[name].label: {"tuned": one} for name, one in differences.items()})
     axes.axvline(0, color=page.MUTED, linewidth=1)
-    for position, value in enumerate(defined.values()):
-        axes.plot([value["ci_low"], value["ci_high"]], [position, position], color=page.ACCENT, linewidth=2)
-        axes.plot(value["value"], position, "o", color=page.ACCENT, markersize=6)
-    axes.set_yticks(range(len(defined)), [METRIC_TEXTS[name].label for name in defined])
-    axes.invert_yaxis()
-    axes.margins(y=0.25)
     axes.set_xlabel("tuned \u2212 base, points of the metric; right of the line is better")
     return page.figure_svg(figure, "Paired differences with 95 % intervals")
 
 
 def _formats(formats: Row) -> Markup:
-    """One row for each score and format: the tuned model filled, the base as a ring."""
-    scores = [name for name in next(iter(formats.values()))["tuned"] if name in METRIC_TEXTS]
-    rows = [(score, name) for score in scores for name in formats]
-    figure, axes = page.new_figure(7.2, 0.8 + 0.24 * len(rows))
-    for position, (score, name) in enumerate(rows):
-        for model, colour, face in (("base", page.MUTED, "none"), ("tuned", page.ACCENT, page.ACCENT)):
-            one = formats[name].get(model, {}).get(score, {"value": None})
-            if one["value"] is not None:
-                label = model if position == 0 else None
-                axes.plot([one["ci_low"], one["ci_high"]], [position, position], color=colour, linewidth=2)
-                axes.plot(one["value"], position, "o", color=colour, markerfacecolor=face, markersize=6, label=label)
-    axes.set_yticks(range(len(rows)), [f"{METRIC_TEXTS[score].label}, {name}" for score, name in rows])
-    axes.invert_yaxis()
+    rows = {
+        f"{text.label}, {name}": {model: scores[score] for model, scores in by_model.items()}
+        for score, text in METRIC_TEXTS.items()
+        for name, by_model in formats.items()
+        if score in by_model["tuned"]
+    }
+    figure, axes = _intervals(rows)
     axes.set_xlim(-0.03, 1.03)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
     return page.figure_svg(figure, "Scores by format with 95 % intervals")
 
 
+def _intervals(rows: Mapping[str, Row]) -> tuple[Any, Any]:
+    """One line for each label, on it the estimates by model: the tuned one filled, the base as a ring."""
+    figure, axes = page.new_figure(7.2, 0.9 + 0.24 * len(rows))
+    for model, colour, face in (("base", page.MUTED, "none"), ("tuned", page.ACCENT, page.ACCENT)):
+        found = [(position, row[model]) for position, row in enumerate(rows.values()) if model in row]
+        known = [(y, one["value"], one["ci_low"], one["ci_high"]) for y, one in found if one["ci_low"] is not None]
+        positions, values, lows, highs = np.reshape(known, (-1, 4)).T
+        axes.hlines(positions, lows, highs, color=colour, linewidth=2)
+        axes.plot(values, positions, "o", color=colour, markerfacecolor=face, markersize=6, label=model)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    return figure, axes
+
+
 def _length_histogram(samples: Sequence[Row], base_samples: Sequence[Row] | None) -> Markup:
-    def clipped(rows: Sequence[Row]) -> list[float]:
-        return [min(max(row["length_ratio"], 0.0626), 15.9) for row in rows if row["length_ratio"] is not None]
+    bins = 2 ** np.arange(-4, 4.5, 0.5)
+
+    def ratios(rows: Sequence[Row]) -> Any:
+        return np.clip([row["length_ratio"] for row in rows if row["length_ratio"] is not None], bins[0], bins[-1])
 
     figure, axes = page.new_figure(7.2, 2.6)
-    bins = [2 ** (step / 2) for step in range(-8, 9)]
-    ended = clipped([row for row in samples if row["stop_reason"] != "length"])
-    cut = clipped([row for row in samples if row["stop_reason"] == "length"])
-    axes.hist(
-        [ended, cut],
-        bins,
-        stacked=True,
-        color=[page.ACCENT, page.MUTED],
-        label=["ended by itself", "cut at the budget"],
-    )
+    parts = [ratios([row for row in samples if (row["stop_reason"] == "length") is cut]) for cut in (False, True)]
+    names, colours = ["ended by itself", "cut at the budget"], [page.ACCENT, page.MUTED]
+    axes.hist(parts, bins, stacked=True, color=colours, label=names)
     if base_samples is not None:
-        axes.hist(clipped(base_samples), bins, histtype="step", color=page.INK, linewidth=1.2, label="base")
+        axes.hist(ratios(base_samples), bins, histtype="step", color=page.INK, linewidth=1.2, label="base")
     axes.axvline(1, color=page.INK, linewidth=1, linestyle=":")
     axes.set_xscale("log", base=2)
     ticks = {1 / 16: "\u2264 1/16", 1 / 4: "1/4", 1 / 2: "1/2", 1: "1", 2: "2", 4: "4", 16: "\u2265 16"}
     axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_xlabel("answer tokens / reference tokens")
-    axes.set_ylabel("answers")
+    axes.set(xlabel="answer tokens / reference tokens", ylabel="answers")
     axes.legend(frameon=False)
     return page.figure_svg(figure, "Length ratio")

@@ -7,8 +7,6 @@ reorder it. A content security policy forbids the page to load anything.
 from __future__ import annotations
 
 import io
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from sft_recipes.errors import InputError, Problem
-
-_INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"}
+from sft_recipes.messages import visible
 
 # Colours that figures draw with; the page's own take their place, so that figures follow light and dark.
 INK, ACCENT, MUTED = "#010203", "#040506", "#070809"
@@ -47,28 +44,11 @@ def macros(file: str) -> Any:
     return _ENVIRONMENT.get_template(file).module
 
 
-def fill(template: str, **values: Any) -> Markup:
-    """A piece of HTML from a jinja2 template; every value that is not Markup is made visible and escaped."""
-    return Markup(_ENVIRONMENT.from_string(template).render(values))
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = ()) -> Markup:
-    """A table that scrolls where it is too wide. `numeric`: columns set flush right, counted from 0."""
-    return macros("parts.html").table(headers, rows, numeric)
-
-
-def visible(text: str) -> str:
-    """The text with control, format, bidirectional and zero-width characters spelled out; newline and tab stay."""
-    return re.sub(r"[^\x20-\x7e\n\t]", _spell_out, text)
-
-
-def _spell_out(match: re.Match[str]) -> str:
-    hidden = unicodedata.category(match.group()) in _INVISIBLE
-    return f"\u27e8U+{ord(match.group()):04X}\u27e9" if hidden else match.group()
-
-
 def format_estimate(estimate: Mapping[str, Any], sign: str = "") -> str:
-    """`0.875 [0.81, 0.93]`, one decimal from 10 on; without an interval the value alone, without a value a word."""
+    """`0.875 [0.81, 0.93]`, one decimal from 10 on; without an interval the value alone, without a value a word.
+
+    With "+" as `sign`, as for differences, `+0.125 [+0.02, +0.23]`.
+    """
     value, low, high = estimate["value"], estimate["ci_low"], estimate["ci_high"]
     if value is None:
         return "none"
@@ -77,11 +57,6 @@ def format_estimate(estimate: Mapping[str, Any], sign: str = "") -> str:
         return number
     digits = 2 if max(abs(low), abs(high)) < 10 else 1
     return f"{number} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-def format_difference(difference: Mapping[str, Any]) -> str:
-    """`+0.125 [+0.02, +0.23]`."""
-    return format_estimate(difference, "+")
 
 
 def new_figure(width: float, height: float) -> tuple[Any, Any]:
@@ -120,7 +95,7 @@ def figure_or_note(draw: Callable[[], Markup]) -> Markup:
     try:
         return draw()
     except InputError as error:
-        return fill('<p class="note">No figure here. {{ reason }}</p>', reason=str(error))
+        return macros("parts.html").note(error)
 
 
 _ENVIRONMENT = jinja2.Environment(
@@ -132,4 +107,4 @@ _ENVIRONMENT = jinja2.Environment(
     # Text is made visible where it enters a page, so that no caller can forget it.
     finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
 )
-_ENVIRONMENT.filters |= {"visible": visible, "estimate": format_estimate, "difference": format_difference}
+_ENVIRONMENT.filters |= {"visible": visible, "estimate": format_estimate}

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from accelerate import DeepSpeedPlugin
 from trl import SFTConfig
 
 from sft_recipes.errors import InputError, Problem
@@ -79,6 +80,12 @@ def check_settings(recipe: Recipe, processes: int | None = None) -> None:
     no_bf16 = training.get("bf16") and has_accelerator() and not supports_bf16()
     dropped_out = model.get("lora_target_parameters") and model.get("lora_dropout") != 0
     only = "peft adapts parameters (lora_target_parameters) without dropout only"
+    quantized = model.get("load_in_4bit") or model.get("load_in_8bit")
+    fsdp, zero = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+    zero3 = quantized and zero and DeepSpeedPlugin().zero_stage == 3
+    on_cpu = training.get("use_cpu") or not torch.cuda.is_available()
+    whole = fsdp and model.get("load_in_4bit") and "float" not in str(model.get("bnb_4bit_quant_storage"))
+    not_here = "launch with ddp_cpu, or on GPUs"  # accelerate would train it as plain data parallel without a word
     faults = (
         (lora and not model.get("use_peft"), lora, "has no effect without LoRA", "set use_peft: true or remove it"),
         (four_bit and not model.get("load_in_4bit"), four_bit, "has no effect without load_in_4bit", "remove it"),
@@ -88,6 +95,9 @@ def check_settings(recipe: Recipe, processes: int | None = None) -> None:
         (no_bf16, "bf16", "this accelerator has no bfloat16", "remove it or set fp16: true"),
         (dropped_out, "lora_dropout", only, "set it to 0.0"),
         (training.get("fp16") and not torch.cuda.is_available(), "fp16", "needs a CUDA device", "remove it"),
+        (fsdp and on_cpu, "launch", "FSDP needs GPUs", not_here),
+        (zero3, "launch", "ZeRO-3 does not shard quantized weights", "launch with ddp or fsdp2_qlora"),
+        (whole, "bnb_4bit_quant_storage", "FSDP shards 4-bit weights only if stored as floats", "set it to bfloat16"),
     )
     problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong] + _dead_keys(recipe)
     if problems:

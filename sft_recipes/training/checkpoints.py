@@ -13,7 +13,9 @@ from sft_recipes.recipe import Recipe, read_yaml
 
 # Keys that may differ between a run and its resumption: where it writes and what it prints, not what it trains.
 _FREE_KEYS = frozenset({"output_dir", "report_to", "run_name", "disable_tqdm"})
-_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+# Optimizer states as one process or DDP writes them, as FSDP does, and as DeepSpeed does.
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "global_step*/*optim_states.pt")
+_NEEDED = (("trainer_state.json",), _OPTIMIZER, ("scheduler.pt",), ("rng_state*.pth",))
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
@@ -27,7 +29,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
     )
     for _, path in reversed(found):
-        missing = [name for name in _NEEDED if not any(path.glob(name))]
+        missing = [" or ".join(names) for names in _NEEDED if not any(any(path.glob(name)) for name in names)]
         weights = any(path.glob("*.safetensors"))
         if weights and not missing:
             return path

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from sft_recipes import run_folder
 from sft_recipes.recipe import parse_overrides
 from sft_recipes.recipe_files import launch_config
@@ -22,6 +24,8 @@ def launch_training(recipe: Path, name: str, num_processes: int | None, override
     config = launch_config(name)
     loaded = load_recipe(recipe, parse_overrides(list(overrides)))
     check_same_run(loaded)
+    if num_processes is None and "num_processes:" not in config.read_text(encoding="utf-8"):
+        num_processes = torch.cuda.device_count() or 1
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)),
         *(("--num_processes", str(num_processes)) if num_processes else ()),

@@ -72,10 +72,13 @@ def train(recipe: Recipe) -> Path:
 
 def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> RecipeTrainer:
     """The model with its adapter, TRL's arguments, and the trainer that holds them together."""
+    # Transformers holds the arguments weakly and asks them, while a model loads, whether ZeRO-3 is to partition it.
+    arguments = sft_config(recipe, flatten=False)
     model = load_model(recipe)
     check_vocabulary(model, renderer.tokenizer)
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
     config = sft_config(recipe, flatten=_flatten(recipe, model, renderer, data))
+    del arguments
     trainer = RecipeTrainer(
         model=model,
         args=config,

@@ -121,12 +121,16 @@ class RecipeTrainer(SFTTrainer):
         finite = self.accelerator.reduce(self._losses_are_finite.float(), reduction="sum")
         self._losses_are_finite.fill_(True)
         losses_finite = int(finite) == self.accelerator.num_processes
-        norm_finite = norm is None or bool(torch.isfinite(torch.as_tensor(norm)).all())
+        # With fp16 an infinite norm is routine: the loss scaler leaves the step out and lowers its scale.
+        scaled = norm is None or self.accelerator.mixed_precision == "fp16"
+        norm_finite = scaled or bool(torch.isfinite(torch.as_tensor(norm)).all())
         if not (losses_finite and norm_finite):
             what = "loss" if not losses_finite else "gradient norm"
+            # DeepSpeed's engine steps inside backward, before this is called.
+            taken = "This run ends and" if self.is_deepspeed_enabled else "No weight was changed by this step and"
             raise TrainingFault(
-                f"step {self.state.global_step + 1}: the {what} is not finite. No weight was changed by this step and "
-                "nothing was saved. Fix: lower learning_rate, check the rows of this step, or train in float32."
+                f"step {self.state.global_step + 1}: the {what} is not finite. {taken} nothing was saved. "
+                "Fix: lower learning_rate, check the rows of this step, or train in float32."
             )
         return norm
 

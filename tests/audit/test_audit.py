@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -13,7 +14,7 @@ import pytest
 
 from sft_recipes import cli
 from sft_recipes.audit.audit import AuditRequest, _unlabelled, run_audit
-from sft_recipes.audit.cleaning import COUNTS, DEFAULT_POLICY, DROPPED, KEPT
+from sft_recipes.audit.cleaning import DEFAULT_POLICY, DROPPED, KEPT
 from sft_recipes.audit.lengths import TokenLengths
 from sft_recipes.audit.rows import audit_rows
 from sft_recipes.data.chat_templates import attach_chat_template
@@ -27,7 +28,7 @@ WriteRows = Callable[..., Path]
 
 KEYS = {
     *("schema_version", "source", "files", "settings", "versions", "seconds", "rows_in", "rows_malformed", "rows_read"),
-    *("verdict", "findings", "passed", "waterfall", "lengths", "truncation", "ecdf", "duplicates", "contamination"),
+    *("findings", "passed", "waterfall", "lengths", "truncation", "duplicates", "contamination"),
     *("patterns", "diversity", "scripts", "private_data", "samples"),
 }
 
@@ -112,9 +113,27 @@ def test_samples_show_what_is_trained(write_rows: WriteRows, renderer: Any) -> N
     assert [piece for piece, trained in sample["text"] if trained] == ["one<|im_end|>"]
     assert "".join(piece for piece, _ in sample["text"]).startswith("<|im_start|>user\nSay one.")
     assert audit(write_rows([instruction("Say one.", "one")]))["samples"]["kept"][0]["text"] == [
+        ["\nuser: ", False],
         ["Say one.", False],
+        ["\nassistant: ", False],
         ["one", True],
     ]
+
+
+def test_long_samples_keep_their_end(write_rows: WriteRows, renderer: Any) -> None:
+    """Where a sample is too long, its middle is left out, so that the trained end of turn is seen."""
+    content = audit(write_rows([instruction("Say it.", "one two " * 500)]), renderer=renderer)
+    (piece,) = [piece for piece, trained in content["samples"]["kept"][0]["text"] if trained]
+    assert piece.startswith("one two one") and piece.endswith("<|im_end|>") and len(piece) < 1000
+
+
+def test_checks_that_passed_say_what_they_looked_for(write_rows: WriteRows, renderer: Any) -> None:
+    """A check without rows is as complete as a finding; truncation is none where there is no limit."""
+    path = write_rows([instruction("Say one.", "one")])
+    for limit in (None, 100):
+        content = audit(path, renderer=renderer, max_length=limit)
+        assert all(one["definition"] and one["fix"] and one["count"] == 0 for one in content["passed"])
+        assert ("truncation" in {one["check"] for one in content["passed"]}) == (limit is not None)
 
 
 def test_no_secret_in_any_file_or_report(write_rows: WriteRows, renderer: Any) -> None:
@@ -251,8 +270,8 @@ def test_rows_without_labels(write_rows: WriteRows, renderer: Any) -> None:
 def test_rows_beyond_max_length_are_those_of_the_forecast(write_rows: WriteRows, renderer: Any) -> None:
     """At every length that a row has, the finding counts the rows that the forecast counts."""
     path = write_rows([instruction("Say it.", "one " * count) for count in range(1, 8)])
-    totals = audit(path, renderer=renderer)["ecdf"]["total_tokens"]
-    for limit in sorted({tokens for tokens, _ in totals})[:-1]:
+    lengths = audit(path, renderer=renderer)["lengths"]["total_tokens"]
+    for limit in range(lengths["min"], lengths["max"]):
         content = audit(path, renderer=renderer, max_length=limit)
         (cost,) = [one for one in content["truncation"] if one["max_length"] == limit]
         assert finding(content, "truncation")["count"] == cost["rows_cut"] > 0
@@ -295,13 +314,13 @@ def test_cleaning_loses_nothing(write_rows: WriteRows) -> None:
     path = write_rows(rows)
     content = audit(path, clean=path.parent / "out")
     kept, dropped = lines(path.parent / "out" / KEPT), lines(path.parent / "out" / DROPPED)
-    counts = json.loads((path.parent / "out" / COUNTS).read_text(encoding="utf-8"))
-    assert len(kept) + len(dropped) == len(rows) == counts["rows_in"] == counts["kept"] + counts["dropped"]
+    assert content["cleaned"] == {"kept": len(kept), "dropped": len(dropped)}
+    assert len(kept) + len(dropped) == len(rows) == content["rows_in"]
     key = json.dumps
     assert sorted(map(key, [*kept, *(row["row"] for row in dropped)])) == sorted(map(key, rows))
-    assert counts["by_any_reason"] == {"duplicate_row": 5, "empty_answer": 5, "malformed": 1}
-    assert sum(counts["by_first_reason"].values()) == len(dropped) == sum(len(row["reasons"]) for row in dropped)
-    assert {step["reason"]: step["rows"] for step in content["waterfall"] if step["rows"]} == counts["by_first_reason"]
+    reasons = Counter(reason for row in dropped for reason in row["reasons"])
+    assert reasons == {"duplicate_row": 5, "empty_answer": 5, "malformed": 1}
+    assert {step["reason"]: step["rows"] for step in content["waterfall"] if step["rows"]} == reasons
     again = audit(path.parent / "out" / KEPT, clean=path.parent / "again")
     assert again["cleaned"]["dropped"] == 0 and again["rows_malformed"] == 0
     settings = DataSettings(datasets=(DatasetSource(str(path.parent / "out" / KEPT)),))
@@ -350,20 +369,21 @@ def test_correct_short_answers_are_all_kept(write_rows: WriteRows) -> None:
 
 
 def test_cleaning_never_overwrites(write_rows: WriteRows) -> None:
-    """A folder that holds one of the files already is refused before anything is written into it."""
+    """A folder that exists is refused before the audit runs, so nothing at all is written."""
     path = write_rows([instruction("Say one.", "one")])
-    (path.parent / COUNTS).write_text("mine")
+    (path.parent / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):
-        audit(path, clean=path.parent)
-    assert (path.parent / COUNTS).read_text() == "mine" and not (path.parent / KEPT).exists()
+        audit(path, clean=path.parent / "out")
+    assert sorted(path.parent.iterdir()) == sorted([path, path.parent / "out"])
 
 
 def test_policy_decides_what_is_dropped(write_rows: WriteRows, tmp_path: Path) -> None:
     """A policy of one's own drops what it names; names that are no check and other keys are refused at their line."""
     path, policy = write_rows(planted_rows(clean=150, each=5)), tmp_path / "policy.yaml"
     policy.write_text("drop: [identity, placeholder]\n")
-    counts = audit(path, clean=tmp_path / "out", policy=policy)["cleaned"]
-    assert counts["by_any_reason"] == {"identity": 5, "placeholder": 5}
+    audit(path, clean=tmp_path / "out", policy=policy)
+    dropped = lines(tmp_path / "out" / DROPPED)
+    assert Counter(reason for row in dropped for reason in row["reasons"]) == {"identity": 5, "placeholder": 5}
     for wrong, message in {
         "\ndrop: [identitty]": r"policy.yaml:2: drop: .*did you mean 'identity'",
         "keep: []\ndrop: []": "policy.yaml:1: drop: expected this key alone",

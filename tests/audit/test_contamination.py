@@ -128,7 +128,20 @@ def test_finding_and_table() -> None:
         "train": "train.jsonl:1",
         "rule": "exact prompt",
         "text": "What is salt?",
+        "texts": ["What is salt?", "What is salt?"],
     }
+
+
+def test_hits_show_the_text_around_what_is_shared() -> None:
+    """Both texts are shown as they are spelled, cut to where the shared words stand; answers where answers overlap."""
+    before = text(Random(4), 400)
+    train = rows([(f"{before} {QUESTION.upper()} {before}", "x"), ("Why?", f"{before}\n{ANSWER}")])
+    _, (table,) = check_contamination(train, {"one": rows([(QUESTION, "y"), ("Who is he?", f"So: {ANSWER}")])})
+    (prompt, answer) = table["hits"]
+    assert (prompt["rule"], answer["rule"]) == ("prompt coverage", "reference answer")
+    assert prompt["texts"][0] == QUESTION and QUESTION.upper() in prompt["texts"][1]
+    assert answer["texts"][0] == f"So: {ANSWER}" and answer["texts"][1].endswith(f"\n{ANSWER}")
+    assert all(shown.startswith("... ") and len(shown) <= 1004 for shown in (prompt["texts"][1], answer["texts"][1]))
 
 
 def test_system_prompts_do_not_count() -> None:

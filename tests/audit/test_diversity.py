@@ -42,15 +42,11 @@ def test_distinct_ngrams_have_a_fixed_budget() -> None:
     assert distinct_ngrams(few)["distinct_2"] == pytest.approx(distinct_ngrams(many)["distinct_2"], abs=0.02)
 
 
-def test_references_are_less_varied() -> None:
-    """Half of the rows twice is less varied than the rows, and twenty rows over and over less again."""
-    rows = audit_rows(plant(clean=400, each=0).examples)
+def test_the_reference_is_less_varied() -> None:
+    """Twenty rows over and over are less varied than the rows."""
+    measured = measure_diversity(audit_rows(plant(clean=400, each=0).examples))["response"]
     for n in (1, 2, 3):
-        values = [
-            measure_diversity(rows)["response"][name][f"distinct_{n}"]
-            for name in ("value", "half_duplicated", "twenty_rows")
-        ]
-        assert values == sorted(values, reverse=True) and len(set(values)) == 3
+        assert measured["value"][f"distinct_{n}"] > 2 * measured["twenty_rows"][f"distinct_{n}"] > 0
 
 
 def test_openers_count_longer_turns_only() -> None:
@@ -61,12 +57,12 @@ def test_openers_count_longer_turns_only() -> None:
     ]
     summary, frequent = openers([*turns, (6, "Something else that is long")])
     assert summary["n"] == 6 and summary["top"][0] == {"text": "sure, here is the", "rows": 5, "share": 5 / 6}
-    assert summary["top1_share"] == 5 / 6 and summary["top10_share"] == 1
+    assert sum(one["share"] for one in summary["top"]) == 1
     assert frequent == {}
     assert openers([*turns, (6, "Sure, here is the end")])[1] == {"sure, here is the": [0, 1, 2, 3, 4, 6]}
     assert openers([(at, "x y z a b") for at in range(9)])[0]["entropy_ratio"] == 0
     assert openers([(at, f"{at} y z a b") for at in range(9)])[0]["entropy_ratio"] == pytest.approx(1)
-    assert openers([])[0]["top1_share"] == 0
+    assert openers([])[0] == {"n": 0, "top": [], "entropy_ratio": None}
 
 
 def test_repeated_lines_stand_beside_other_text() -> None:

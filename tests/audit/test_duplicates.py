@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from sft_recipes.audit.duplicates import KINDS, check_duplicates
+from sft_recipes.audit.duplicates import check_duplicates
 from sft_recipes.audit.finding import Finding
 from sft_recipes.audit.rows import audit_rows
 from sft_recipes.messages import Example
@@ -67,7 +67,9 @@ def test_planted_copies_are_found(
 def test_clean_rows_are_not_flagged() -> None:
     """Rows without a copy raise nothing, and every check is there to say so."""
     findings, data = check_duplicates(audit_rows(plant(each=0).examples))
-    assert [finding.check for finding in findings] == list(KINDS)
+    exact = ["duplicate_row", "duplicate_messages", "duplicate_prompt", "duplicate_response"]
+    close = ["near_duplicate", "near_duplicate_prompt", "template_variant"]
+    assert [finding.check for finding in findings] == [*exact, *close]
     assert all(not finding.rows and finding.share == 0 and "{" not in finding.definition for finding in findings)
     assert data["exact"] == {"row": 0, "messages": 0, "prompt": 0, "response": 0}
 
@@ -149,7 +151,8 @@ def test_data_for_the_report(planted: Planted) -> None:
     assert data["exact"]["messages"] == 20 and data["exact"]["row"] == 10
     assert near["rows"] == 20 and near["clusters_by_size"] == {"2": 20}
     assert 0 < near["rows_at_least_0.9"] < 20
-    assert sum(near["jaccard_counts"]) >= 20 and len(near["jaccard_edges"]) == len(near["jaccard_counts"]) + 1
+    assert sum(near["histogram"]["counts"]) >= 20
+    assert len(near["histogram"]["edges"]) == len(near["histogram"]["counts"]) + 1
     assert len(near["just_above"]) == 5 and all(pair["jaccard"] >= 0.7 for pair in near["just_above"])
     assert all(pair["jaccard"] < 0.7 for pair in near["just_below"])
     assert len(data["template_variants"]) == 5

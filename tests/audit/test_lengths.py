@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from sft_recipes.audit.lengths import TokenLengths, ecdf, forecast, measure_tokens, smallest_fitting, summarise_lengths
+from sft_recipes.audit.lengths import TokenLengths, forecast, measure_tokens, smallest_fitting, summarise_lengths
 from sft_recipes.audit.rows import AuditRow, audit_rows
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
@@ -85,6 +85,11 @@ def test_smallest_length_loses_less_than_one_percent(count: int) -> None:
     assert (total > fitting).sum() < 0.01 * count <= (total > fitting - 1).sum()
 
 
+def zip_lists(*columns: Any) -> list[list[int]]:
+    """The rows of columns."""
+    return np.stack(columns, axis=1).tolist()
+
+
 def test_summary_counts_every_row(rows: list[AuditRow], tokens: TokenLengths) -> None:
     """Histograms hold every row, extremes are the shortest and longest, turns are the assistant's."""
     summary = summarise_lengths(rows, tokens)
@@ -93,16 +98,10 @@ def test_summary_counts_every_row(rows: list[AuditRow], tokens: TokenLengths) ->
         expected = len(rows) if name.endswith("words") else len(tokens.total)
         assert sum(histogram["counts"]) == expected and len(histogram["edges"]) == len(histogram["counts"]) + 1
         assert histogram["edges"][0] == summary[name]["min"] and histogram["edges"][-1] >= summary[name]["max"]
+    assert sorted(summary["points"]) == sorted(zip_lists(tokens.total - tokens.trained, tokens.trained))
+    assert len(summarise_lengths(list(rows) * 30, None)["points"]) == 500
     assert summary["turns"] == {"1": 41, "4": 1}
     words = sorted(len(row.prompt.split()) + len(row.response.split()) for row in rows)
     for name, expected in {"shortest": words[:5], "longest": words[::-1][:5]}.items():
         assert [row["prompt_words"] + row["response_words"] for row in summary[name]] == expected
     assert summarise_lengths(rows[:1], None)["prompt_words"]["max"] == len(rows[0].prompt.split())
-
-
-def test_ecdf_ends_at_the_longest(tokens: TokenLengths) -> None:
-    """Shares rise from 0 to 1 and the last point is the longest row."""
-    for name, column in {"total_tokens": tokens.total, "prompt_tokens": tokens.total - tokens.trained}.items():
-        points = ecdf(tokens)[name]
-        assert points == sorted(points) and points[-1] == (column.max(), 1.0)
-        assert all((column <= value).mean() >= share for value, share in points)

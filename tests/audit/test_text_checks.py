@@ -8,9 +8,9 @@ import pytest
 import yaml
 from tqdm import tqdm
 
-from sft_recipes.audit.finding import Finding
+from sft_recipes.audit.finding import CHECKS, Finding, excerpt
 from sft_recipes.audit.rows import audit_rows
-from sft_recipes.audit.text_checks import CHECKS, excerpt, text_findings
+from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.messages import Example
 from sft_recipes.response_patterns import PATTERNS, find_refusal
 from tests.audit.planted import FAULTS, example, plant
@@ -135,8 +135,14 @@ def test_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_excerpts_are_masked_before_they_are_cut(length: int) -> None:
     """No part of a secret is left where the excerpt of a longer text ends."""
     key = "hf_" + "aB3" * 11
-    shown = excerpt(f"{'x' * length} {key} and more, up to the end of a long text")
-    assert key[:8] not in shown and len(shown) <= 124
+    shown = excerpt(f"{'x' * length} {key} and more, up to the end of a long text, {'y' * 2 * length} {key}")
+    assert key[:8] not in shown and key[-8:] not in shown and "characters ...]" in shown and len(shown) <= 150
+
+
+def test_excerpts_leave_out_the_middle() -> None:
+    """A long text keeps its beginning and its end and says how much is left out; a short one stays whole."""
+    assert excerpt("a" * 900 + "b" * 600, 300) == f"{'a' * 200} [... 1,200 characters ...] {'b' * 100}"
+    assert excerpt("a" * 375, 300) == "a" * 375
 
 
 def test_refusal_rule_has_the_error_it_states() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sft_recipes.evaluation.review import build, score
-from sft_recipes.report.page import visible
+from sft_recipes.messages import visible
 from tests.browser.chromium import PATIENCE, PROGRAM, Browser, launched
 
 pytestmark = [

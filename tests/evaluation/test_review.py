@@ -16,7 +16,7 @@ from scipy import stats
 from sft_recipes import cli
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation.review import CHOICES, TAGS, build, krippendorff_alpha, score
-from sft_recipes.report.page import visible
+from sft_recipes.messages import visible
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u202eevil\u200b \u2028 & \x07 <!-- javascript:"

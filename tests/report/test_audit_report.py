@@ -182,7 +182,7 @@ def test_tables_show_the_numbers_of_the_json(planted: Audit, page: Document) -> 
     counted = {one["check"]: one for one in (*planted["findings"], *planted["passed"])}
     for step in planted["waterfall"]:
         if step["reason"] in counted:
-            any_reason = counted[step["reason"]].get("count", 0)
+            any_reason = counted[step["reason"]]["count"]
             shown = f"−{step['rows']:,}" if step["rows"] else "0"
             title = counted[step["reason"]]["title"]
             assert [title[:1].upper() + title[1:], shown, "", f"{any_reason:,}"] in rows
@@ -205,7 +205,7 @@ def test_tables_show_the_numbers_of_the_json(planted: Audit, page: Document) -> 
 
 
 def test_patterns_and_diversity_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
-    """Openers with count and share, unique shares with their rows, distinct n-grams beside both references."""
+    """Openers with count and share, unique shares with their rows, distinct n-grams beside the reference."""
     rows = cells(page)
     for kind in ("instruction_openers", "response_openers"):
         assert planted["patterns"][kind]["top"]
@@ -214,10 +214,10 @@ def test_patterns_and_diversity_show_the_numbers_of_the_json(planted: Audit, pag
     for value in planted["diversity"]["unique"].values():
         assert any(row[1:3] == [f"{planted['rows_read']:,} rows", f"{value:.3f}"] for row in rows)
     for name in ("instruction", "response"):
-        versions = [planted["diversity"][name][key] for key in ("value", "half_duplicated", "twenty_rows")]
+        versions = [planted["diversity"][name][key] for key in ("value", "twenty_rows")]
         for size in ("distinct_1", "distinct_2", "distinct_3"):
             shown = ["too few words" if one[size] is None else f"{one[size]:.3f}" for one in versions]
-            assert any(row[2:] == shown for row in rows if len(row) == 5)
+            assert any(row[2:] == shown for row in rows if len(row) == 4)
 
 
 def test_scripts_and_private_data_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
@@ -251,7 +251,7 @@ def test_trained_text_is_marked_as_it_is(planted: Audit, page: Document) -> None
     """The marked pieces of the sample rows are the trained ones, white space included."""
     samples = [one for name in ("kept", "dropped") for one in planted["samples"][name]]
     trained = [text for one in samples for text, is_trained in one["text"][:12] if is_trained]
-    short = [text for text in trained if len(text) <= 600 and text.isprintable()]
+    short = [text for text in trained if len(text) <= 800 and text.isprintable()]
     assert len(short) > 10 and set(short) <= set(page.trained)
 
 
@@ -267,12 +267,12 @@ def test_one_row_without_findings(make_audit: MakeAudit, tokenizer: bool) -> Non
     needed = [title for title in TITLES if "--tokenizer" in page.sections[title]]
     assert needed == ([] if tokenizer else [TITLES[0], TITLES[2], TITLES[3], TITLES[10], TITLES[11]])
     assert "--eval_data FILE" in page.sections["Overlap with evaluation data"]
-    assert [tag for tag, _ in page.tags].count("svg") == (3 if tokenizer else 2)
+    assert [tag for tag, _ in page.tags].count("svg") == (4 if tokenizer else 3)
 
 
 def replaced(value: Any, text: str, key: str = "") -> Any:
     """The audit with every text that comes from outside set to `text`; the second text of a pair is another one."""
-    ours = ("check", "severity", "reason", "reasons", "seconds", "schema_version", "policy")
+    ours = ("check", "severity", "reason", "reasons", "seconds", "schema_version", "policy", "unit")
     if isinstance(value, dict):
         foreign = key in ("scripts", "private_data", "versions") or (key and value is None)
         items = list(value.items())
@@ -282,7 +282,7 @@ def replaced(value: Any, text: str, key: str = "") -> Any:
             for name, (own, item) in zip(names, items, strict=True)
         }
     if isinstance(value, list):
-        return [text, "other"] if key == "texts" else [replaced(item, text, key) for item in value]
+        return [text, f"{text}other"] if key == "texts" else [replaced(item, text, key) for item in value]
     return text if isinstance(value, str) else value
 
 
@@ -306,13 +306,13 @@ def test_long_texts_are_cut_with_their_length(planted: Audit) -> None:
     changed["samples"]["kept"][1]["text"] = [["turn", False]] * 40
     changed["findings"][0]["examples"][0]["detail"] = long
     changed["findings"][0]["examples"][0]["related"] = ["rows.jsonl:1"] * 50_000
-    changed["lengths"]["longest"][0]["prompt"] = changed["contamination"][0]["hits"][0]["text"] = long
+    changed["lengths"]["longest"][0]["prompt"] = long
     changed["patterns"]["response_openers"]["top"][0]["text"] = long
     html = render(changed)
     assert len(html) < len(render(planted)) + 10_000
     for note in (
-        "899,412 characters not shown",
-        "1,400 characters not shown",
+        "899,214 characters not shown",
+        "1,202 characters not shown",
         "28 more parts of this row",
         "and 49,997 more",
     ):
@@ -333,7 +333,7 @@ def test_without_matplotlib_the_numbers_stay(planted: Audit, monkeypatch: pytest
     """Figures give way to a note with the fix, and the tables stay."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = Document(render(planted))
-    assert page.sections["Lengths"].count("pip install") == 2 and "svg" not in {tag for tag, _ in page.tags}
+    assert page.sections["Lengths"].count("pip install") == 3 and "svg" not in {tag for tag, _ in page.tags}
     assert list(page.sections) == TITLES
 
 
@@ -352,3 +352,18 @@ def test_compare_marks_what_only_one_text_has(one: str, other: str, marked: tupl
     assert ("".join(text for text, _ in left), "".join(text for text, _ in right)) == (one, other)
     assert [text for text, both in left if both] == [text for text, both in right if both]
     assert tuple([text for text, both in side if not both] for side in (left, right)) == marked
+
+
+def test_overlaps_show_both_texts_and_mark_what_they_share(make_audit: MakeAudit) -> None:
+    """Evaluation and training text stand side by side with the words around the overlap, which alone is marked."""
+    shared = "a merchant from the coast sends three carts of salt to the market behind the mountains"
+    rows = [{"prompt": f"{start} {shared} {end}", "completion": "Yes."} for start, end in (("Now", "?"), ("So", "!"))]
+    html = render(make_audit(rows[:1], held_out=rows[1:]))
+    assert f"Now<mark> {shared} </mark>?" in html and f"So<mark> {shared} </mark>!" in html
+
+
+def test_samples_without_a_tokenizer_say_who_speaks(make_audit: MakeAudit) -> None:
+    """The role stands before each turn, and only the assistant's words are marked."""
+    page = Document(render(make_audit([ROW], tokenizer=False)))
+    assert "user: What is the capital of France?\nassistant: Paris." in page.sections["Sample rows"]
+    assert [text for text in page.trained if text] == ["Paris."]

@@ -11,19 +11,17 @@ import pytest
 from markupsafe import Markup
 
 from sft_recipes.errors import InputError
+from sft_recipes.messages import visible
 from sft_recipes.report.page import (
     ACCENT,
     INK,
     Section,
     figure_or_note,
     figure_svg,
-    fill,
-    format_difference,
     format_estimate,
+    macros,
     new_figure,
     render_page,
-    table,
-    visible,
 )
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
@@ -49,7 +47,8 @@ class Elements(HTMLParser):
 
 
 def page(text: str) -> str:
-    return render_page(text, text, [Section(text, table([text], [[text]]) + fill("<pre>{{ t }}</pre>", t=text))])
+    parts = macros("parts.html")
+    return render_page(text, text, [Section(text, parts.figure(text, text) + parts.note(text))])
 
 
 def test_data_creates_no_element_and_no_attribute() -> None:
@@ -89,7 +88,7 @@ def test_the_page_asks_nothing_of_the_network() -> None:
 def test_hidden_characters_are_spelled_out(text: str, shown: str) -> None:
     """Control, bidirectional, zero-width, tag characters and lone surrogates are visible; other text is untouched."""
     assert visible(text) == shown
-    assert Elements(fill("<b>{{ text }}</b>", text=text)).text == shown
+    assert shown in Elements(macros("parts.html").note(text)).text
 
 
 def test_figures_take_the_pages_colours_and_repeat_themselves() -> None:
@@ -148,5 +147,5 @@ def test_estimates_read_as_value_and_interval(value, low, high, text) -> None:
 
 def test_differences_carry_their_sign() -> None:
     """Plus and minus are written out in value and interval."""
-    assert format_difference({"value": 0.125, "ci_low": -0.02, "ci_high": 0.23}) == "+0.125 [-0.02, +0.23]"
-    assert format_difference({"value": None, "ci_low": None, "ci_high": None}) == "none"
+    assert format_estimate({"value": 0.125, "ci_low": -0.02, "ci_high": 0.23}, "+") == "+0.125 [-0.02, +0.23]"
+    assert format_estimate({"value": None, "ci_low": None, "ci_high": None}, "+") == "none"
