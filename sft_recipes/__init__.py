@@ -8,8 +8,6 @@ Layers, imports point only downward (`tests/test_architecture.py` keeps it):
 The names below load on first use, so that importing the package loads no torch.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import os

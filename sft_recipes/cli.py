@@ -3,8 +3,6 @@
 Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 a gate decided nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

@@ -8,8 +8,6 @@
 Messages read `FILE:LINE: field: what is wrong. Fix: how.`
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches

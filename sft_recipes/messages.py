@@ -9,8 +9,6 @@ Rules that `find_message_problem` checks, after role aliases were mapped:
 - content is text; only an assistant message that calls a tool may leave it out.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Load models and tokenizers, make them agree on the special tokens, and describe the LoRA that is put on top."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ TRL's keys keep their names and meaning and go to TRL verbatim (`trl_keys` in `r
 below are this project's own or TRL's data keys, which this project reads itself. No torch here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

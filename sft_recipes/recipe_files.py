@@ -1,7 +1,5 @@
 """The recipes and launch configs that ship with the package: list them, find them, copy them. No torch here."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 The names and types of TRL's keys are read from the installed TRL, so there is no list here to go stale.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import types

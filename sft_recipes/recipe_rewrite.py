@@ -1,7 +1,5 @@
 """Old keys of a recipe file under their current names: only those keys, and values whose form changed, are touched."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ The expressions stand in `response_patterns.yaml`. All rules look at the letters
 words or another language than English, and a text that quotes such words is found too.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Names of everything in a run folder, and how its JSON files are written. No torch here."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

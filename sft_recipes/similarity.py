@@ -4,8 +4,6 @@ Candidates come from rensa's signatures of 128 slots in 32 bands of 4 (a pair at
 pair reported is verified on the full sets of 64-bit shingle hashes. Paraphrases share few shingles: they are not found.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import unicodedata

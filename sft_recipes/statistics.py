@@ -5,8 +5,6 @@ bounds. An estimate over no rows has the value None, never 0. Rows whose value i
 are reported as `n_excluded`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

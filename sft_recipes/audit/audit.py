@@ -3,8 +3,6 @@
 All rows are held in memory; the checks go over them once each and keep only what they found.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The rows without what the policy drops: every input row is kept as it was, or dropped with its reasons."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

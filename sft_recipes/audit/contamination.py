@@ -3,8 +3,6 @@
 A row is compared by its prompt without system messages, raw text as a whole. Paraphrases and translations pass.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

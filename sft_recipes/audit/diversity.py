@@ -1,7 +1,5 @@
 """How varied a data set is: unique shares, distinct n-grams, openers, repeated lines, and scripts."""
 
-from __future__ import annotations
-
 import random
 import re
 import unicodedata

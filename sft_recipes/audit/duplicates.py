@@ -7,8 +7,6 @@ Identical answers to different prompts count from `LONG_RESPONSE` words on: "yes
 answer to many prompts, while twenty words in a row repeat by copying. Shorter ones are only counted in the report.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

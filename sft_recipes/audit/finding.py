@@ -1,7 +1,5 @@
 """One thing an audit found: what it is, where, how often, and what to do about it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

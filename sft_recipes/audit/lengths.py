@@ -1,7 +1,5 @@
 """How long rows are, in words and in the run's own tokens, and what each `max_length` would cost."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

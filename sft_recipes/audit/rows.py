@@ -1,7 +1,5 @@
 """The shape in which every audit check sees a row: its texts by speaker, and where the row stands."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checks of what single turns say: one pass over the texts, in several processes where there are many."""
 
-from __future__ import annotations
-
 import multiprocessing
 import re
 from collections import Counter

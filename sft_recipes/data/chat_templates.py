@@ -4,8 +4,6 @@ Training, inspection, evaluation and serving checks all render through `ChatRend
 one of ours (`chat_templates/*.jinja`), the tokenizer's own, or any file.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property

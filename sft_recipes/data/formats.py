@@ -10,8 +10,6 @@ Types are checked, never converted; text is never edited. Tool definitions and c
 that chat templates and servers share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

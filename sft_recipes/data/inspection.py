@@ -1,7 +1,5 @@
 """Rows exactly as the trainer sees them: ids, labels, and which tokens are trained."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice

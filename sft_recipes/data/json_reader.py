@@ -4,8 +4,6 @@
 every deviation is reported with its own file and line. Memory stays at one line, or at the text of an array.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re

@@ -12,8 +12,6 @@ turn (Qwen3 drops earlier reasoning) becomes a row of its own (`history: expand`
 Every span is verified; what cannot be verified is dropped with a reason, never guessed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence

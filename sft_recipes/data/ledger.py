@@ -1,7 +1,5 @@
 """The account of every input row: trained, or listed with source, line and reason."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ JSON is read by `json_reader`, CSV by the standard library (all cells are text a
 numbers and turn the answer `None` into null), Parquet, Arrow and Hub sets by `datasets`.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

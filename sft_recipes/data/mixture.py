@@ -4,8 +4,6 @@ Rows with the same prompt share a `group` (a hash of the normalised prompt), nea
 of theirs, and a group is never divided between train and eval.
 """
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence

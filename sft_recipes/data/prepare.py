@@ -6,8 +6,6 @@ trained_tokens; `manifest.json` with the fingerprint of everything the ids depen
 All ranks load it, none tokenizes again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import heapq

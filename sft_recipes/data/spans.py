@@ -1,7 +1,5 @@
 """Trained spans of a conversation in characters of its rendering, each verified before anything is tokenized."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

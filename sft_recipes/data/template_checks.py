@@ -1,7 +1,5 @@
 """Named checks of a chat template, run before every training run on a probe and on rows of the data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -10,8 +10,6 @@ newline that is not trained; two tokens in a row (Cohere); another token in the 
 the very end after the real terminator (Phi-3).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Generate, score, compare, write, print: the evaluation as the command and the training callback use it."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

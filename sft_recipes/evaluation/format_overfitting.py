@@ -6,8 +6,6 @@ and the neutral variants of `format_variants.yaml`, of the tuned model and of it
 less the base's: a base model does better with some format, too.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -11,8 +11,6 @@ paired differences Bonett and Price's. Under `by` all groups have to pass, which
 fails is decided by Holm's procedure.
 """
 
-from __future__ import annotations
-
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence

@@ -4,8 +4,6 @@ The ids of the prompt go to `model.generate` as they are, so nothing is tokenise
 decided on ids too: it ends before the first stop id, whatever the padding token is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

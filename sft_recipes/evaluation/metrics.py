@@ -7,8 +7,6 @@ Literal strings that the reference answer contains too are never held against an
 have a heading "### Input:" does not leak the template.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Blind human A/B review: a page that does not tell who answered, its sealed key, and the result of the votes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Evaluate a model or run by itself: load, generate, score, compare with a base, write, print."""
 
-from __future__ import annotations
-
 import gc
 import hashlib
 import sys

@@ -1,7 +1,5 @@
 """The data quality report of an audit, made from its `audit.json`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher

@@ -1,7 +1,5 @@
 """The evaluation report: made from the content of `metrics.json` and `samples.jsonl`, of one model or of two."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

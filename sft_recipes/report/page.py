@@ -4,8 +4,6 @@ Data enters only through jinja2 with autoescape on, and only as text: `visible` 
 reorder it. A content security policy forbids the page to load anything.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

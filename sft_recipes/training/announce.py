@@ -1,7 +1,5 @@
 """What a run says before it starts and after it ends, in plain words; the words are in the `.jinja` files here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """TRL's `SFTConfig` for a recipe: its keys verbatim, what it leaves open decided here and announced."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

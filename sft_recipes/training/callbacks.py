@@ -1,7 +1,5 @@
 """What a run writes while it trains: one line of JSON for everything the trainer logs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

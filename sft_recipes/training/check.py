@@ -1,7 +1,5 @@
 """Everything about a recipe that can be checked before a model is loaded."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

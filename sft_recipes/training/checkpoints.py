@@ -1,7 +1,5 @@
 """Which checkpoint a run resumes from, and whether it may."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +27,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
     )
     for _, path in reversed(found):
-        missing = [" or ".join(names) for names in _NEEDED if not any(any(path.glob(name)) for name in names)]
+        missing = [names[0] for names in _NEEDED if not any(any(path.glob(name)) for name in names)]
         weights = any(path.glob("*.safetensors"))
         if weights and not missing:
             return path

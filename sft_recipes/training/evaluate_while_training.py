@@ -1,7 +1,5 @@
 """Generation metrics inside `trainer.evaluate()`: the same evaluation as the command, on a few fixed prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Batches flattened to one sequence without padding: do rows stay apart in them, and is it faster?"""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`train --launch NAME`: start the same run under `accelerate launch`, pass signals on, return its true exit code."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A few steps of a recipe, trained for nothing but their time and their memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import resource
 import sys

@@ -1,7 +1,5 @@
 """`init --model M --data D`: a commented recipe for your own model and data, from a look at the first rows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path

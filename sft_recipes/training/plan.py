@@ -4,8 +4,6 @@ Weights, gradients and optimizer states are counted exactly on a model without m
 activations are an estimate with its formula printed. All sizes are per device, for the processes planned for.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping

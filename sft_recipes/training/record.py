@@ -1,7 +1,5 @@
 """What a run writes about itself: the recipe as set, the environment, and where it stands."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

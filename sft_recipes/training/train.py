@@ -6,8 +6,6 @@
 Both are the same run; `--key value` after either overrides a key of the recipe.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

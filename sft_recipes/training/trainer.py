@@ -6,8 +6,6 @@
    its gradients are TRL's; `tests/training/test_loss.py` holds them equal.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
