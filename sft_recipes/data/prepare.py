@@ -7,6 +7,7 @@ All ranks load it, none tokenizes again.
 """
 
 import dataclasses
+import gc
 import hashlib
 import heapq
 import json
@@ -76,7 +77,11 @@ def prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: bool
     if not manifest.is_file() or run_folder.read_json(manifest).get("fingerprint") != expected:
         folder.mkdir(parents=True, exist_ok=True)
         manifest.unlink(missing_ok=True)
-        content = _prepare(recipe, renderer, folder, progress)
+        gc.freeze()  # collections need not look at all that the libraries hold: a sixth of the time, measured
+        try:
+            content = _prepare(recipe, renderer, folder, progress)
+        finally:
+            gc.unfreeze()
         run_folder.write_json(manifest, {"fingerprint": expected, **content})
     return load_prepared(recipe, folder)
 
