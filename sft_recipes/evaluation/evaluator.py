@@ -5,22 +5,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import Any, Self
 
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import metrics
 from sft_recipes.evaluation.generation import generate
 from sft_recipes.messages import Example
 from sft_recipes.report.evaluation_report import METRIC_TEXTS, order_rows, render_evaluation_report
-from sft_recipes.report.page import format_estimate, visible
+from sft_recipes.report.page import macros
+from sft_recipes.run_folder import SCHEMA_VERSION
 from sft_recipes.statistics import Estimate, PairedDifference, paired_difference, proportion_of
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -36,10 +32,12 @@ class Evaluation:
     task_types: Mapping[str, Estimate]
     rows: Sequence[Mapping[str, Any]]
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything but the rows, as plain data."""
-        content = asdict(replace(self, rows=()))
+    def as_json(self, base: Self | None = None) -> dict[str, Any]:
+        """Everything but the rows, as plain data; with `base`, the paired differences too."""
+        content = {"n": len(self.rows), **asdict(replace(self, rows=()))}
         del content["rows"]
+        if base is not None:
+            content["differences"] = {name: one.as_json() for name, one in compare(base, self).items()}
         return content
 
 
@@ -69,8 +67,11 @@ def evaluate(
         names=[example.where for example in examples],
         progress=progress,
     )
-    tokenizer, leaks = renderer.tokenizer, metrics.Leaks(control_tokens(renderer.tokenizer), template_segments)
-    rows = []
+    rows, controls = [], control_tokens(renderer.tokenizer)
+
+    def count(text: str) -> int:
+        return len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     for example, generation in zip(examples, generations, strict=True):
         reference = example.messages[-1].get("content")
         asked = {
@@ -87,9 +88,10 @@ def evaluate(
             generation.text,
             generation.stop_reason,
             example.columns.get("expected_format"),
-            leaks,
-            response_tokens=len(tokenizer(generation.text, add_special_tokens=False)["input_ids"]),
-            reference_tokens=len(tokenizer(reference or "", add_special_tokens=False)["input_ids"]),
+            controls,
+            template_segments,
+            response_tokens=count(generation.text),
+            reference_tokens=count(reference or ""),
             max_new_tokens=max_new_tokens,
         )
         rows.append(asked | metrics.score_row(answer))
@@ -147,46 +149,29 @@ def write_evaluation(
     `info` is plain data on where the numbers come from: model, data, template hash, decoding, versions; `extra` what
     else was found: `gate`, `format_overfitting`. The base's own files are written by a call of their own.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "info": dict(info), "n": len(evaluation.rows)}
-    content |= {**evaluation.as_json(), **(extra or {})}
-    if base is not None:
-        content["differences"] = {name: value.as_json() for name, value in compare(base, evaluation).items()}
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in evaluation.rows]
+    content = {"schema_version": SCHEMA_VERSION, "info": info, **evaluation.as_json(base), **(extra or {})}
+    dump = partial(json.dumps, ensure_ascii=False, allow_nan=False)
     base_parts = (base.as_json(), base.rows) if base else (None, None)
-    page = render_evaluation_report(content, evaluation.rows, *base_parts)
-    for name, body in (("metrics.json", text), ("samples.jsonl", "\n".join(lines)), ("report.html", page)):
+    files = {
+        "metrics.json": dump(content, indent=2),
+        "samples.jsonl": "\n".join(map(dump, evaluation.rows)),
+        "report.html": render_evaluation_report(content, evaluation.rows, *base_parts),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
         # JSON can carry half a surrogate pair that UTF-8 cannot; escaped it stays the same JSON.
-        (folder / name).write_text(body + "\n", encoding="utf-8", errors="backslashreplace")
+        (folder / name).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def print_table(console: Console, tuned: Evaluation, base: Evaluation | None = None, *, examples: int = 3) -> None:
-    """Print which rows were answered, the metrics, exact match by task type, and `examples` answers.
+def as_text(tuned: Evaluation, base: Evaluation | None = None, *, examples: int = 3) -> str:
+    """For the terminal: which rows were answered, the metrics, exact match by task type, and `examples` answers.
 
     Answers that became wrong come first.
     """
-    differences = compare(base, tuned) if base else {}
+    pairs = order_rows(tuned.rows, base.rows if base else None)[:examples]
     sources = Counter(row["source"] for row in tuned.rows)
-    answered = ", ".join(f"{count} of {source}" for source, count in sources.items())
-    console.print(Text(visible(f"{len(tuned.rows)} rows answered: {answered}" if sources else "no rows answered")))
-    table = Table("95 % intervals", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for header in ("n", "base", "tuned", "tuned - base") if base else ("n", "value"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for part in ("metrics", "task_types"):
-        for name, estimate in getattr(tuned, part).items():
-            label = METRIC_TEXTS[name].label if part == "metrics" else f"Exact match: {visible(name)}"
-            found = [getattr(one, part)[name].as_json() for one in (base, tuned) if one]
-            compared = [differences[name]] if part == "metrics" and name in differences else []
-            changes = [format_estimate(difference.as_json(), "+") for difference in compared]
-            table.add_row(Text(label), str(estimate.n), *map(format_estimate, found), *changes)
-    console.print(table)
-    for row, base_row in order_rows(tuned.rows, base.rows if base else None)[:examples]:
-        console.rule(Text(visible(f"{row['source']} row {row['row']}")), align="left")
-        texts = {"prompt": row["prompt"], "reference": row["reference"] or ""}
-        texts |= {"base": base_row["response"]} if base_row else {}
-        for label, text in (texts | {"tuned": row["response"]}).items():
-            console.print(Text(f"{label}: ", style="bold") + Text(visible(text), style="not bold"))
+    parts = (tuned.as_json(base), base.as_json() if base else None)
+    return str(macros("verdicts.txt").evaluation(*parts, METRIC_TEXTS, sources, pairs))
 
 
 def control_tokens(tokenizer: Any) -> list[str]:
@@ -197,14 +182,12 @@ def control_tokens(tokenizer: Any) -> list[str]:
 
 
 def _check_examples(examples: Sequence[Example]) -> None:
-    problems = []
+    if without_prompt := [example for example in examples if len(example.messages) < 2]:
+        what = "there is no prompt and answer to compare (raw text cannot be evaluated)"
+        fix = "use data with a user turn and an assistant turn"
+        raise InputError([Problem(example.where, "messages", what, fix) for example in without_prompt])
     for example in examples:
-        if len(example.messages) < 2:
-            what = "there is no prompt and answer to compare (raw text cannot be evaluated)"
-            problems.append(Problem(example.where, "messages", what, "use data with a user turn and an assistant turn"))
         metrics.check_expected_format(example.columns.get("expected_format"), example.where)
-    if problems:
-        raise InputError(problems)
 
 
 def _instruction(example: Example) -> str:

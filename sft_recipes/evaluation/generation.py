@@ -7,26 +7,29 @@ decided on ids too: it ends before the first stop id, whatever the padding token
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from sft_recipes.errors import InputError, Problem
 
-StopReason = Literal["eos", "stop_string", "length", "time"]
-
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer. `ids` are the generated ids before the stop id; `text` decodes them with control tokens shown."""
+    """One answer. `ids` are the generated ids before the stop id; `text` decodes them with control tokens shown.
+
+    `stop_reason` is `eos` or `length`.
+    """
 
     ids: list[int]
     text: str
-    stop_reason: StopReason
+    stop_reason: str
 
 
 def generate(
@@ -49,15 +52,13 @@ def generate(
     check_prompts(model, prompts, max_new_tokens, names)
     if not stop_ids:
         raise InputError(Problem("evaluation", "stop_ids", "nothing ends an answer", "give the tokenizer an eos_token"))
-    if not prompts:
-        return []
     state = PartialState()
     # Longest first: a batch that does not fit into memory fails at once, and batches hold prompts of like length.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     shard: list[int] = order[state.process_index :: state.num_processes]
     # Every process makes the same number of calls: parameters sharded by ZeRO-3 or FSDP are gathered in each of them.
     rounds, own = -(-len(prompts) // state.num_processes), len(shard)
-    shard += [order[-1]] * (rounds - own)
+    shard += order[-1:] * (rounds - own)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -84,11 +85,10 @@ def check_prompts(
     """Raise InputError for every prompt that is empty or leaves no room for `max_new_tokens` in the model's context."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     problems = []
-    for index, prompt in enumerate(prompts):
-        where = names[index] if names else f"prompt {index} (counted from 0)"
+    places = names or [f"prompt {index} (counted from 0)" for index in range(len(prompts))]
+    for where, prompt in zip(places, prompts, strict=True):
         if not prompt:
-            fix = "remove the row or change the template"
-            problems.append(Problem(where, "prompt", "the prompt has no tokens", fix))
+            problems.append(Problem(where, "prompt", "it has no tokens", "remove the row or change the template"))
         elif limit is not None and len(prompt) + max_new_tokens > limit:
             what = f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the model's {limit} positions"
             problems.append(Problem(where, "prompt", what, "shorten or remove the row, or lower max_new_tokens"))
@@ -119,16 +119,12 @@ def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
 
 def _generate_batch(model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
     """Generated ids of one left-padded batch, `[batch, new]` as lists, prompt removed."""
-    width = max(map(len, prompts))
-    padded = [[config.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    pad = partial(pad_sequence, batch_first=True, padding_side="left")
+    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    ids, mask = pad(rows, padding_value=config.pad_token_id), pad([torch.ones_like(row) for row in rows])
     # synced_gpus is left to transformers: on exactly under ZeRO-3 and FSDP with more than one process.
-    output = model.generate(
-        input_ids=torch.tensor(padded, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        generation_config=config,
-    )
-    return output[:, width:].tolist()
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return output[:, ids.shape[1] :].tolist()
 
 
 def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: Any) -> Generation:

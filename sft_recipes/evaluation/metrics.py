@@ -10,7 +10,7 @@ have a heading "### Input:" does not leak the template.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,21 +39,12 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Leaks:
-    """Literal strings that have no place in an answer.
-
-    `control_tokens` anywhere; each line of the template's own text `segments` at the start of a line.
-    """
-
-    control_tokens: Sequence[str] = ()
-    segments: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """An answer and what it is judged by.
 
-    `instruction` is the last user message; `reference` and the token counts are None where there are none.
+    `instruction` is the last user message; `reference` and the token counts are None where there are none. What has no
+    place in an answer: `control_tokens` anywhere, a line of `template_segments`, the template's own text, at the start
+    of a line.
     """
 
     instruction: str
@@ -61,7 +52,8 @@ class Answer:
     response: str
     stop_reason: str
     expected_format: Mapping[str, Any] | None = None
-    leaks: Leaks = Leaks()
+    control_tokens: Sequence[str] = ()
+    template_segments: Sequence[str] = ()
     response_tokens: int | None = None
     reference_tokens: int | None = None
     max_new_tokens: int | None = None
@@ -102,7 +94,7 @@ def score_row(answer: Answer) -> dict[str, Any]:
 
 def leaks_template(answer: Answer) -> bool:
     """Whether a line of the answer starts with a line of the template's own text."""
-    markers = {line.strip() for segment in answer.leaks.segments for line in segment.splitlines()}
+    markers = {line.strip() for segment in answer.template_segments for line in segment.splitlines()}
     for marker in markers:
         if len(marker) >= 3 and any(map(str.isalnum, marker)):
             # A marker that ends in a letter has to end a word: "user" is not the start of "users".
@@ -151,7 +143,7 @@ def meets(text: str, expected: Mapping[str, Any]) -> bool:
 # Whether an answer earns the flag; an answer without any is well formed.
 FLAGS: Mapping[str, Callable[[Answer], bool]] = {
     "empty": lambda a: not a.response.strip(),
-    "special_token_leak": lambda a: any(t in a.response and t not in a.expected for t in a.leaks.control_tokens),
+    "special_token_leak": lambda a: any(t in a.response and t not in a.expected for t in a.control_tokens),
     "template_leak": leaks_template,
     "next_turn": starts_next_turn,
     "loop": lambda a: is_loop(a.response, cut_short=a.stop_reason == "length"),
@@ -225,11 +217,11 @@ def estimate(metric: MetricText, values: Sequence[Any], confidence: float = CONF
     if metric.statistic == "mean":
         return mean_estimate(values, unit=metric.unit, higher_is_better=better, confidence=confidence)
     present = [value for value in values if value is not None]
-    columns, excluded = np.atleast_2d(np.asarray(present, dtype=float).T), len(values) - len(present)
-    statistic = _STATISTICS[metric.statistic]
-    return bootstrap_estimate(
-        *columns, statistic=statistic, unit=metric.unit, n_excluded=excluded, confidence=confidence
+    columns = np.atleast_2d(np.asarray(present, dtype=float).T)
+    found = bootstrap_estimate(
+        *columns, statistic=_STATISTICS[metric.statistic], unit=metric.unit, confidence=confidence
     )
+    return replace(found, n_excluded=len(values) - len(present))
 
 
 def summarise_flags(rows: Sequence[Row]) -> dict[str, Estimate]:

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.console import Console
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
@@ -62,20 +60,12 @@ class StandaloneResult:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `evaluate --json`."""
-        content = {"folder": str(self.folder), "n": len(self.evaluation.rows), **self.evaluation.as_json()}
-        content |= self.extra
-        if self.base is not None:
-            content["base"] = self.base.as_json()
-            content["differences"] = {
-                name: d.as_json() for name, d in evaluator.compare(self.base, self.evaluation).items()
-            }
-        return content
+        base = {"base": self.base.as_json()} if self.base else {}
+        return {"folder": str(self.folder), **self.evaluation.as_json(self.base), **base, **self.extra}
 
     def print(self, examples: int) -> None:
         """The table, some answers, and where the rest is."""
-        # A log or a pipe has no width of its own; the table needs more than the usual 80 columns.
-        console = Console() if sys.stdout.isatty() else Console(width=110)
-        evaluator.print_table(console, self.evaluation, self.base, examples=examples)
+        print(evaluator.as_text(self.evaluation, self.base, examples=examples))
         for part, content in self.extra.items():
             print(getattr(macros("verdicts.txt"), part)(content))
         print(f"\nreport: {self.folder / 'report.html'}\nanswers: {self.folder / 'samples.jsonl'}")

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation.evaluator import (
     Evaluation,
+    as_text,
     compare,
     control_tokens,
     evaluate,
     evaluation_from_rows,
-    print_table,
     read_evaluation,
     write_evaluation,
 )
@@ -34,12 +32,6 @@ def answered(evaluation: Evaluation, answers: dict[int, bool]) -> Evaluation:
     """The same evaluation with other verdicts on exact match."""
     rows = [dict(row) | {"exact_match": answers.get(index, False)} for index, row in enumerate(evaluation.rows)]
     return evaluation_from_rows(rows)
-
-
-def printed(*arguments: Any, **settings: Any) -> str:
-    console = Console(file=io.StringIO(), width=200, color_system=None)
-    print_table(console, *arguments, **settings)
-    return console.file.getvalue()
 
 
 def test_rows_hold_what_was_asked_and_answered(tuned, examples, renderer) -> None:
@@ -153,13 +145,13 @@ def test_no_rows(make_model, renderer) -> None:
     """An empty data set has every metric without a value."""
     evaluation = evaluate(make_model(), renderer, [], max_new_tokens=4, batch_size=2)
     assert evaluation.metrics["exact_match"].value is None
-    assert "none" in printed(evaluation)
+    assert "none" in as_text(evaluation)
 
 
 def test_the_table_shows_both_models_and_what_was_lost(tuned) -> None:
     """Value, interval and paired difference per metric; task types; rows that became wrong come first."""
     base = answered(tuned, {3: True})
-    text = printed(tuned, base, examples=1)
+    text = as_text(tuned, base, examples=1)
     exact = next(line for line in text.splitlines() if line.startswith("Exact match  "))
     assert "0.167 [0.03, 0.56]" in exact
     assert "-0.167" in exact
@@ -172,13 +164,13 @@ def test_the_table_shows_both_models_and_what_was_lost(tuned) -> None:
 def test_the_table_says_first_which_rows_were_answered(tuned) -> None:
     """Number of rows and the source of each come before any metric."""
     rows = [dict(row) | {"source": "other.jsonl" if row["row"] == 5 else "a\x1b.jsonl"} for row in tuned.rows]
-    first = printed(evaluation_from_rows(rows)).splitlines()[0]
+    first = as_text(evaluation_from_rows(rows)).splitlines()[0]
     assert first == "6 rows answered: 5 of a\u27e8U+001B\u27e9.jsonl, 1 of other.jsonl"
 
 
 def test_the_terminal_shows_control_characters_and_markup_as_text(tuned) -> None:
     """Escape sequences, bidirectional overrides and rich markup in an answer are shown, not obeyed."""
     rows = [dict(row) | {"response": "[red]x[/red] \x1b[2J \u202e."} for row in tuned.rows]
-    text = printed(evaluation_from_rows(rows), examples=1)
+    text = as_text(evaluation_from_rows(rows), examples=1)
     assert "[red]x[/red] \u27e8U+001B\u27e9[2J \u27e8U+202E\u27e9." in text
     assert "\x1b" not in text

@@ -17,7 +17,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluation import standalone
 from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, write_evaluation
 from sft_recipes.evaluation.gate import check_base, judge, parse_gate, read_gate
-from sft_recipes.evaluation.metrics import Answer, Leaks, score_row
+from sft_recipes.evaluation.metrics import Answer, score_row
 from sft_recipes.report.page import macros
 from sft_recipes.statistics import mean_of_differences, proportion_of
 from tests.conftest import build_model, build_tokenizer
@@ -402,7 +402,7 @@ def test_bounds_keep_their_coverage(n: int) -> None:
 
 def test_leaks_and_unfinished_answers_reach_the_gate() -> None:
     """The flags of metrics.json are the gate's words: a leaked header fails a limit of 1 % at once."""
-    leaked = score_row(Answer("x", "Blue.", "### Response:\nBlue.", "eos", leaks=Leaks(segments=["### Response:"])))
+    leaked = score_row(Answer("x", "Blue.", "### Response:\nBlue.", "eos", template_segments=["### Response:"]))
     rows = answers(290) + [row | leaked for row in answers(10)]
     evaluation: Evaluation = evaluation_from_rows([row | {"length_ratio": None} for row in rows])
     found = judge(parse_gate([{"flag": "template_leak", "at_most": 0.01, "n": 300}], ""), evaluation)

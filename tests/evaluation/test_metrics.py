@@ -9,25 +9,17 @@ import pytest
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation import metrics
-from sft_recipes.evaluation.metrics import (
-    FLAGS,
-    Answer,
-    Leaks,
-    check_expected_format,
-    score_row,
-    summarise,
-    summarise_flags,
-)
+from sft_recipes.evaluation.metrics import FLAGS, Answer, check_expected_format, score_row, summarise, summarise_flags
 
-LEAKS = Leaks(
-    control_tokens=["<|im_end|>", "<eos>"],
-    segments=["### Instruction:\n", "\n\n### Response:\n", "<|im_start|>user\n", "user\n", "\n", "--"],
-)
+LEAKS = {
+    "control_tokens": ["<|im_end|>", "<eos>"],
+    "template_segments": ["### Instruction:\n", "\n\n### Response:\n", "<|im_start|>user\n", "user\n", "\n", "--"],
+}
 
 
 def score(response: str, reference: str | None = "Blue.", instruction: str = "Name a colour.", **rest: Any) -> dict:
     """`score_row` with an ordinary row around the response."""
-    settings = {"stop_reason": "eos", "leaks": LEAKS} | rest
+    settings = {"stop_reason": "eos"} | LEAKS | rest
     return score_row(Answer(instruction, reference, response, **settings))
 
 
