@@ -35,6 +35,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 LaunchOption = Annotated[str | None, typer.Option(help="Accelerate config to launch with, such as ddp")]
 ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 FormatOption = Annotated[str | None, typer.Option("--format", help="Data format; detected if not given")]
+DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
+TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")]
+LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")]
 TemplateOption = Annotated[str | None, typer.Option("--chat_template", help="Shipped name or .jinja file")]
 
 
@@ -103,10 +106,10 @@ def check(
 @app.command(context_settings=OVERRIDES)
 def inspect(
     context: typer.Context,
-    recipe_or_data: Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")],
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")] = None,
+    recipe_or_data: DataArgument,
+    tokenizer: TokenizerOption = None,
     chat_template: TemplateOption = None,
-    max_length: Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")] = None,
+    max_length: LengthOption = None,
     format: FormatOption = None,
     rows: Annotated[int | None, typer.Option(help="Input rows to show (default: 3; with --json all)")] = None,
     as_json: JsonOption = False,
@@ -170,10 +173,10 @@ def _inspection(context: typer.Context) -> tuple[Any, DataSettings, LabelSetting
 @app.command(context_settings=OVERRIDES)
 def audit(
     context: typer.Context,
-    recipe_or_data: Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")],
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")] = None,
+    recipe_or_data: DataArgument,
+    tokenizer: TokenizerOption = None,
     chat_template: TemplateOption = None,
-    max_length: Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")] = None,
+    max_length: LengthOption = None,
     format: FormatOption = None,
     eval_data: Annotated[list[str] | None, typer.Option("--eval_data", help="Data that no row may repeat")] = None,
     clean: Annotated[Path | None, typer.Option(help="New folder for kept.jsonl and dropped.jsonl")] = None,

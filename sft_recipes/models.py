@@ -141,14 +141,16 @@ def agree_on_special_tokens(model: PreTrainedModel, tokenizer: Any, stop_ids: Se
     generation.bos_token_id = tokenizer.bos_token_id
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Refuse a tokenizer with ids that the embedding has no row for."""
+def check_vocabulary(
+    model: PreTrainedModel, tokenizer: Any, where: str = "recipe", field: str = "model_name_or_path"
+) -> None:
+    """Refuse a tokenizer with ids that the embedding has no row for; `where` and `field` say what named the model."""
     weight: Any = model.get_input_embeddings().weight
     # Under ZeRO-3 a partitioned weight shows no rows; the full shape stands beside it.
     rows = getattr(weight, "ds_shape", weight.shape)[0]
     if len(tokenizer) > rows:
         what = f"the tokenizer has {len(tokenizer)} ids, the embedding {rows} rows"
-        raise InputError(Problem("recipe", "model_name_or_path", what, "use the tokenizer that belongs to the model"))
+        raise InputError(Problem(where, field, what, "use a model and a tokenizer that belong together"))
 
 
 def load_for_inference(name: str) -> InferenceModel:

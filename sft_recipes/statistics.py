@@ -110,12 +110,7 @@ def mean_of_differences(values: Sequence[Value], *, confidence: float = CONFIDEN
 
 
 def bootstrap_estimate(
-    *samples: Sequence[float],
-    statistic: Callable[..., Any],
-    unit: str,
-    n_excluded: int = 0,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
+    *samples: Sequence[float], statistic: Callable[..., Any], unit: str, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Estimate:
     """A statistic with its percentile bootstrap interval: rows are resampled, then the statistic is computed again.
 
@@ -126,7 +121,7 @@ def bootstrap_estimate(
     n = len(columns[0])
     value = float(statistic(*columns, axis=-1)) if n else None
     low, high = _percentile_interval(columns, statistic, seed, confidence)
-    return Estimate(value, n, n_excluded, low, high, unit)
+    return Estimate(value, n, 0, low, high, unit)
 
 
 def paired_difference(

@@ -157,7 +157,7 @@ def code_lines(path: Path) -> int:
 
 def test_the_package_stays_small() -> None:
     """The package stays small; documentation is not rationed. The aim is 6,000 lines of code; the limit only falls."""
-    assert sum(map(code_lines, MODULES)) < 6040
+    assert sum(map(code_lines, MODULES)) < 6015
 
 
 @pytest.mark.parametrize("name", [name for name in FOUNDATION if (PACKAGE / f"{name}.py").is_file()])

@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sft_recipes.errors import SHOWN_PROBLEMS, InputError, Problem, suggest
 from sft_recipes.messages import Example, place
 from sft_recipes.recipe import DatasetSource, DataSettings
 
+# Columns that evaluation reads where a data set has them.
+EVALUATION_COLUMNS = ("task_type", "expected_format")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _SPLIT_FILE = re.compile(r"(\w[\w.]*?)(?:-\d{5}-of-\d{5})?\.(?:jsonl|json|csv|parquet|arrow)")
 
@@ -101,6 +104,12 @@ def iter_examples(
             except RowProblem as error:
                 rejects._add(name, file, row, line, error, text or json.dumps(found, ensure_ascii=False, default=str))
     rejects._finish(name, total)
+
+
+def read_held_out(sources: Sequence[DatasetSource], settings: DataSettings) -> list[Example]:
+    """The conversations of sources that are only evaluated. Raises InputError for bad rows, as training does."""
+    log = partial(RejectLog, settings)
+    return [row for one in sources for row in iter_examples(one, settings, columns=EVALUATION_COLUMNS, rejects=log())]
 
 
 def source_files(source: DatasetSource, split: str | None = None) -> list[Path]:

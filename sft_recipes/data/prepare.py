@@ -28,7 +28,7 @@ from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.json_reader import display_path
 from sft_recipes.data.labels import LabelledBatch, Labeller
 from sft_recipes.data.ledger import DroppedLog, SourceLedger
-from sft_recipes.data.loading import RejectLog, iter_examples, source_files
+from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples, source_files
 from sft_recipes.data.mixture import Indices, join_near_duplicates, mix, prompt_group, prompt_text, split_eval
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
@@ -37,8 +37,6 @@ from sft_recipes.recipe import Recipe, as_dict
 BATCH_ROWS = 1000
 # Held-out examples kept as messages for generation; evaluating more of them is the `evaluate` command's work.
 KEPT_EVAL_EXAMPLES = 1000
-# Columns that evaluation reads where a data set has them.
-EVALUATION_COLUMNS = ("task_type", "expected_format")
 
 MANIFEST = "manifest.json"
 JOINED = "joined_groups.npy"

@@ -10,7 +10,6 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from operator import sub
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +19,7 @@ import jinja2
 import yaml
 
 from sft_recipes.data.chat_templates import ChatRenderer, begins_with_bos
-from sft_recipes.evaluation.evaluator import Evaluation, evaluate, evaluation_from_rows
+from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows
 from sft_recipes.evaluation.metrics import BINARY_METRICS
 from sft_recipes.messages import Example
 from sft_recipes.statistics import Estimate, mean_of_differences, proportion_of
@@ -86,24 +85,6 @@ class FormatOverfitting:
                 for index in worst[:MOST_WORST]
             ],
         }
-
-
-def measure_format_overfitting(
-    tuned: Any,
-    base: Any,
-    renderer: ChatRenderer,
-    examples: Sequence[Example],
-    native: str | None = None,
-    **options: Any,
-) -> FormatOverfitting:
-    """Ask both models (base may be None) under every format; `options` are those of `evaluator.evaluate`."""
-    options = {"template_segments": renderer.template_segments} | options
-
-    def ask(model: Any) -> Answers:
-        asked = evaluate(model, renderer, examples, **options)
-        return ask_formats(partial(evaluate, model, **options), asked, renderer, examples, native)
-
-    return FormatOverfitting(ask(tuned), None if base is None else ask(base))
 
 
 def ask_formats(

@@ -14,15 +14,15 @@ from accelerate import PartialState
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.labels import Labeller
-from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.prepare import EVALUATION_COLUMNS, load_prepared
+from sft_recipes.data.loading import read_held_out
+from sft_recipes.data.prepare import load_prepared
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator
 from sft_recipes.evaluation.evaluator import Evaluation
 from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS, Answers, FormatOverfitting, ask_formats
 from sft_recipes.evaluation.gate import check_base, judge, read_gate
 from sft_recipes.messages import Example
-from sft_recipes.models import load_for_inference, load_tokenizer
+from sft_recipes.models import check_vocabulary, load_for_inference, load_tokenizer
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.report.page import macros
@@ -143,40 +143,34 @@ def _native_template(base: str, tokenizer: Any) -> str | None:
 
 
 def _base_model(base: str, tokenizer: Any) -> Any:
-    model: Any = load_for_inference(base).model
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        what = f"its embedding has {rows} rows, the tuned model's tokenizer {len(tokenizer)} ids"
-        raise InputError(Problem(base, "--base", what, "name the model that was tuned"))
+    model = load_for_inference(base).model
+    check_vocabulary(model, tokenizer, base, "--base")
     return model
 
 
 def _examples(request: EvaluationRequest, recipe: Recipe | None, renderer: ChatRenderer) -> Sequence[Example]:
     """The conversations to answer: from `--data`, else the run's own eval rows."""
-    labels = recipe.labels if recipe else LabelSettings()
+    found: Sequence[Example]
     if request.data is not None:
         split = request.split if Path(request.data).is_dir() else "train"
         source = DatasetSource(path=request.data, split=split, format=request.format)
-        found = _read([source], DataSettings(datasets=(source,)))
+        found = read_held_out([source], DataSettings(datasets=(source,)))
     elif recipe is None:
         raise InputError(Problem("command line", "--data", "is needed to evaluate a model", "add --data FILE"))
     elif recipe.evaluation.data is not None:
-        found = _read([recipe.evaluation.data], recipe.data)
+        found = read_held_out([recipe.evaluation.data], recipe.data)
     elif recipe.data.test_split:
-        found = _read([replace(source, split=recipe.data.test_split) for source in recipe.data.datasets], recipe.data)
+        found = read_held_out(
+            [replace(source, split=recipe.data.test_split) for source in recipe.data.datasets], recipe.data
+        )
     else:
         found = load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples
-    labeller = Labeller(renderer, labels)
+    labeller = Labeller(renderer, recipe.labels if recipe else LabelSettings())
     chosen = [labeller.for_template(example) for example in islice(found, request.max_rows)]
     if not chosen:
         fix = "add --data FILE, or set eval_split in the recipe"
         raise InputError(Problem(request.model_or_run, "", "there are no eval rows", fix))
     return chosen
-
-
-def _read(sources: Sequence[DatasetSource], settings: DataSettings) -> Sequence[Example]:
-    log = partial(RejectLog, settings)
-    return [row for one in sources for row in iter_examples(one, settings, columns=EVALUATION_COLUMNS, rejects=log())]
 
 
 def _folder(request: EvaluationRequest, run: Path, recipe: Recipe | None) -> Path:

@@ -98,7 +98,8 @@ def _lengths(part: str, name: str, audit: Audit) -> Markup:
 def _shapes(audit: Audit) -> Markup:
     figure, axes = page.new_figure(5.6, 3.2)
     columns = list(zip(*audit["lengths"]["points"], strict=True))
-    axes.plot(*columns, ".", color=page.ACCENT, markersize=4, alpha=0.5, markeredgewidth=0)
+    size = 4 if len(columns[0]) > 100 else 9  # a few points have to be seen, too
+    axes.plot(*columns, ".", color=page.ACCENT, markersize=size, alpha=0.5, markeredgewidth=0)
     for name, values, part in zip("xy", columns, ("prompt", "answer"), strict=True):
         _count_axis(axes, name, values, f"{audit['lengths']['unit']} in the {part}")
     label = f"How long prompt and answer are together, a point for each of {len(columns[0]):,} rows drawn at random."

@@ -66,8 +66,11 @@ def accumulation_steps(recipe: Recipe, processes: int | None = None) -> int:
     return recipe.global_batch_size // per_step
 
 
-def check_settings(recipe: Recipe, processes: int | None = None) -> None:
-    """Refuse, before anything is read, keys without effect and what this machine cannot do. Raises InputError."""
+def check_settings(recipe: Recipe, processes: int | None = None, zero3: bool | None = None) -> None:
+    """Refuse, before anything is read, keys without effect and what this machine cannot do. Raises InputError.
+
+    `processes` and `zero3` (whether ZeRO-3 shards the weights) describe a planned launch instead of this one.
+    """
     training, model = recipe.training, recipe.model
     evaluates = training.get("eval_strategy", "no") != "no"
     has_eval_rows = bool(recipe.data.test_split or recipe.data.eval_split)
@@ -80,7 +83,7 @@ def check_settings(recipe: Recipe, processes: int | None = None) -> None:
     only = "peft adapts parameters (lora_target_parameters) without dropout only"
     quantized = model.get("load_in_4bit") or model.get("load_in_8bit")
     fsdp, zero = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
-    zero3 = quantized and zero and DeepSpeedPlugin().zero_stage == 3
+    zero3 = zero and DeepSpeedPlugin().zero_stage == 3 if zero3 is None else zero3
     on_cpu = training.get("use_cpu") or not torch.cuda.is_available()
     whole = fsdp and model.get("load_in_4bit") and "float" not in str(model.get("bnb_4bit_quant_storage"))
     not_here = "launch with ddp_cpu, or on GPUs"  # accelerate would train it as plain data parallel without a word
@@ -94,7 +97,7 @@ def check_settings(recipe: Recipe, processes: int | None = None) -> None:
         (dropped_out, "lora_dropout", only, "set it to 0.0"),
         (training.get("fp16") and not torch.cuda.is_available(), "fp16", "needs a CUDA device", "remove it"),
         (fsdp and on_cpu, "launch", "FSDP needs GPUs", not_here),
-        (zero3, "launch", "ZeRO-3 does not shard quantized weights", "launch with ddp or fsdp2_qlora"),
+        (zero3 and quantized, "launch", "ZeRO-3 does not shard quantized weights", "launch with ddp or fsdp2_qlora"),
         (whole, "bnb_4bit_quant_storage", "FSDP shards 4-bit weights only if stored as floats", "set it to bfloat16"),
     )
     problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong] + _dead_keys(recipe)

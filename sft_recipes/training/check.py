@@ -11,7 +11,6 @@ from sft_recipes.data.labels import Labeller
 from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.template_checks import TemplateCheck, check_template, require
-from sft_recipes.errors import InputError, Problem
 from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_files import launch_config
@@ -50,11 +49,7 @@ def check_recipe(
     process. `measure` trains that many steps for nothing but their time and memory.
     """
     strategy = read_strategy(launch_config(launch), processes) if launch else Strategy(processes=launched_processes())
-    check_settings(recipe, strategy.processes)
-    quantized = recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit")
-    if quantized and strategy.master_weights and strategy.weights > 1:
-        what = "ZeRO-3 does not shard quantized weights"
-        raise InputError(Problem(recipe.name, "launch", what, "launch with ddp or fsdp2_qlora"))
+    check_settings(recipe, strategy.processes, zero3=strategy.master_weights and strategy.weights > 1)
     tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
     renderer = attach_chat_template(tokenizer, recipe.template)
     with tempfile.TemporaryDirectory() as folder:

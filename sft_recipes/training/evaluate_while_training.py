@@ -5,8 +5,8 @@ from typing import Any
 
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import Labeller
-from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.prepare import EVALUATION_COLUMNS, PreparedData
+from sft_recipes.data.loading import read_held_out
+from sft_recipes.data.prepare import PreparedData
 from sft_recipes.evaluation.evaluator import evaluate
 from sft_recipes.evaluation.generation import check_prompts
 from sft_recipes.messages import Example
@@ -49,8 +49,6 @@ def _fixed_examples(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) 
     labeller = Labeller(renderer, recipe.labels)
     found: Sequence[Example] = data.eval_examples
     if recipe.evaluation.data is not None:
-        # Read to the end: bad rows are reported behind the last one.
-        rejects = RejectLog(recipe.data)
-        found = list(iter_examples(recipe.evaluation.data, recipe.data, columns=EVALUATION_COLUMNS, rejects=rejects))
+        found = read_held_out([recipe.evaluation.data], recipe.data)
     answered = [example for example in found if example.text is None and example.messages[-1].get("content")]
     return [labeller.for_template(example) for example in answered[: recipe.evaluation.rows]]

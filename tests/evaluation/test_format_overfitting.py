@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template, load_chat_template
 from sft_recipes.evaluation.evaluator import evaluate, write_evaluation
-from sft_recipes.evaluation.format_overfitting import (
-    FORMAT_METRICS,
-    VARIANTS,
-    FormatOverfitting,
-    ask_formats,
-    measure_format_overfitting,
-)
+from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS, VARIANTS, FormatOverfitting, ask_formats
 from sft_recipes.messages import Example
 from sft_recipes.recipe import TemplateSettings
 from tests.conftest import build_model, build_tokenizer
@@ -63,9 +58,22 @@ def under_template(prompt: str) -> bool:
     return prompt.endswith("### Response:\n")
 
 
+def measure(
+    tuned: Any, base: Any, renderer: ChatRenderer, examples: list[Example], native: str | None = None
+) -> FormatOverfitting:
+    """Both models under every format, as `evaluate --format_overfitting` asks them; base may be None."""
+    options = {**OPTIONS, "template_segments": renderer.template_segments}
+
+    def ask(model: Any) -> Any:
+        asked = evaluate(model, renderer, examples, **options)
+        return ask_formats(partial(evaluate, model, **options), asked, renderer, examples, native)
+
+    return FormatOverfitting(ask(tuned), None if base is None else ask(base))
+
+
 def measured(renderer: ChatRenderer, asked: list[Example], tuned: Answer, base: Answer | None = None) -> dict[str, Any]:
     other = base and model(renderer, base)
-    return measure_format_overfitting(model(renderer, tuned), other, renderer, asked, **OPTIONS).as_json()
+    return measure(model(renderer, tuned), other, renderer, asked).as_json()
 
 
 def test_a_model_that_stops_only_under_its_template(renderer: ChatRenderer, asked: list[Example]) -> None:
@@ -122,12 +130,12 @@ def test_the_native_template_is_asked_too_but_is_no_variant(renderer: ChatRender
         return ("### Response:\nBlue." if "<|im_start|>" in prompt else "Blue."), True
 
     tuned = model(renderer, answer)
-    content = measure_format_overfitting(tuned, None, renderer, asked, native, **OPTIONS).as_json()
+    content = measure(tuned, None, renderer, asked, native).as_json()
     assert list(content["formats"]) == ["template", "native", *VARIANTS]
     assert content["indicators"]["leak_rate_off_template"]["value"] == 0.25
     assert content["indicators"]["format_gap_exact_match"]["value"] == 0.0
     assert content["format_spread"]["exact_match"] == 1.0
-    again = measure_format_overfitting(tuned, None, renderer, asked, renderer.template_text, **OPTIONS)
+    again = measure(tuned, None, renderer, asked, renderer.template_text)
     assert list(again.tuned) == ["template", *VARIANTS]
 
 
@@ -191,7 +199,7 @@ def test_conversations_that_the_native_template_refuses_are_left_out(
     )
     system = Example([{"role": "system", "content": "Be brief."}, *asked[0].messages], "test.jsonl", 9)
     tuned = model(renderer, lambda prompt: ("Blue.", True))
-    found = measure_format_overfitting(tuned, tuned, renderer, [system, *asked], native, **OPTIONS)
+    found = measure(tuned, tuned, renderer, [system, *asked], native)
     assert found.base is not None
     for one in [*found.tuned.values(), *found.base.values()]:
         assert [row["row"] for row in one.rows] == [0, 1, 2, 3]
@@ -214,7 +222,7 @@ def test_the_panel_shows_formats_indicators_and_the_worst_prompts(
         return ("Blue." if under_template(prompt) else "<b>Green"), True
 
     tuned = model(renderer, answer)
-    found = measure_format_overfitting(tuned, tuned, renderer, asked, **OPTIONS)
+    found = measure(tuned, tuned, renderer, asked)
     assert isinstance(found, FormatOverfitting)
     extra = {"format_overfitting": found.as_json()}
     write_evaluation(found.tuned["template"], tmp_path, info={"model": "tiny"}, extra=extra)

@@ -89,7 +89,7 @@ def test_a_base_with_another_vocabulary_is_refused_before_anything_is_generated(
 
 def test_a_base_with_too_few_embedding_rows_is_refused(save, rows, tmp_path) -> None:
     """Equal vocabularies, but ids without a row would index out of the embedding."""
-    with pytest.raises(InputError, match=r"base: --base: .*embedding has 50 rows.* Fix: "):
+    with pytest.raises(InputError, match=r"base: --base: .*embedding 50 rows.* Fix: "):
         ask(save("tuned"), rows, tmp_path, base=save("base", rows=50))
 
 
