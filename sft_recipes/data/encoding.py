@@ -77,17 +77,21 @@ class ControlTokens:
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Encode rendered texts, marked or not, in one batch. Safe to call from several threads."""
+        split = [self._separators.split(text) for text in texts]
+        # Where pieces depend on their place, those after the first follow a newline, so that no tokenizer adds the
+        # prefix space of a text's beginning.
+        before = "" if self._cuts_at_tokens else "\n"
+        wanted = dict.fromkeys(piece for pieces in split for piece in pieces[:1])
+        wanted |= dict.fromkeys(before + piece for pieces in split for piece in pieces[2::2])
+        encodings = self._encode_batch(list(wanted))
+        by_text = {text: (encoding, encoding.ids) for text, encoding in zip(wanted, encodings, strict=True)}
+        return [self._join(pieces, by_text, before) for pieces in split]
+
+    def _encode_batch(self, texts: Sequence[str]) -> Any:
+        # Alone under the lock, so that while the tokenizer (Rust, all cores) works, another thread joins what it gave.
         with self._lock:
-            split = [self._separators.split(text) for text in texts]
-            # Where pieces depend on their place, those after the first follow a newline, so that no tokenizer adds the
-            # prefix space of a text's beginning.
-            before = "" if self._cuts_at_tokens else "\n"
-            wanted = dict.fromkeys(piece for pieces in split for piece in pieces[:1])
-            wanted |= dict.fromkeys(before + piece for pieces in split for piece in pieces[2::2])
             self._reset()
-            encodings = self._backend.encode_batch(list(wanted), add_special_tokens=False)
-            by_text = {text: (encoding, encoding.ids) for text, encoding in zip(wanted, encodings, strict=True)}
-            return [self._join(pieces, by_text, before) for pieces in split]
+            return self._backend.encode_batch(texts, add_special_tokens=False)
 
     def _join(self, pieces: Sequence[str], by_text: Mapping[str, tuple[Any, list[int]]], before: str) -> Encoded:
         """One text from its pieces: text, separator, text and so on."""
@@ -104,7 +108,7 @@ class ControlTokens:
             encoding, own = by_text[before + text]
             shift, skipped = (1, len(self._newline)) if before else (0, 0)
             if own[:skipped] != self._newline[:skipped]:
-                encoding, shift, skipped = self._backend.encode(text, add_special_tokens=False), 0, 0
+                encoding, shift, skipped = self._encode_batch([text])[0], 0, 0
                 own = encoding.ids
             parts.append((position, len(ids), encoding, shift, skipped))
             ids += own[skipped:] if skipped else own
@@ -114,9 +118,10 @@ class ControlTokens:
     def _text_ids(self, token: str) -> list[int]:
         """Ids of a control token's spelling as plain text. Raises InputError where the tokenizer has none."""
         if token not in self._as_text:
-            ids = self._without_added_tokens("\n" + token)
-            own = ids[: len(self._newline)] == self._newline
-            ids = ids[len(self._newline) :] if own else self._without_added_tokens(token)
+            with self._lock:
+                ids = self._without_added_tokens("\n" + token)
+                own = ids[: len(self._newline)] == self._newline
+                ids = ids[len(self._newline) :] if own else self._without_added_tokens(token)
             if self._backend.token_to_id(token) in ids:
                 what = f"this tokenizer cannot keep {token!r} as text"
                 raise InputError(Problem("recipe", "control_tokens", what, "set control_tokens: drop"))

@@ -34,7 +34,7 @@ _INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class LabelledRow:
-    """One training row. `labels[k]` is `input_ids[k]` where trained, else -100.
+    """One training row. `spans` are the positions `start:end` that are trained, in order, none overlapping.
 
     `example` indexes the examples that were passed in; `turns` are the message indices trained in this row.
     `lost_tokens`: trained tokens removed with whole trailing turns by `overlength: truncate`.
@@ -43,15 +43,23 @@ class LabelledRow:
 
     example: int
     input_ids: list[int]
-    labels: list[int]
+    spans: Sequence[tuple[int, int]]
     turns: tuple[int, ...]
     lost_tokens: int = 0
     neutralized: bool = False
 
     @property
+    def labels(self) -> list[int]:
+        """The id at every trained position, -100 elsewhere."""
+        labels = [IGNORE_INDEX] * len(self.input_ids)
+        for start, end in self.spans:
+            labels[start:end] = self.input_ids[start:end]
+        return labels
+
+    @property
     def trained_tokens(self) -> int:
         """Number of positions with a label."""
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+        return sum(end - start for start, end in self.spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +139,8 @@ class Labeller:
         return self._finish(work, self._encode(work.drafts))
 
     def label_batches(self, batches: Iterable[Sequence[Example]]) -> Iterator[tuple[Sequence[Example], LabelledBatch]]:
-        """Label batch after batch; the tokenizer (Rust, all cores) works on one while the next is rendered."""
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        """Label batch after batch; the tokenizer (Rust, all cores) works on one while others are rendered or joined."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
 
             def begun() -> Iterator[Any]:
                 for examples in batches:
@@ -277,12 +285,10 @@ class Labeller:
         if not draft.spans:  # raw text: every token is trained, from BOS, where the model knows one, to EOS
             ids, eos_id = [*self._raw_start, *ids], self.renderer.tokenizer.eos_token_id
             ids += [eos_id] if ids[-1:] != [eos_id] else []
-            return LabelledRow(draft.example, ids, list(ids), (), neutralized=draft.neutralized)
+        if not draft.spans or self.settings.train_on == "all":
+            spans = [(0, len(ids))]
         turns = tuple(span.turn for span in draft.spans)
-        labels = list(ids) if self.settings.train_on == "all" else [IGNORE_INDEX] * len(ids)
-        for start, end in spans:
-            labels[start:end] = ids[start:end]
-        return LabelledRow(draft.example, ids, labels, turns, neutralized=draft.neutralized)
+        return LabelledRow(draft.example, ids, spans, turns, neutralized=draft.neutralized)
 
     def _cut_turns(self, row: LabelledRow, draft: _Draft, fitting: list[Span], limit: int) -> LabelledRow | None:
         """The same conversation without its last turns, so that it fits; an answer is never cut."""

@@ -1,16 +1,18 @@
 """From a recipe to token ids on disk: one streaming pass, memory bounded, every row accounted for.
 
 The folder holds `train.arrow` (and `test.arrow`) with columns input_ids, labels, source, row, group, tokens and
-trained_tokens; `manifest.json` with the fingerprint of everything the ids depend on; `dropped.jsonl` and
-`rejects.jsonl` where rows were lost; `eval_examples.jsonl` with the held-out examples that generation is tried on.
-All ranks load it, none tokenizes again.
+trained_tokens; `manifest.json` with the fingerprints of everything the ids depend on and of the files; `dropped.jsonl`
+and `rejects.jsonl` where rows were lost; `eval_examples.jsonl` with the held-out examples that generation is tried on.
+All ranks load it, none tokenizes again; a copy of it serves machines that have neither the sources nor a network.
 """
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
 import heapq
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -26,7 +28,7 @@ import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.json_reader import display_path
-from sft_recipes.data.labels import LabelledBatch, Labeller
+from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
 from sft_recipes.data.ledger import DroppedLog, SourceLedger
 from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples, source_files
 from sft_recipes.data.mixture import Indices, join_near_duplicates, mix, prompt_group, prompt_text, split_eval
@@ -40,6 +42,7 @@ KEPT_EVAL_EXAMPLES = 1000
 
 MANIFEST = "manifest.json"
 JOINED = "joined_groups.npy"
+_FILES = ("train.arrow", "test.arrow", JOINED, "eval_examples.jsonl")
 _SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -68,45 +71,68 @@ class PreparedData:
 def prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: bool = True) -> PreparedData:
     """Prepare the recipe's data in `folder`, or load what is already there if nothing it depends on has changed.
 
+    A source that is not on this machine is taken to be as it was. One process prepares; the others `load_prepared`.
     Raises InputError for bad rows, lost tokens beyond `max_lost`, and overlap between train and its own eval split.
     """
-    expected = fingerprint(recipe, renderer)
     manifest = folder / MANIFEST
-    if not manifest.is_file() or run_folder.read_json(manifest).get("fingerprint") != expected:
+    before = run_folder.read_json(manifest) if manifest.is_file() else {}
+    known = before.get("inputs", {})
+    inputs = _inputs(recipe, renderer, known.get("data", []))
+    expected = _digest(inputs)
+    if before.get("fingerprint") == expected:
+        _check_files(folder, before, whole=True)
+    else:
+        if changed := [name for name, value in inputs.items() if known.get(name, value) != value]:
+            print(f"preparing again: {', '.join(changed)} changed since {folder} was written", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        manifest.unlink(missing_ok=True)
         gc.freeze()  # collections need not look at all that the libraries hold: a sixth of the time, measured
         try:
             content = _prepare(recipe, renderer, folder, progress)
         finally:
             gc.unfreeze()
-        run_folder.write_json(manifest, {"fingerprint": expected, **content})
+        files = {
+            path.name: [path.stat().st_size, _sha256(path)] for path in map(folder.joinpath, _FILES) if path.is_file()
+        }
+        run_folder.write_json(manifest, {"fingerprint": expected, "inputs": inputs, "files": files, **content})
     return load_prepared(recipe, folder)
 
 
 def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
-    """SHA-256 of everything the prepared ids depend on: files, settings, template, tokenizer, this code's version."""
-    data = as_dict(recipe.data)
-    parts: list[Any] = [
-        sft_recipes.__version__,
-        _SCHEMA.to_string(),
-        [
-            data["datasets"],
-            data["test_split"],
-            data["on_bad_rows"],
-            data["max_rejected"],
-            data["allow_empty_output"],
-            data["seed"],
-        ],
-        as_dict(recipe.labels),
-        renderer.template_text,
-        renderer.chat_template_kwargs,
-        renderer.tokenizer.backend_tokenizer.to_str(),
-        renderer.tokenizer.special_tokens_map,
-        bool(recipe.data.eval_split),
-        [_sha256(path) for source in recipe.data.datasets for path in _files(recipe, source)],
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    """SHA-256 of everything the prepared ids depend on."""
+    return _digest(_inputs(recipe, renderer, []))
+
+
+def _inputs(recipe: Recipe, renderer: ChatRenderer, known: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What the prepared ids depend on: hashes by name. `known` are those of the sources, for one that is not here."""
+    data, tokenizer = as_dict(recipe.data), renderer.tokenizer
+    # The mixture and the split are drawn when the rows are loaded: other weights need no new rows.
+    settings = [data[key] for key in ("test_split", "on_bad_rows", "max_rejected", "allow_empty_output", "seed")]
+    reading = [{key: one[key] for key in one.keys() - {"path", "weight", "fraction"}} for one in data["datasets"]]
+    code = [_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return {
+        "data": list(_sources(recipe, known)),
+        "settings": _digest([settings, reading, as_dict(recipe.labels), bool(recipe.data.eval_split)]),
+        "template": _digest([renderer.template_text, renderer.chat_template_kwargs]),
+        "tokenizer": _digest([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map]),
+        "code": _digest([sft_recipes.__version__, *code]),
+    }
+
+
+def _sources(recipe: Recipe, known: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Each source's name and the hashes of its files; a Hub set has none, so a new version of it is not noticed."""
+    for number, source in enumerate(recipe.data.datasets):
+        name, files, before = Path(source.path).name, [], known[number] if number < len(known) else ()
+        with contextlib.suppress(InputError):  # raised again where the rows are read
+            files = _files(recipe, source)
+        if not files and before[1:] and before[0] == name:
+            print(f"{source.path} is not here: its prepared rows stand as they are", file=sys.stderr)
+            yield list(before)
+        else:
+            yield [name, *map(_sha256, files)] if files else [source.path]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _files(recipe: Recipe, source: Any) -> list[Path]:
@@ -151,6 +177,8 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
                 _add_rejected(ledger, rejects, source.path)
                 ledger.check(recipe.labels.max_lost)
                 ledgers.append(ledger)
+        # From here on, and not before, what an earlier preparation left is of no use.
+        (folder / MANIFEST).unlink(missing_ok=True)
         unfinished.replace(folder / f"{name}.arrow")
         if split or len(splits) == 1:
             candidates.write(folder / "eval_examples.jsonl")
@@ -176,11 +204,12 @@ def _record_batch(
 ) -> pa.RecordBatch:
     rows = batch.rows
     lengths = np.fromiter((len(row.input_ids) for row in rows), dtype=np.int32, count=len(rows))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
-    ids, labels = (
-        np.array(list(chain.from_iterable(column)), dtype=np.int32)
-        for column in ((row.input_ids for row in rows), (row.labels for row in rows))
-    )
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    ids = np.array(list(chain.from_iterable(row.input_ids for row in rows)), dtype=np.int32)
+    labels = np.full_like(ids, IGNORE_INDEX)
+    for row, first in zip(rows, offsets.tolist(), strict=False):
+        for start, end in row.spans:
+            labels[first + start : first + end] = ids[first + start : first + end]
     return pa.RecordBatch.from_arrays(
         [
             pa.ListArray.from_arrays(offsets, pa.array(ids)),
@@ -220,7 +249,12 @@ class _EvalCandidates:
 
 
 def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
-    """Load a prepared folder and draw the recipe's split and mixture from it."""
+    """Load a prepared folder and draw the recipe's split and mixture from it. Raises InputError if it is not whole."""
+    if not (folder / MANIFEST).is_file():
+        fix = "run `sft-recipes prepare` first; all machines of a run must see its output_dir"
+        raise InputError(Problem(str(folder), MANIFEST, "no such file", fix))
+    manifest = run_folder.read_json(folder / MANIFEST)
+    _check_files(folder, manifest)
     rows = Dataset.from_file(str(folder / "train.arrow"))
     joined = dict(np.load(folder / JOINED, allow_pickle=False).tolist())
     groups = np.asarray(rows.data.column("group"), dtype=np.int64)
@@ -242,11 +276,20 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
         held_out, eval_groups = rows.select(chosen), groups[chosen]
     train = rows.select(keep[mix(recipe.data.datasets, sources[keep], recipe.data.seed, recipe.data.max_rows)])
     held_out = held_out if held_out is not None and len(held_out) else None
-    manifest = run_folder.read_json(folder / MANIFEST)
     summary = {**manifest, "train": _counts(train), "eval": _counts(held_out) if held_out is not None else None}
     train, held_out = (split and split.select_columns(["input_ids", "labels"]) for split in (train, held_out))
     examples = _read_eval_examples(folder / "eval_examples.jsonl", set(eval_groups.tolist()), joined)
     return PreparedData(folder, train, held_out, examples, summary)
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) -> None:
+    """Refuse files that are not those of the manifest, by size or, where `whole`, by hash."""
+    for name, expected in manifest.get("files", {}).items():
+        path = folder / name
+        found = [path.stat().st_size, _sha256(path) if whole else expected[1]] if path.is_file() else []
+        if found != expected:
+            fix = "copy the folder again, or remove its manifest.json and prepare again"
+            raise InputError(Problem(str(path), "", "missing, cut off or changed since it was prepared", fix))
 
 
 def _check_overlap(recipe: Recipe, rows: Dataset, groups: Indices, eval_groups: Indices) -> None:

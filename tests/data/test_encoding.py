@@ -30,13 +30,8 @@ def tokenizer_with_tool_call() -> Any:
     return tokenizer
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_hostile_rows_are_sanitized_exactly(seed: int) -> None:
-    """300 random rows full of control tokens, special or not: ids are transformers', labels the answers and no more."""
-    pristine = tokenizer_with_tool_call()
-    renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
-    labeller = Labeller(renderer, LabelSettings(max_length=None))
-    generator = random.Random(seed)
+def hostile_examples(generator: random.Random) -> list[Example]:
+    """100 conversations whose texts are made of control tokens and parts of them."""
 
     def text() -> str:
         return "".join(generator.choices(PIECES, k=generator.randint(1, 8)))
@@ -45,6 +40,17 @@ def test_hostile_rows_are_sanitized_exactly(seed: int) -> None:
     for row in range(100):
         turns = [("user", f"u{text()}"), ("assistant", f"a{text()}")] * generator.randint(1, 3)
         examples.append(Example([{"role": role, "content": content} for role, content in turns], "hostile", row))
+    return examples
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hostile_rows_are_sanitized_exactly(seed: int) -> None:
+    """300 random rows full of control tokens, special or not: ids are transformers', labels the answers and no more."""
+    pristine = tokenizer_with_tool_call()
+    renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
+    labeller = Labeller(renderer, LabelSettings(max_length=None))
+    generator = random.Random(seed)
+    examples = hostile_examples(generator)
     batch = labeller.label(examples)
     assert not batch.dropped and len(batch.rows) == len(examples)
     for row in batch.rows:
@@ -56,6 +62,20 @@ def test_hostile_rows_are_sanitized_exactly(seed: int) -> None:
         trained = [label for label in row.labels if label != IGNORE_INDEX]
         answers = [f"{message['content']}<|im_end|>" for message in messages if message["role"] == "assistant"]
         assert pristine.decode(trained) == "".join(answers)
+
+
+def test_batches_in_threads_equal_batches_alone() -> None:
+    """Ids and labels do not depend on which thread encoded a batch while which other was joined, nor does the order."""
+    examples = hostile_examples(random.Random(7))
+    batches = [examples[start : start + 3] for start in range(0, len(examples), 3)]
+
+    def labeller() -> Labeller:
+        return Labeller(attach_chat_template(tokenizer_with_tool_call(), TemplateSettings()), LabelSettings())
+
+    together, alone = labeller(), labeller()
+    found = list(together.label_batches(batches))
+    assert [rows for rows, _ in found] == batches
+    assert [batch for _, batch in found] == [alone.label(rows) for rows in batches]
 
 
 def test_raw_text_keeps_control_tokens_as_text() -> None:

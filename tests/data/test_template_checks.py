@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from sft_recipes.data import template_checks
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
-from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
+from sft_recipes.data.labels import LabelledBatch, Labeller
 from sft_recipes.data.template_checks import TemplateCheck, check_template, require
 from sft_recipes.errors import CheckFailed
 from sft_recipes.messages import Example
@@ -59,12 +60,11 @@ class BrokenLabeller(Labeller):
 
     def label(self, examples: Any) -> LabelledBatch:
         batch = super().label(examples)
-        for row in batch.rows:
-            places = [index for index, label in enumerate(row.labels) if label != IGNORE_INDEX]
-            for index in range(places[0] - self.shift, places[0]):
-                row.labels[index] = row.input_ids[index]
-            for index in places[len(places) - self.cut :]:
-                row.labels[index] = IGNORE_INDEX
+        for number, row in enumerate(batch.rows):
+            (first, end), (_, last) = row.spans[0], row.spans[-1]
+            moved = [(first - self.shift, end), *row.spans[1:]]
+            moved[-1] = (moved[-1][0], last - self.cut)
+            batch.rows[number] = dataclasses.replace(row, spans=moved)
         return batch
 
 
