@@ -196,6 +196,8 @@ class Labeller:
         if prompt and messages and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": prompt}, *messages]
             train = (False, *train) if train else ()
+        elif messages is example.messages:
+            return example
         return dataclasses.replace(example, messages=messages, train=train)
 
     def _trained_turns(self, example: Example) -> list[int]:

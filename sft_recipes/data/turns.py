@@ -62,15 +62,26 @@ class TurnLayouts:
     def find(self, render: Render, messages: Sequence[Message], has_tools: bool) -> TurnLayout | None:
         """Layout of the last turn of `messages` (an assistant's), or None where the template gives no clear one."""
         ids: dict[str, str] = {}
-        marked = [_with_markers(message, index, ids) for index, message in enumerate(messages)]
-        structure = f"{has_tools}{marked}"
+        # Most messages are plain text, and finding their layout is most of this function's calls.
+        parts = [_plain(message) or _with_markers(message, index, ids) for index, message in enumerate(messages)]
+        structure = f"{has_tools}{parts}"
         if structure not in self._known:
+            ids.clear()
+            marked = [_with_markers(message, index, ids) for index, message in enumerate(messages)]
             try:
                 conversation = [message for message, _ in marked]
                 self._known[structure] = _find_layout(render, conversation, marked[-1][1], self._special)
             except TEMPLATE_ERRORS:
                 self._known[structure] = None
         return self._known[structure]
+
+
+def _plain(message: Message) -> tuple[str, str] | None:
+    """What a message of nothing but a role and text has as its structure: whether the text is blank, and which then."""
+    content = message.get("content")
+    if len(message) != 2 or not isinstance(content, str):
+        return None
+    return message["role"], "text" if content.strip() else f"blank: {content}"
 
 
 def _marker(index: int, count: int) -> str:
