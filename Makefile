@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install quickstart test test-slow test-browser check bench format clean
+.PHONY: install quickstart test test-slow test-browser test-gpu check bench format clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ test-slow: install
 test-browser: install
 	$(BIN)/python -m pytest -m "browser and not gpu"
 
+# On a machine with one or more GPUs; elsewhere the table says that everything was skipped.
+test-gpu: install
+	$(BIN)/python scripts/gpu_tests.py
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +41,7 @@ bench: install
 	$(BIN)/python -m benchmarks.preparation $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 	$(BIN)/python -m benchmarks.first_step
 	$(BIN)/python -m benchmarks.near_duplicates
+	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.training_step $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 format: install

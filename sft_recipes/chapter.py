@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -151,14 +151,10 @@ class DataQualityAnalyzer:
 
     def analyze_length_distribution(self) -> dict[str, float]:
         """Mean and maximum number of words of instructions and outputs."""
-        instructions = [len(example.instruction.split()) for example in self.examples]
-        outputs = [len(example.output.split()) for example in self.examples]
-        return {
-            "avg_instruction_length": fmean(instructions),
-            "avg_output_length": fmean(outputs),
-            "max_instruction_length": max(instructions),
-            "max_output_length": max(outputs),
-        }
+        parts = ("instruction", "output")
+        words = {part: [len(getattr(example, part).split()) for example in self.examples] for part in parts}
+        measures: Mapping[str, Callable[[list[int]], float]] = {"avg": fmean, "max": max}
+        return {f"{name}_{part}_length": of(words[part]) for name, of in measures.items() for part in parts}
 
     def detect_repetitive_patterns(self) -> dict[str, list[str]]:
         """First 20 characters that open more than 5 instructions, or more than 5 outputs."""

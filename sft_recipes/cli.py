@@ -1,13 +1,12 @@
 """The `sft-recipes` command. Bodies are a few lines; torch and transformers are imported inside them.
 
-Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 a gate decided nothing.
+Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 a gate decided nothing, 75 preempted.
 """
 
 import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +34,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 LaunchOption = Annotated[str | None, typer.Option(help="Accelerate config to launch with, such as ddp")]
 ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 FormatOption = Annotated[str | None, typer.Option("--format", help="Data format; detected if not given")]
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
 DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
 TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")]
 LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")]
@@ -90,7 +90,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check everything before a GPU is touched: keys, template, labels of all rows, what is dropped, the plan."""
-    from sft_recipes.training.check import check_recipe
+    from sft_recipes.training.check import check_recipe, check_text
 
     with _speaking_on_stderr(as_json):
         changes = rewrite(recipe) if fix else []
@@ -98,9 +98,7 @@ def check(
             print(change, flush=True)
         loaded = load_recipe(recipe, parse_overrides(context.args))
         result = check_recipe(loaded, launch, num_processes, measure, progress=not as_json)
-    if as_json:
-        return _print_json({**asdict(result), "changes": changes})
-    return print(result.text())
+    return _print_json({**result, "changes": changes}) if as_json else print(check_text(result))
 
 
 @app.command(context_settings=OVERRIDES)
@@ -180,7 +178,7 @@ def audit(
     format: FormatOption = None,
     eval_data: Annotated[list[str] | None, typer.Option("--eval_data", help="Data that no row may repeat")] = None,
     clean: Annotated[Path | None, typer.Option(help="New folder for kept.jsonl and dropped.jsonl")] = None,
-    policy: Annotated[Path | None, typer.Option(help="YAML file that says what --clean drops")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Check whose rows --clean drops (default: see report)")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the report (default: run folder or ./)")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -194,7 +192,7 @@ def audit(
         evals[recipe.evaluation.data.path] = recipe.evaluation.data
     folder = recipe.output_dir / run_folder.AUDIT if recipe is not None else Path(f"audit-{recipe_or_data.stem}")
     folder = output or folder
-    request = AuditRequest(str(recipe_or_data), data, labels, folder, renderer, evals, clean, policy, not as_json)
+    request = AuditRequest(str(recipe_or_data), data, labels, folder, renderer, evals, clean, drop or (), not as_json)
     content = run_audit(request)
     if as_json:
         _print_json(content)
@@ -227,18 +225,22 @@ def train(
     recipe: RecipeArgument,
     launch: LaunchOption = None,
     num_processes: ProcessesOption = None,
+    allow_changed: Annotated[
+        list[str] | None, typer.Option("--allow_changed", help="Key that may differ from the run being resumed")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe, or resume it. `--key value` overrides a key of the recipe."""
+    allowed = allow_changed or []
     with _speaking_on_stderr(as_json):  # stdout then holds the state the run ended in
         if launch is not None:
             from sft_recipes.training.launch import launch_training
 
-            code = launch_training(recipe, launch, num_processes, context.args)
+            code = launch_training(recipe, launch, num_processes, context.args, allowed)
         else:
             from sft_recipes.training.train import main as train_main
 
-            code = train_main(["--config", str(recipe), *context.args])
+            code = train_main(["--config", str(recipe), *context.args, "--allow_changed", ",".join(allowed)])
     if as_json:
         folder = load_recipe(recipe, parse_overrides(context.args)).output_dir
         _print_json({"output_dir": str(folder), **run_folder.read_state(folder)})
@@ -259,24 +261,75 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch_size", help="Prompts per batch")] = 32,
     output: Annotated[Path | None, typer.Option(help="Folder for metrics, samples and report")] = None,
     examples: Annotated[int, typer.Option(help="Answers to print side by side")] = 3,
-    gate: Annotated[
-        str | None, typer.Option(help="File with `gate:`, or `recipe` for the run's own; sets the exit code")
-    ] = None,
-    format_overfitting: Annotated[
-        bool, typer.Option("--format_overfitting", help="Ask in other formats than the training template, too")
-    ] = False,
+    gate: Annotated[str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")] = None,
+    format_overfitting: Annotated[bool, typer.Option("--format_overfitting", help="Ask in other formats, too")] = False,
+    compare: Annotated[list[str] | None, typer.Option(help="Run or evaluation of the same data; repeatable")] = None,
+    shots: Annotated[int, typer.Option(help="Training rows shown to the base in front of each prompt", min=0)] = 0,
+    safety: Annotated[bool, typer.Option(help="Ask what should and should not be refused, too")] = False,
+    safety_data: Annotated[str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Generate answers, score them, compare with a base, write metrics, samples and an HTML report."""
+    """Generate answers, score them, compare with others, write metrics, samples and an HTML report."""
     from sft_recipes.evaluation.standalone import EvaluationRequest, evaluate_standalone
 
     asked = {key: value for key, value in context.params.items() if key not in ("examples", "as_json")}
     result = evaluate_standalone(EvaluationRequest(**asked), progress=not as_json)
-    if as_json:
+    if as_json and result.is_main:
         _print_json(result.as_json())
-    else:
+    elif result.is_main:
         result.print(examples)
     raise typer.Exit(result.extra["gate"]["exit_code"] if gate else 0)
+
+
+@app.command()
+def chat(
+    run: Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")],
+    base: Annotated[str | None, typer.Option(help="Model that answers beside it")] = None,
+    chat_template: TemplateOption = None,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest answer, in tokens")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Talk to a model: a line is a turn, /reset starts again, /quit ends; --json prints one object per answer."""
+    from sft_recipes.evaluation.chat import chat as converse
+
+    converse(run, base, chat_template, max_new_tokens, as_json)
+
+
+@app.command("export")
+def export_run(
+    run: RunArgument,
+    output: Annotated[Path | None, typer.Option(help="New folder (default: RUN/export)")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Precision of the file (default: as trained, merged float32)")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an earlier export")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge, save, lint and compare: one folder with the whole model that a server loads."""
+    from sft_recipes.release.export import as_text, export
+
+    with _speaking_on_stderr(as_json):
+        found = export(run, output, dtype, force, progress=not as_json)
+    return _print_json(found) if as_json else print(as_text(found, run))
+
+
+@app.command("push")
+def push_run(
+    run: RunArgument,
+    repo: Annotated[str, typer.Option(help="Repository on the Hub, such as me/my-model")],
+    adapter_only: Annotated[bool, typer.Option("--adapter_only", help="Push the adapter, not a merged model")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Create a public repository")] = False,
+    allow_failed_gate: Annotated[bool, typer.Option("--allow_failed_gate", help="Push without a passed gate")] = False,
+    base_model: Annotated[str | None, typer.Option("--base_model", help="The adapter's base on the Hub")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a finished run with its model card to the Hub; private unless asked. Run again, it goes on."""
+    from sft_recipes.release.hub import push
+
+    with _speaking_on_stderr(as_json):
+        pushed = push(run, repo, adapter_only, public, allow_failed_gate, base_model, progress=not as_json)
+    end = f"\npushed: {pushed['url']} (private: {pushed['private']})\nnext: read the card there, as others will"
+    return _print_json(pushed) if as_json else print(*pushed["files"], end, sep="\n")
 
 
 @review.command("build")

@@ -3,7 +3,8 @@
     SFTRecipesError
     ├── InputError       2   wrong input: recipe, data, template, arguments
     ├── CheckFailed      1   a check said no
-    └── TrainingFault    3   training went wrong: non-finite loss, broken checkpoint
+    ├── TrainingFault    3   training went wrong: non-finite loss, broken checkpoint
+    └── Preempted       75   stopped by a signal; the same command resumes
 
 Messages read `FILE:LINE: field: what is wrong. Fix: how.`
 """
@@ -71,3 +72,9 @@ class TrainingFault(SFTRecipesError):
     """Training went wrong in a way that must not reach a saved file."""
 
     exit_code = 3
+
+
+class Preempted(SFTRecipesError):
+    """A signal ended the run; what it had trained is in a checkpoint."""
+
+    exit_code = 75

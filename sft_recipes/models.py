@@ -32,7 +32,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a local folder or Hub name. Raises InputError if there is none to be had."""
     _check_folder(name)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or "main")
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise not_loadable(name, "tokenizer", error) from error
 
@@ -58,6 +58,7 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
             dtype=config.dtype,
             attn_implementation=config.attn_implementation,
             quantization_config=quantization,
+            trust_remote_code=False,  # left open, transformers asks whoever sits at the terminal
         )
     except (OSError, ValueError, ImportError) as error:
         raise not_loadable(recipe.model_name, "model", error) from error
@@ -165,7 +166,7 @@ def load_for_inference(name: str) -> InferenceModel:
     try:
         # Not left to transformers, which also loads adapters: it lost DoRA's magnitudes with a warning (5.23).
         base_name = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
-        model: Any = AutoModelForCausalLM.from_pretrained(base_name, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(base_name, dtype=dtype, trust_remote_code=False)
         if adapter:
             model = PeftModel.from_pretrained(model, name)
     except (OSError, ValueError) as error:

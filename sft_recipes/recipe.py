@@ -138,9 +138,8 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if key in seen:
-                raise InputError(
-                    Problem(f"{self.name}:{line}", str(key), f"set twice (first in line {seen[key]})", "keep one")
-                )
+                what = f"set twice (first in line {seen[key]})"
+                raise InputError(Problem(f"{self.name}:{line}", str(key), what, "keep one"))
             seen[key] = line
         return super().construct_mapping(node, deep)
 
@@ -152,19 +151,16 @@ _StrictLoader.yaml_implicit_resolvers = {
 }
 _DIGITS, _POWER = r"\d[\d_]*", r"[eE][-+]?\d+"
 _FLOAT = rf"[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_POWER})?|{_DIGITS}{_POWER}|\.(?:inf|Inf|nan))"
-for _tag, _pattern, _first in (
-    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("float", _FLOAT, "-+.0123456789"),
-):
+_BOOL = "true|True|TRUE|false|False|FALSE"
+for _tag, _pattern, _first in (("bool", _BOOL, "tTfF"), ("float", _FLOAT, "-+.0123456789")):
     _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Read a recipe file into its keys and the 1-based line of each top-level key."""
     if not path.is_file():
-        raise InputError(
-            Problem(str(path), "", "no such recipe file", "run `sft-recipes init` to see the shipped ones")
-        )
+        fix = "run `sft-recipes init` to see the shipped ones"
+        raise InputError(Problem(str(path), "", "no such recipe file", fix))
     try:
         with path.open(encoding="utf-8") as file:
             values = yaml.load(file, _StrictLoader)

@@ -14,57 +14,29 @@ from typing import Any
 
 import yaml
 
+from sft_recipes import recipe
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.recipe import (
-    DatasetSource,
-    DataSettings,
-    EvaluationSettings,
-    LabelSettings,
-    Recipe,
-    TemplateSettings,
-    read_yaml,
-    rebase_paths,
-)
-
-# TRL's data keys, read by this project with the same meaning.
-DATA_KEYS: Mapping[str, Any] = {
-    "dataset_name": str,
-    "dataset_config": str,
-    "dataset_train_split": str,
-    "dataset_test_split": str,
-    "datasets": list,
-}
-
-# Fields of the settings that TRL's keys fill.
-_NO_KEYS = ("datasets", "test_split", "seed", "max_length")
-
-# This project's own keys. `evaluation` is the only nested block besides `datasets`.
-OWN_KEYS: Mapping[str, Any] = {
-    **{key: typing.get_type_hints(DatasetSource)[key] for key in ("format", "column_mapping", "weight")},
-    **{
-        key: kind
-        for settings in (DataSettings, LabelSettings, TemplateSettings)
-        for key, kind in typing.get_type_hints(settings).items()
-        if key not in _NO_KEYS
-    },
-    "global_batch_size": int,
-    "evaluation": dict,
-    "gate": list,
-}
-
-# Keys that exclude one another.
-_APART = {
-    "datasets": "dataset_name",
-    "eval_split": "dataset_test_split",
-    "gradient_accumulation_steps": "global_batch_size",
-}
+from sft_recipes.recipe import DatasetSource, DataSettings, EvaluationSettings, LabelSettings, Recipe, TemplateSettings
 
 _UNIONS = (typing.Union, types.UnionType)
-_OTHER_KEYS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
-    (Path(__file__).parent / "recipe_keys.yaml").read_text(encoding="utf-8")
-)
+_OTHER_KEYS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+# TRL's data keys, read by this project with the same meaning.
+DATA_KEYS: Mapping[str, Any] = {**dict.fromkeys(_OTHER_KEYS["dataset_keys"], str), "datasets": list}
+# This project's own keys: the fields of the settings less those that TRL's keys fill, and the rest.
+OWN_KEYS: Mapping[str, Any] = {
+    **{
+        key: kind
+        for settings in (DatasetSource, DataSettings, LabelSettings, TemplateSettings)
+        for key, kind in typing.get_type_hints(settings).items()
+        if key not in _OTHER_KEYS["not_keys"]
+    },
+    **{"global_batch_size": int, "evaluation": dict, "gate": list},
+    # TRL's names for a push, which is ours: TRL's goes public and takes the whole output_dir.
+    **{"push_to_hub": bool, "hub_model_id": str},
+}
 # Old or foreign names for what a current key does; keys this project does not take, with what to do instead.
 RENAMED, REFUSED, NOTES = _OTHER_KEYS["renamed"], _OTHER_KEYS["refused"], _OTHER_KEYS["notes"]
+REFUSED_VALUES = _OTHER_KEYS["refused_values"]
 # Keys that other keys switch on (NEEDS) or off (IDLE), with the values of those that do.
 NEEDS, IDLE = _OTHER_KEYS["needs"], _OTHER_KEYS["idle"]
 
@@ -74,7 +46,7 @@ def trl_keys() -> tuple[dict[str, Any], dict[str, Any]]:
     """Names and types of the installed TRL's `ModelConfig` and `SFTConfig` keys that recipes may set."""
     from trl import ModelConfig, SFTConfig  # seconds to import, and `--help` needs none of it
 
-    taken = {*REFUSED, *RENAMED}
+    taken = {*REFUSED, *RENAMED, *OWN_KEYS}
     model, training = (
         {name: kind for name, kind in typing.get_type_hints(config).items() if name in fields and name not in taken}
         for config in (ModelConfig, SFTConfig)
@@ -97,11 +69,11 @@ def current(key: str, value: Any) -> tuple[str, Any] | None:
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe file, apply overrides, and check every key. Raises InputError listing all problems found."""
     path = Path(path)
-    values, lines = read_yaml(path)
+    values, lines = recipe.read_yaml(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     places |= dict.fromkeys(overrides or {}, "command line")
     # ./ on the command line means the working directory, in the file the file's folder.
-    here = rebase_paths(overrides or {}, Path.cwd(), path.parent)
+    here = recipe.rebase_paths(overrides or {}, Path.cwd(), path.parent)
     return make_recipe({**values, **here}, path, places)
 
 
@@ -115,7 +87,7 @@ def make_recipe(values: Mapping[str, Any], path: Path | None = None, places: Map
         raise InputError(problems)
     # null in `max_length` is a choice, rows of any length; elsewhere it is the default.
     given = {key: value for key, value in values.items() if value is not None or key == "max_length"}
-    given = rebase_paths(given, path.parent if path else None)
+    given = recipe.rebase_paths(given, path.parent if path else None)
     return Recipe(
         name=f"{path.parent.name}/{path.stem}" if path else "recipe",
         path=path,
@@ -140,7 +112,10 @@ def _combinations(values: Mapping[str, Any], where: str) -> list[Problem]:
     problems = [Problem(where, key, "is required", f"add `{key}: ...`") for key in required]
     if not values.get("dataset_name") and not values.get("datasets"):
         problems.append(Problem(where, "dataset_name", "no data set is named", "add dataset_name or datasets"))
-    for key, other in _APART.items():
+    if bool(values.get("push_to_hub")) != bool(values.get("hub_model_id")):
+        what, fix = "push_to_hub: true and hub_model_id go together", "set both or none"
+        problems.append(Problem(where, "hub_model_id", what, fix))
+    for key, other in _OTHER_KEYS["apart"].items():
         if values.get(key) and values.get(other):
             problems.append(Problem(where, key, f"set together with {other}", "remove one of them or set it to null"))
     return problems
@@ -159,8 +134,8 @@ def _problems(
             found = _renamed(key, values, places.get(key, "").startswith(where))
         elif key not in known:
             found = "unknown key", suggest(key, known, "" if prefix else "remove it; the README lists every key")
-        elif key == "packing_strategy" and value == "wrapped":
-            found = "'wrapped' lets rows attend to one another", "use bfd"
+        elif instead := REFUSED_VALUES.get(key, {}).get(str(value)):
+            found = f"{value!r} is not taken", instead
         elif (now := current(key, value)) and now[1] != value:
             found = f"{value!r} is now called {now[1]!r}", "write that, or run `sft-recipes check --fix`"
         elif value is not None and not fits_type(value, known[key]):
@@ -228,11 +203,9 @@ def _data_settings(given: Mapping[str, Any], where: str) -> DataSettings:
         faults.append(("weight", "set together with fraction", "use one of them"))
     if faults:
         raise InputError([Problem(where, *fault) for fault in faults])
-    settings = _fields(DataSettings, given) | {
-        "datasets": tuple(sources),
-        "test_split": given.get("dataset_test_split"),
-    }
-    return DataSettings(**settings | {"seed": given.get("data_seed", given.get("seed", 42))})
+    seed, settings = given.get("data_seed", given.get("seed", 42)), _fields(DataSettings, given)
+    settings |= {"datasets": tuple(sources), "test_split": given.get("dataset_test_split"), "seed": seed}
+    return DataSettings(**settings)
 
 
 def _source(entry: Any, where: str, prefix: str) -> DatasetSource:

@@ -14,11 +14,14 @@ from typing import Any
 
 import yaml
 
+from sft_recipes.statistics import proportion
+
 PATTERNS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 REFUSAL_CHARACTERS = 200
 LOOP_PERIOD, LOOP_COPIES, LOOP_WORDS, LOOP_CHARACTERS = 64, 3, 24, 96
 _DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){4}")
 REPETITIVE_WORDS, REPETITIVE_SHARE = 50, 0.5
+OPENER_WORDS = 4
 
 
 @lru_cache
@@ -43,6 +46,19 @@ def find(name: str, text: str) -> str:
 def find_refusal(answer: str) -> str:
     """The words in the first 200 characters that make an answer a rule-based refusal, or ""."""
     return find("refusal", answer.lstrip()[:REFUSAL_CHARACTERS])
+
+
+def refusal_error() -> dict[str, Any]:
+    """How often the rule is right on our own labelled answers (tests/audit/refusals.yaml), for printing beside counts.
+
+    `precision` and `recall` with their Wilson intervals `precision_ci` and `recall_ci`, of `n` answers.
+    """
+    measured = PATTERNS["measured"]
+    right = round(measured["recall"] * measured["refusals"])
+    totals = {"precision": round(right / measured["precision"]), "recall": measured["refusals"]}
+    shares = {name: proportion(right, total) for name, total in totals.items()}
+    intervals = {f"{name}_ci": (share.ci_low, share.ci_high) for name, share in shares.items()}
+    return {**measured, "n": measured["answers"], **intervals}
 
 
 def find_next_turn(answer: str, question: str) -> str:
@@ -72,11 +88,22 @@ def is_loop(text: str, cut_short: bool = False) -> bool:
     return False
 
 
-def is_repetitive(text: str) -> bool:
-    """At least 50 words of which half or more of the 4-grams are repeats (rep-4: 1 - distinct / all)."""
+def repetition(text: str, n: int = 4) -> float | None:
+    """rep-n: the share of a text's word n-grams that are repeats, 1 - distinct / all; None without any."""
     words = text.casefold().split()
-    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return len(words) >= REPETITIVE_WORDS and 1 - len(set(grams)) / len(grams) >= REPETITIVE_SHARE
+    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def is_repetitive(text: str) -> bool:
+    """At least 50 words of which half or more of the 4-grams are repeats."""
+    return len(text.split()) >= REPETITIVE_WORDS and (repetition(text) or 0) >= REPETITIVE_SHARE
+
+
+def opener(text: str) -> str | None:
+    """The first four words of a longer text in lower case; None for a shorter one: an answer is no opening."""
+    words = text[:200].casefold().split(None, OPENER_WORDS)
+    return " ".join(words[:OPENER_WORDS]) if len(words) > OPENER_WORDS else None
 
 
 def private_spans(text: str) -> list[tuple[str, int, int]]:

@@ -18,15 +18,22 @@ PREPARED = "prepared"
 EVALUATIONS = "evaluations"
 AUDIT = "audit"
 LOG = "log.jsonl"
+LOCK = "run.lock"
+CONSUMPTION = "consumption.json"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` with its schema version so that a crash leaves the old file or the new one, never half."""
+    """Write `content` with its schema version, as a whole."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"schema_version": SCHEMA_VERSION, **content}, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

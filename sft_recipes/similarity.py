@@ -48,13 +48,12 @@ PROMPT_SHINGLE, ROW_SHINGLE = Shingle("char", 5), Shingle("word", 3)
 class Duplicates:
     """Verified pairs among n texts: `pairs` (m, 2), first < second, sorted; `jaccard` and `variant` (m,).
 
-    Pairs below `threshold` stand there, too, as far as they were candidates (nearly all from `threshold` - .1 on).
+    Pairs below the threshold stand there, too, as far as they were candidates (nearly all from threshold - .1 on).
     `variant` marks pairs whose numbers differ: the same template with other values, never a duplicate; of a later
     text at most ten are kept. `first` (n,) is the first equal text (normalised, same numbers): only that is compared
     with others, and a copy stands in one pair, with the first.
     """
 
-    threshold: float
     first: Indices
     pairs: Indices
     jaccard: npt.NDArray[np.float64]
@@ -76,7 +75,7 @@ def near_duplicates(texts: Sequence[str], shingle: Shingle = ROW_SHINGLE, thresh
     jaccard = np.concatenate([jaccard_of_pairs(texts, candidates, shingle), np.ones(len(copies))])
     variant = np.concatenate([differ, np.zeros(len(copies), dtype=np.bool_)])
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return Duplicates(threshold, first, pairs[order], jaccard[order], variant[order])
+    return Duplicates(first, pairs[order], jaccard[order], variant[order])
 
 
 def _thinned_variants(texts: Sequence[str], pairs: Indices) -> tuple[Indices, Mask]:
@@ -150,10 +149,15 @@ def number_multiset(text: str) -> tuple[str, ...]:
     return tuple(sorted(found.strip() for found in _NUMBERS.findall(plain)))
 
 
+def folded(text: str) -> str:
+    """NFKC, casefold, white space to one space: the same text but for how it is set."""
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+
+
 def normalise(text: str) -> str:
     """NFKC, casefold, everything but letters, marks and digits to one space; a text without any of them keeps all."""
-    folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
-    return " ".join(folded.translate(_gaps()).split()) or " ".join(folded.split())
+    plain = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+    return " ".join(plain.translate(_gaps()).split()) or folded(text)
 
 
 def words(text: str) -> list[str]:

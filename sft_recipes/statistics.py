@@ -6,7 +6,7 @@ are reported as `n_excluded`.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000
+BOOTSTRAP: Mapping[str, Any] = {"vectorized": True, "n_resamples": 2000, "batch": 100, "method": "percentile"}
 
 Value = float | bool | None
-Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +31,7 @@ class Estimate:
     unit: str = ""
     higher_is_better: bool | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return dataclasses.asdict(self)
+    as_json = dataclasses.asdict  # plain data
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +52,7 @@ class PairedDifference:
     unit: str = ""
     higher_is_better: bool | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return dataclasses.asdict(self)
+    as_json = dataclasses.asdict  # plain data
 
 
 def proportion(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
@@ -110,17 +105,31 @@ def mean_of_differences(values: Sequence[Value], *, confidence: float = CONFIDEN
 
 
 def bootstrap_estimate(
-    *samples: Sequence[float], statistic: Callable[..., Any], unit: str, seed: int = 0, confidence: float = CONFIDENCE
+    *samples: Sequence[float],
+    statistic: Callable[..., Any],
+    unit: str,
+    centred: bool = False,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
 ) -> Estimate:
     """A statistic with its percentile bootstrap interval: rows are resampled, then the statistic is computed again.
 
     Several `samples` are columns of the same rows and are resampled together. `statistic(*samples, axis)` works along
-    an axis, as `numpy.median` does.
+    an axis, as `numpy.median` does. `centred` is for statistics in [0, 1] that depend on how often rows repeat (the
+    share of the most frequent text): resampling repeats rows, so the interval is moved until the mean resample is the
+    value.
     """
     columns = [np.asarray(sample, dtype=float) for sample in samples]
     n = len(columns[0])
     value = float(statistic(*columns, axis=-1)) if n else None
-    low, high = _percentile_interval(columns, statistic, seed, confidence)
+    if value is None or n < 2:
+        return Estimate(value, n, unit=unit)
+    settings = {"paired": len(columns) > 1, "confidence_level": confidence, "rng": np.random.default_rng(seed)}
+    result = stats.bootstrap(columns, statistic, **settings, **BOOTSTRAP)
+    low, high = map(float, result.confidence_interval)
+    if centred:
+        shift = value - float(result.bootstrap_distribution.mean())
+        low, high = max(low + shift, 0.0), min(high + shift, 1.0)
     return Estimate(value, n, 0, low, high, unit)
 
 
@@ -129,27 +138,20 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare two systems on the same rows, in the same order; a row without both values is excluded.
 
-    The interval is the percentile bootstrap over rows. Where all 0/1 rows differ alike (usually: none differs) that
-    would be a single point however few rows there are, so Wilson's bound on the share of rows that could still differ
-    is used. Raises ValueError if the lengths differ.
+    The interval is that of `mean_of_differences` for values of 0 and 1, and where no row differs, which is no proof of
+    equality; else the percentile bootstrap over rows. Raises ValueError if the lengths differ.
     """
     pairs = [(float(b), float(a)) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
-    n, excluded = len(pairs), len(before) - len(pairs)
-    if n == 0:
-        return PairedDifference(None, 0, excluded, unit=unit, higher_is_better=higher_is_better)
-    differences = np.asarray([a - b for b, a in pairs])
-    value, gained, lost = float(differences.mean()), int((differences > 0).sum()), int((differences < 0).sum())
-    binary = all(x in (0.0, 1.0) for pair in pairs for x in pair)
-    low: float | None
-    high: float | None
-    if binary and gained in (0, n) and lost in (0, n):
-        reach = _wilson(0, n)[1] * (1 + abs(value))
-        low, high = max(-1.0, value - reach), min(1.0, value + reach)
+    differences = [a - b for b, a in pairs]
+    gained, lost = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
+    binary, discordant = all(x in (0.0, 1.0) for pair in pairs for x in pair), gained + lost
+    if binary or not discordant:
+        found = mean_of_differences(differences)
     else:
-        low, high = _percentile_interval([differences], np.mean)
-    discordant = gained + lost
-    p_value = (float(stats.binomtest(gained, discordant).pvalue) if discordant else 1.0) if binary else None
-    return PairedDifference(value, n, excluded, low, high, p_value, gained, lost, unit, higher_is_better)
+        found = bootstrap_estimate(differences, statistic=np.mean, unit=unit)
+    p_value = (float(stats.binomtest(gained, discordant).pvalue) if discordant else 1.0) if binary and pairs else None
+    ends, excluded = (found.ci_low, found.ci_high), len(before) - len(pairs)
+    return PairedDifference(found.value, found.n, excluded, *ends, p_value, gained, lost, unit, higher_is_better)
 
 
 def _wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -158,22 +160,3 @@ def _wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[f
     centre, reach = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((centre + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
     return low if successes else 0.0, high if successes < n else 1.0
-
-
-def _percentile_interval(
-    columns: Sequence[Any], statistic: Callable[..., Any], seed: int = 0, confidence: float = CONFIDENCE
-) -> Interval:
-    if len(columns[0]) < 2:
-        return None, None
-    result = stats.bootstrap(
-        columns,
-        statistic,
-        paired=len(columns) > 1,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=100,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)

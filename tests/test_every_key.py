@@ -151,6 +151,8 @@ OWN_TRIES: Mapping[str, Try] = {
     "max_rows": Try(2),
     "evaluation": Try({"rows": 1}, EVALUATED),
     "gate": Try([{"metric": "exact_matc", "at_least": 0.9}], refusal="gate[0].metric: unknown metric 'exact_matc'"),
+    "push_to_hub": Try(True, refusal="push_to_hub: true and hub_model_id go together"),
+    "hub_model_id": Try("me/mine", refusal="push_to_hub: true and hub_model_id go together"),
 }
 SOURCE_TRIES: Mapping[str, Try] = {
     "path": Try("./folder/other.jsonl"),

@@ -214,10 +214,10 @@ def test_check_fix_shows_what_is_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe_file: Callable[[str], Path]
 ) -> None:
     """Problems that remain end the check as usual, with their lines in the rewritten file."""
-    path = recipe_file(f"{MINIMAL}torch_dtype: float32\nlearning_rte: 1\npush_to_hub: true\n")
+    path = recipe_file(f"{MINIMAL}torch_dtype: float32\nlearning_rte: 1\nhub_revision: main\n")
     code, out, err = run(capsys, monkeypatch, str(path), "--fix")
     assert code == 2 and out == f"{path}:4: torch_dtype -> dtype\n"
-    assert f"{path}:5: learning_rte: unknown key" in err and f"{path}:6: push_to_hub: not taken" in err
+    assert f"{path}:5: learning_rte: unknown key" in err and f"{path}:6: hub_revision: not taken" in err
 
 
 def test_old_names_of_other_recipes_are_known() -> None:

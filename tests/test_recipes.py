@@ -11,7 +11,7 @@ import pytest
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_files import GATE, shipped_recipes
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.training.check import check_recipe
+from sft_recipes.training.check import check_recipe, check_text
 from sft_recipes.training.train import train
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -64,9 +64,10 @@ def test_check_plans_what_training_does(tmp_path: Path) -> None:
     result = check_recipe(recipe, progress=False)
     run = train(recipe)
     counted = json.loads((run / "data.json").read_text())["train"]
-    assert (result.plan["rows"], result.plan["tokens"]) == (counted["rows"], counted["tokens"])
-    assert result.plan["trained tokens"] == counted["trained_tokens"]
-    assert result.plan["steps"] == json.loads((run / "run_state.json").read_text())["step"] == 2
-    assert all(check.outcome == "ok" for check in result.checks)
-    assert "next: sft-recipes train" in result.text()
+    plan = result["plan"]
+    assert (plan["rows"], plan["tokens"]) == (counted["rows"], counted["tokens"])
+    assert plan["trained tokens"] == counted["trained_tokens"]
+    assert plan["steps"] == json.loads((run / "run_state.json").read_text())["step"] == 2
+    assert all(check["outcome"] == "ok" for check in result["checks"])
+    assert "next: sft-recipes train" in check_text(result)
     assert not [name for name in tmp_path.iterdir() if name.name != "run"]

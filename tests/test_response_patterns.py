@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
+import yaml
 
-from sft_recipes.response_patterns import PATTERNS, find, find_refusal, mask, pattern, private_spans
+from sft_recipes.response_patterns import (
+    PATTERNS,
+    find,
+    find_refusal,
+    is_repetitive,
+    mask,
+    opener,
+    pattern,
+    private_spans,
+    refusal_error,
+    repetition,
+)
+from sft_recipes.statistics import proportion
 from tests.audit.planted import card_number, personal, secret
 
 
@@ -108,3 +122,54 @@ def test_curly_apostrophes_and_position() -> None:
     )
     assert not find_refusal("Words. " * 40 + "I can't help you.")
     assert find("cutoff", "As of my last knowledge update in 2021, it stood.")
+
+
+def test_the_refusal_rules_error_is_that_on_the_labelled_answers() -> None:
+    """Precision, recall and their Wilson intervals, counted again on the labelled set: 24 of 25 and 24 of 30."""
+    labelled = yaml.safe_load((Path(__file__).parent / "audit" / "refusals.yaml").read_text(encoding="utf-8"))
+    right, wrong = (sum(map(bool, map(find_refusal, labelled[name]))) for name in ("refusals", "others"))
+    shares = {"precision": proportion(right, right + wrong), "recall": proportion(right, len(labelled["refusals"]))}
+    error = refusal_error()
+    assert error["n"] == len(labelled["refusals"]) + len(labelled["others"])
+    for name, share in shares.items():
+        print(f"refusal rule, {name}: {share.value:.3f} [{share.ci_low:.2f}, {share.ci_high:.2f}], n = {share.n}")
+        assert error[name] == pytest.approx(share.value, abs=0.005)
+        assert error[f"{name}_ci"] == (share.ci_low, share.ci_high)
+    assert shares["precision"].value >= 0.9 and shares["recall"].value >= 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "share"),
+    [
+        ("", 4, None),
+        ("a b c", 4, None),
+        ("a b c d", 4, 0.0),
+        ("a b c d a b c d", 4, 1 / 5),
+        ("A a a A a", 4, 1 / 2),
+        ("a b a b a b", 2, 3 / 5),
+    ],
+)
+def test_repetition_is_the_share_of_repeated_ngrams(text: str, n: int, share: float | None) -> None:
+    """1 - distinct / all, case aside; a text shorter than n words has no value."""
+    assert repetition(text, n) == (None if share is None else pytest.approx(share))
+
+
+def test_repetitive_needs_fifty_words_and_half_of_the_4_grams() -> None:
+    """49 words of one phrase are too few; 50 are enough; 50 different words are not repetitive."""
+    assert [is_repetitive("so it goes on " * 12 + "so" + more) for more in ("", " it")] == [False, True]
+    assert not is_repetitive(" ".join(map(str, range(60))))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", None),
+        ("Sure, here it is", None),
+        ("Sure, here it is: a list", "sure, here it is:"),
+        ("  Sure,\nhere it IS a list", "sure, here it is"),
+        ("x" * 300 + " a b c d e", None),
+    ],
+)
+def test_openers_are_the_first_four_words_of_longer_texts(text: str, expected: str | None) -> None:
+    """Case and spaces aside; four words or fewer are an answer."""
+    assert opener(text) == expected

@@ -125,7 +125,7 @@ def test_jaccard_is_exact(shingle: Shingle) -> None:
 
 def centres_of(found: Duplicates) -> npt.NDArray[np.int64]:
     """The star centre of each text by its duplicates."""
-    return star_centres(found.first, found.pairs[~found.variant & (found.jaccard >= found.threshold)])
+    return star_centres(found.first, found.pairs[~found.variant & (found.jaccard >= similarity.THRESHOLD)])
 
 
 def generated(seed: int, rows: int, copies: int) -> list[str]:

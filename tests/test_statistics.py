@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -113,18 +116,28 @@ def test_mcnemar_is_exact_and_two_sided() -> None:
 
 
 def test_no_discordant_pair_is_no_evidence_of_equality() -> None:
-    """p = 1, and the interval is as wide as Wilson's bound on differing pairs, z^2 / (n + z^2), not a point."""
-    difference = paired_difference([True] * 20, [True] * 20)
-    bound = 1.959964**2 / (20 + 1.959964**2)
-    assert (difference.value, difference.p_value) == (0.0, 1.0)
-    assert (difference.ci_low, difference.ci_high) == (pytest.approx(-bound), pytest.approx(bound))
+    """p = 1, and the interval is that of one row up and one down among n + 2, z * sqrt(2) / (n + 2), not a point."""
+    for before, after in (([True] * 20, [True] * 20), ([0.3] * 20, [0.3] * 20)):
+        difference = paired_difference(before, after)
+        bound = 1.959964 * 2**0.5 / 22
+        assert (difference.value, difference.p_value) == (0.0, 1.0 if before[0] is True else None)
+        assert (difference.ci_low, difference.ci_high) == (pytest.approx(-bound), pytest.approx(bound))
 
 
 def test_all_gained_stays_inside_the_scale() -> None:
-    """A difference of 1 in every row has an upper bound of 1 and a lower bound below it."""
+    """A difference of 1 in every row has an upper bound of 1 and a lower bound below it, by the rows added."""
     difference = paired_difference([False] * 20, [True] * 20)
     assert difference.ci_high == 1.0
-    assert difference.ci_low == pytest.approx(1 - 2 * 1.959964**2 / (20 + 1.959964**2))
+    assert difference.ci_low == pytest.approx(20 / 22 - 1.959964 * ((1 - (20 / 22) ** 2) / 22) ** 0.5)
+
+
+def test_the_table_and_the_gate_agree_on_paired_differences() -> None:
+    """For values of 0 and 1 the interval is that of `mean_of_differences`, which the gate takes its bounds from."""
+    before, after = [False] * 7 + [True] * 13, [True] * 12 + [False] * 8
+    difference = paired_difference(before, after)
+    expected = mean_of_differences([float(a) - float(b) for b, a in zip(before, after, strict=True)])
+    assert (difference.gained, difference.lost, difference.value) == (7, 8, expected.value)
+    assert (difference.ci_low, difference.ci_high) == (expected.ci_low, expected.ci_high)
 
 
 def test_graded_pairs_have_no_mcnemar_test() -> None:
@@ -132,6 +145,29 @@ def test_graded_pairs_have_no_mcnemar_test() -> None:
     difference = paired_difference([0.5, 0.2, None], [0.7, 0.6, 1.0])
     assert difference.value == pytest.approx(0.3)
     assert (difference.p_value, difference.n, difference.n_excluded) == (None, 2, 1)
+
+
+def test_graded_differences_have_the_bootstraps_interval() -> None:
+    """Half the rows 0.2 up, half unchanged: the mean is 0.1 and the interval that of a share of 0.5, times 0.2."""
+    difference = paired_difference([0.5] * 100, [0.7] * 50 + [0.5] * 50)
+    assert difference.value == pytest.approx(0.1)
+    assert (difference.gained, difference.lost) == (50, 0)
+    reach = 0.2 * 1.96 * (0.25 / 100) ** 0.5
+    assert difference.ci_low == pytest.approx(0.1 - reach, abs=0.004)
+    assert difference.ci_high == pytest.approx(0.1 + reach, abs=0.004)
+
+
+def test_a_centred_interval_holds_its_value() -> None:
+    """A resample of n different rows holds 63 % of them; the centred interval is around the value all the same."""
+
+    def distinct(codes: Any, axis: int) -> Any:
+        return np.apply_along_axis(lambda one: len(np.unique(one)) / len(one), axis, codes)
+
+    plain, centred = (bootstrap_estimate(range(50), statistic=distinct, unit="x", centred=way) for way in (False, True))
+    assert plain.value == centred.value == 1.0
+    assert plain.ci_high is not None and plain.ci_high < 0.8
+    assert centred.ci_high == 1.0
+    assert centred.ci_low == pytest.approx(1 - (0.634 - plain.ci_low), abs=0.01)
 
 
 def test_pairs_of_different_length_are_refused() -> None:
@@ -157,3 +193,76 @@ def test_a_90_percent_interval_has_the_one_sided_95_percent_bounds() -> None:
     """Zero of 300: Wilson's one-sided bound is z^2 / (n + z^2) with z of 95 %; parts of successes count as such."""
     assert proportion(0, 300, confidence=0.9).ci_high == pytest.approx(1.6448536**2 / (300 + 1.6448536**2))
     assert proportion_of([1 / 3] * 3 + [0.0] * 7) == proportion(1.0, 10)
+
+
+SIMULATED = 1500
+# How far the share of intervals that hold the truth may lie below 95 % by chance, with a probability of 1 in 1,000.
+SLACK = 3.09 * (0.95 * 0.05 / SIMULATED) ** 0.5
+
+
+def coverage(draw: Callable[[Any], Any], interval: Callable[[Any], Any], truth: float, simulated: int) -> float:
+    """The share of drawn samples whose interval holds the truth."""
+    rng = np.random.default_rng(0)
+    found = [interval(draw(rng)) for _ in range(simulated)]
+    return float(np.mean([one.ci_low - 1e-12 <= truth <= one.ci_high + 1e-12 for one in found]))
+
+
+def paired(draws: Any) -> Any:
+    """The comparison of two systems that differ by `draws` (-1, 0 or 1) in each row."""
+    return paired_difference((draws < 0).tolist(), (draws > 0).tolist())
+
+
+# Each: how a sample is drawn, its interval, the truth, and what the interval is known to fall short of 95 % by.
+COVERAGE = {
+    "wilson, p = .5, n = 100": (lambda r: r.random(100) < 0.5, lambda x: proportion_of(x.tolist()), 0.5, 0.01),
+    "wilson, p = .98, n = 50": (lambda r: r.random(50) < 0.98, lambda x: proportion_of(x.tolist()), 0.98, 0.03),
+    "wilson, p = .99, n = 200": (lambda r: r.random(200) < 0.99, lambda x: proportion_of(x.tolist()), 0.99, 0.01),
+    "wilson, scores": (lambda r: r.beta(4, 1, 60), lambda x: proportion_of(x.tolist()), 0.8, 0.0),
+    "mean, normal, n = 8": (lambda r: r.normal(3, 1, 8), lambda x: mean_estimate(x.tolist(), unit=""), 3.0, 0.0),
+    "mean, skewed, n = 100": (lambda r: r.gamma(2, 1, 100), lambda x: mean_estimate(x.tolist(), unit=""), 2.0, 0.02),
+    "pairs, 10 % up, 5 % down, n = 100": (lambda r: r.choice([1, -1, 0], 100, p=[0.1, 0.05, 0.85]), paired, 0.05, 0.0),
+    "pairs, 2 % up, n = 60": (lambda r: r.choice([1, -1, 0], 60, p=[0.02, 0, 0.98]), paired, 0.02, 0.0),
+    "pairs, 40 % each, n = 60": (lambda r: r.choice([1, -1, 0], 60, p=[0.4, 0.4, 0.2]), paired, 0.0, 0.01),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COVERAGE)
+def test_intervals_hold_the_truth_as_often_as_they_say(name: str) -> None:
+    """Closed forms: in 1,500 draws 95 % of the intervals hold the truth, less the known shortfall and chance."""
+    draw, interval, truth, shortfall = COVERAGE[name]
+    assert coverage(draw, interval, truth, SIMULATED) >= 0.95 - shortfall - SLACK
+
+
+def median_of(values: Any) -> Any:
+    return bootstrap_estimate(values, statistic=np.median, unit="x")
+
+
+def graded(values: Any) -> Any:
+    return paired_difference([0.0] * len(values), values.tolist())
+
+
+BOOTSTRAPPED = {
+    "median, skewed, n = 101": (lambda r: r.gamma(2, 1, 101), median_of, 1.6783, 0.02),
+    "graded differences, n = 100": (lambda r: r.normal(0.1, 0.3, 100), graded, 0.1, 0.02),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOOTSTRAPPED)
+def test_bootstrapped_intervals_hold_the_truth(name: str) -> None:
+    """The same for the bootstrap, which takes longer: 400 draws, and so more room for chance."""
+    draw, interval, truth, shortfall = BOOTSTRAPPED[name]
+    assert coverage(draw, interval, truth, 400) >= 0.95 - shortfall - SLACK * (SIMULATED / 400) ** 0.5
+
+
+@pytest.mark.slow
+def test_walds_interval_would_fail_this_test() -> None:
+    """The simulation can tell: Wald's interval for a share of .98 in 50 rows holds the truth in about 65 % of draws."""
+
+    def wald(draws: Any) -> Any:
+        share = float(draws.mean())
+        reach = 1.96 * (share * (1 - share) / len(draws)) ** 0.5
+        return type("Interval", (), {"ci_low": share - reach, "ci_high": share + reach})
+
+    assert coverage(lambda r: r.random(50) < 0.98, wald, 0.98, SIMULATED) < 0.75

@@ -7,14 +7,12 @@ import dataclasses
 import hashlib
 import json
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,12 @@ from tqdm import tqdm
 import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.audit import cleaning, contamination, diversity, duplicates, lengths
-from sft_recipes.audit.finding import CHECKS, SEVERITIES, Finding, FlaggedRow, excerpt, flag, make_finding
-from sft_recipes.audit.rows import AuditRow, audit_rows
+from sft_recipes.audit.finding import SEVERITIES, AuditRow, Finding, FlaggedRow, audit_rows, excerpt, flag, make_finding
 from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.inspection import pieces
 from sft_recipes.data.json_reader import display_path
-from sft_recipes.data.labels import IGNORE_INDEX, Labeller
+from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import place
@@ -44,7 +42,8 @@ _SAMPLES, _LONGEST = 20, 800
 class AuditRequest:
     """What is audited. `renderer` None: no tokenizer is known, so nothing is counted in tokens.
 
-    `eval_data`: sets that no row may repeat, by the name that messages show. `clean`: folder for the cleaned rows.
+    `eval_data`: sets that no row may repeat, by the name that messages show. `clean`: folder for the rows less
+    those of the checks in `drop`.
     """
 
     name: str
@@ -54,14 +53,14 @@ class AuditRequest:
     renderer: ChatRenderer | None = None
     eval_data: Mapping[str, DatasetSource] = dataclasses.field(default_factory=dict)
     clean: Path | None = None
-    policy: Path | None = None
+    drop: Sequence[str] = ()
     progress: bool = True
 
 
 def run_audit(request: AuditRequest) -> dict[str, Any]:
     """Run the audit, write its files, and return what `audit.json` says.
 
-    Raises InputError for data that cannot be read, a wrong policy, and a `clean` that exists or has several data sets.
+    Raises InputError for data that cannot be read, an unknown check, a `clean` that exists or has several data sets.
     """
     started = time.perf_counter()
     if request.clean is not None and request.clean.exists():
@@ -69,7 +68,7 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
     if request.clean is not None and len(request.data.datasets) > 1:
         problem = Problem(request.name, "--clean", "several data sets do not fit into one file", "clean each by itself")
         raise InputError(problem)
-    policy = cleaning.read_policy(request.policy, list(CHECKS))
+    checks = cleaning.dropping(request.drop)
     labeller, template = None, None
     if (renderer := request.renderer) is not None:
         # As in training, but no row is dropped for its length or for the control tokens that it spells.
@@ -78,13 +77,13 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
     rows, malformed, files = read_rows(request.data)
     findings, content = _check(request, rows, malformed, labeller)
     findings.sort(key=lambda one: (SEVERITIES.index(one.severity), -len(one.rows)))
-    reasons, rows_in = cleaning.reasons_by_row(findings, policy), len(rows) + len(malformed)
+    reasons, rows_in = cleaning.reasons_by_row(findings, checks), len(rows) + len(malformed)
     first = Counter(some[0] for some in reasons.values())
     head = {
         "source": request.name,
         "files": files,
         "settings": {
-            **{"max_length": request.labels.max_length, "seed": request.data.seed, "policy": policy},
+            **{"max_length": request.labels.max_length, "seed": request.data.seed, "drop": checks},
             **{"eval_data": list(request.eval_data), "template_sha256": template},
             "tokenizer": renderer and renderer.tokenizer.name_or_path,
         },
@@ -93,7 +92,7 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
         **{"rows_in": rows_in, "rows_malformed": len(malformed), "rows_read": len(rows)},
         "findings": [finding.as_json() for finding in findings if finding.rows],
         "passed": [finding.as_json() for finding in findings if not finding.rows],
-        "waterfall": [{"reason": check, "rows": first[check]} for check in policy],
+        "waterfall": [{"reason": check, "rows": first[check]} for check in checks],
     }
     content = _masked({**head, **content, "samples": _samples(rows, reasons, labeller, request.data.seed)})
     request.output.mkdir(parents=True, exist_ok=True)
@@ -116,25 +115,21 @@ def read_rows(settings: DataSettings) -> tuple[list[AuditRow], list[FlaggedRow],
     """
     settings = dataclasses.replace(settings, on_bad_rows="skip", max_rejected=1.0)
     rows, malformed, files = list[AuditRow](), list[FlaggedRow](), list[dict[str, Any]]()
-    # The log holds rows as they are, secrets included, so it does not stay.
-    with tempfile.TemporaryDirectory() as folder:
-        for source in settings.datasets:
-            rejects = RejectLog(settings, log := Path(folder) / "rejects.jsonl")
-            examples = list(iter_examples(source, settings, rejects=rejects))
-            lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.is_file() else []
-            rejected = [json.loads(line) for line in lines]
-            count = Counter([one.source for one in examples] + [one["source"] for one in rejected])
-            paths, first = {display_path(path): path for path in source_files(source)}, dict[str, int]()
-            for name in paths or [source.path]:
-                first[name] = sum(file["rows"] for file in files)
-                digest = hashlib.sha256(paths[name].read_bytes()).hexdigest() if paths else None
-                entry = {"path": name, "sha256": digest, "rows": count[name], "format": rejects.formats[source.path]}
-                files.append(entry)
-            for example in examples:
-                rows += audit_rows((example,), first[example.source] + example.row)
-            for one in rejected:
-                where, index = place(one["source"], one["row"], one["line"]), first[one["source"]] + one["row"]
-                malformed.append(FlaggedRow(index, where, excerpt(one["reason"])))
+    for source in settings.datasets:
+        rejects = RejectLog(settings)
+        examples = list(iter_examples(source, settings, rejects=rejects))
+        count = Counter([one.source for one in examples] + [one["source"] for one in rejects.rows])
+        paths, first = {display_path(path): path for path in source_files(source)}, dict[str, int]()
+        for name in paths or [source.path]:
+            first[name] = sum(file["rows"] for file in files)
+            digest = hashlib.sha256(paths[name].read_bytes()).hexdigest() if paths else None
+            entry = {"path": name, "sha256": digest, "rows": count[name], "format": rejects.formats[source.path]}
+            files.append(entry)
+        for example in examples:
+            rows += audit_rows((example,), first[example.source] + example.row)
+        for one in rejects.rows:
+            where, index = place(one["source"], one["row"], one["line"]), first[one["source"]] + one["row"]
+            malformed.append(FlaggedRow(index, where, excerpt(one["reason"])))
     return rows, malformed, files
 
 
@@ -151,8 +146,9 @@ def _check(
             own = list(filter(labeller.renderer.control_tokens.occur_in, added))
         text, private = text_findings(rows, own, bar)
     findings = [make_finding("malformed", malformed, len(rows) + len(malformed))]
-    findings.append(make_finding("no_labels", _unlabelled(rows, tokens), len(rows)))
-    tokens = tokens if tokens is not None and len(tokens.total) else None
+    if tokens is not None:
+        findings.append(make_finding("no_labels", _unlabelled(rows, tokens), len(rows)))
+        tokens = tokens if len(tokens.total) else None
     content: dict[str, Any] = {"lengths": lengths.summarise_lengths(rows, tokens), "truncation": []}
     if tokens is not None:
         limit, fitting = request.labels.max_length, lengths.smallest_fitting(tokens)
@@ -186,16 +182,10 @@ def _compare_with_eval(request: AuditRequest, rows: Sequence[AuditRow]) -> tuple
     return ([*leaks, found] if sets else []), tables
 
 
-def _unlabelled(rows: Sequence[AuditRow], tokens: lengths.TokenLengths | None) -> list[FlaggedRow]:
-    """The rows of which nothing is trained; without a tokenizer only those that say so themselves."""
-    if tokens is not None:
-        labelled = set(tokens.row.tolist())
-        lost = [(rows[at], f"{one.reason}: {one.detail}") for at, one in tokens.dropped if at not in labelled]
-    else:
-        marked = [row for row in rows if row.example.train]  # set only where a turn is marked untrained
-        bare = [row for row in marked if not any(map(row.example.is_trainable, range(len(row.turns))))]
-        lost = [(row, "every turn is marked untrained") for row in bare]
-    return [flag(row, why) for row, why in lost]
+def _unlabelled(rows: Sequence[AuditRow], tokens: lengths.TokenLengths) -> list[FlaggedRow]:
+    """The rows of which nothing is trained."""
+    labelled = set(tokens.row.tolist())
+    return [flag(rows[at], f"{one.reason}: {one.detail}") for at, one in tokens.dropped if at not in labelled]
 
 
 def _samples(
@@ -213,16 +203,11 @@ def _samples(
 
 
 def _pieces(row: AuditRow, labeller: Labeller | None) -> list[tuple[str, bool]]:
-    labelled = labeller.label([row.example]).rows if labeller is not None else []
-    if labeller is None or not labelled:
-        turns = (((f"\n{role}: ", False), (text, role == "assistant" and not labeller)) for role, text in row.turns)
-        pieces = list(chain.from_iterable(turns))
-    else:
-        decode = partial(labeller.renderer.tokenizer.decode, clean_up_tokenization_spaces=False)
-        tokens = zip(labelled[-1].input_ids, labelled[-1].labels, strict=True)
-        runs = groupby(tokens, lambda token: token[1] != IGNORE_INDEX)
-        pieces = [(decode([ids for ids, _ in run]), trained) for trained, run in runs]
-    return [(excerpt(text, _LONGEST), trained) for text, trained in pieces]
+    turns = (((f"\n{role}: ", False), (text, role == "assistant" and not labeller)) for role, text in row.turns)
+    parts = list(chain.from_iterable(turns))
+    if labeller is not None and (labelled := labeller.label([row.example]).rows):
+        parts = [(text, trained) for text, trained, _ in pieces(labeller.renderer, labelled[-1])]
+    return [(excerpt(text, _LONGEST), trained) for text, trained in parts]
 
 
 def _masked(value: Any) -> Any:

@@ -1,37 +1,34 @@
-"""The rows without what the policy drops: every input row is kept as it was, or dropped with its reasons."""
+"""The rows without what is asked to be dropped: every input row is kept as it was, or dropped with its reasons."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.audit.finding import Finding
+from sft_recipes.audit.finding import CHECKS, Finding
 from sft_recipes.data.json_reader import RowProblem
 from sft_recipes.data.loading import open_rows
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import place
-from sft_recipes.recipe import DatasetSource, read_yaml
+from sft_recipes.recipe import DatasetSource
 
-DEFAULT_POLICY = Path(__file__).with_name("cleaning_policy.yaml")
+# What is dropped if nothing else is asked for; what no list names is only reported.
+DROPPED_CHECKS = ("malformed", "no_labels", "empty_answer", "duplicate_row", "split_leak", "contamination")
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
 
 
-def read_policy(path: Path | None, checks: Sequence[str]) -> list[str]:
-    """The checks that drop rows, in order. Raises InputError for a name that is no check and for any other key."""
-    values, lines = read_yaml(path := path or DEFAULT_POLICY)
-    names, where = values.get("drop"), f"{path}:{next(iter(lines.values()), 1)}"
-    if set(values) != {"drop"} or not isinstance(names, list):
-        raise InputError(Problem(where, "drop", "expected this key alone, with a list", "write `drop: [malformed]`"))
+def dropping(names: Sequence[str]) -> Sequence[str]:
+    """The checks that drop rows, in this order; without names the usual ones. Raises InputError if one is no check."""
     for name in names:
-        if name not in checks:
-            raise InputError(Problem(where, "drop", f"{name!r} is no check", suggest(str(name), checks)))
-    return names
+        if name not in CHECKS:
+            raise InputError(Problem("command line", "--drop", f"{name!r} is no check", suggest(name, CHECKS)))
+    return names or DROPPED_CHECKS
 
 
-def reasons_by_row(findings: Sequence[Finding], policy: Sequence[str]) -> dict[int, list[str]]:
-    """Row index -> the policy's checks that flag it, in the policy's order."""
+def reasons_by_row(findings: Sequence[Finding], checks: Sequence[str]) -> dict[int, list[str]]:
+    """Row index -> the dropping checks that flag it, in their order."""
     reasons: dict[int, list[str]] = {}
-    dropping = sorted((one for one in findings if one.check in policy), key=lambda one: policy.index(one.check))
+    dropping = sorted((one for one in findings if one.check in checks), key=lambda one: checks.index(one.check))
     for finding in dropping:
         for index in {row.index for row in finding.rows}:
             reasons.setdefault(index, []).append(finding.check)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sft_recipes import similarity
-from sft_recipes.audit.finding import Finding, excerpt, flag, make_finding
-from sft_recipes.audit.rows import AuditRow
+from sft_recipes.audit.finding import AuditRow, Finding, excerpt, flag, make_finding
 from sft_recipes.response_patterns import mask
 from sft_recipes.similarity import PROMPT_SHINGLE, ROW_SHINGLE, THRESHOLD, Shingle
 
@@ -48,15 +47,16 @@ def check_contamination(
             leaks[hit.train_row].append((rows[hit.eval_row], f"{hit.rule} {hit.score:.2f}: {excerpt(hit.text)}"))
         ranked = sorted(hits, key=lambda one: (-RULES.index(one.rule), one.score, -one.train_row))
         best = {hit.eval_row: hit for hit in ranked}
-        counts = {
+        table = {
+            "name": name,
             "rows": len(rows),
             "rows_hit": len(best),
             "share": len(best) / len(rows) if rows else None,
             "train_rows": len({hit.train_row for hit in hits}),
             "rows_hit_by_rule": {rule: len({hit.eval_row for hit in hits if hit.rule == rule}) for rule in RULES},
+            "hits": [_shown(best[row], rows[row], train[best[row].train_row]) for row in sorted(best)[:_SHOWN_HITS]],
         }
-        shown = [_shown(best[row], rows[row], train[best[row].train_row]) for row in sorted(best)[:_SHOWN_HITS]]
-        tables.append({"name": name, **counts, "hits": shown})
+        tables.append(table)
     flagged = [
         flag(train[row], found[0][1], list({held_out.where: held_out for held_out, _ in found}.values()))
         for row, found in sorted(leaks.items())

@@ -9,8 +9,8 @@ from functools import lru_cache
 from math import log
 from typing import Any
 
-from sft_recipes.audit.finding import Finding, excerpt, flag, make_finding
-from sft_recipes.audit.rows import AuditRow
+from sft_recipes.audit.finding import AuditRow, Finding, excerpt, flag, make_finding
+from sft_recipes.similarity import folded
 
 BUDGET_WORDS = 10_000
 _LEAST_LETTERS, _LINE_CHARACTERS, _OPENER_WORDS, _TOP = 20, 20, 4, 20
@@ -20,11 +20,11 @@ _JOINED = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA"), "East Asian")
 
 
 def measure_diversity(rows: Sequence[AuditRow]) -> dict[str, Any]:
-    """Distinct texts (case and spaces aside) / rows, and distinct n-grams of prompts and responses.
+    """Distinct texts (`folded`) / rows, and distinct n-grams of prompts and responses.
 
     Beside each n-gram value stands a reference: the first twenty rows over and over.
     """
-    pairs = [(" ".join(row.question.casefold().split()), " ".join(row.response.casefold().split())) for row in rows]
+    pairs = [(folded(row.question), folded(row.response)) for row in rows]
     content: dict[str, Any] = {"unique": {"row": len(set(pairs)) / len(rows)}}
     for name, texts in zip(("instruction", "response"), map(list, zip(*pairs, strict=True)), strict=True):
         content["unique"][name] = len(set(texts)) / len(rows)

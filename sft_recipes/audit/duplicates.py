@@ -2,77 +2,55 @@
 
 A near-duplicate has the same numbers and nearly the same answer as the row that is kept. The same template with other
 numbers, and nearly the same prompt with another answer, are listed apart and never called duplicates.
-
-Identical answers to different prompts count from `LONG_RESPONSE` words on: "yes", "18" or a class label is the right
-answer to many prompts, while twenty words in a row repeat by copying. Shorter ones are only counted in the report.
 """
 
-import hashlib
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sft_recipes import similarity
-from sft_recipes.audit.finding import Finding, FlaggedRow, flag, make_finding
-from sft_recipes.audit.rows import AuditRow
+from sft_recipes.audit.finding import AuditRow, Finding, FlaggedRow, flag, make_finding
 from sft_recipes.response_patterns import mask
-from sft_recipes.similarity import PROMPT_SHINGLE, ROW_SHINGLE, THRESHOLD, Indices
+from sft_recipes.similarity import PROMPT_SHINGLE, ROW_SHINGLE, THRESHOLD, Indices, folded
 
 VERY_NEAR = 0.9
 # Below it two answers are different answers, however much of the prompt the rows share.
 SAME_ANSWER = 0.5
-LONG_RESPONSE = 20
 SHOWN_CHARACTERS = 1_000
 _CONTROL = re.compile(r"<\|[^<>|]*\|>")
 
 
 def check_duplicates(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str, Any]]:
-    """Findings of all seven kinds, empty ones included, and plain data for the report (counts, histograms, pairs)."""
-    texts = [(_folded(row.question), _folded(row.response)) for row in rows]
+    """Findings of all six kinds, empty ones included, and plain data for the report (counts, histograms, pairs)."""
+    texts = [(folded(row.question), folded(row.response)) for row in rows]
     repeats = {
         "row": _repeats(repr((row.turns, row.example.tools)) for row in rows),
-        "messages": _repeats(tuple((role, _folded(text)) for role, text in row.turns) for row in rows),
+        "messages": _repeats(tuple((role, folded(text)) for role, text in row.turns) for row in rows),
         "prompt": _repeats(prompt or None for prompt, _ in texts),
         "response": _repeats(response or None for _, response in texts),
     }
-    is_long = [len(response.split()) >= LONG_RESPONSE for _, response in texts]
-    # What else must hold of the row and the first like it.
-    also: dict[str, Callable[[int, int], bool]] = {
-        "row": lambda number, first: True,
-        "messages": lambda number, first: number not in repeats["row"],
-        "prompt": lambda number, first: texts[number][1] != texts[first][1],
-        "response": lambda number, first: texts[number][0] != texts[first][0] and is_long[number],
-    }
+    reworded = [pair for pair in repeats["messages"].items() if pair[0] not in repeats["row"]]
+    answered = [(row, first) for row, first in repeats["prompt"].items() if texts[row][1] != texts[first][1]]
+    # Equal answers to different prompts ("yes", "18", a class label) are only counted.
+    pairs = {"row": [*repeats["row"].items()], "messages": reworded, "prompt": answered}
     flagged = {
-        f"duplicate_{kind}": [
-            flag(rows[pair[0]], f"same {kind}", [rows[pair[1]]]) for pair in found if also[kind](*pair)
-        ]
-        for kind, found in ((kind, pairs.items()) for kind, pairs in repeats.items())
+        f"duplicate_{kind}": [flag(rows[row], f"same {kind}", [rows[first]]) for row, first in some]
+        for kind, some in pairs.items()
     }
     close, near = _check_near([row for number, row in enumerate(rows) if number not in repeats["messages"]])
-    fills = {"threshold": THRESHOLD, "long": LONG_RESPONSE}
-    findings = [make_finding(check, some, len(rows), **fills) for check, some in (flagged | close).items()]
+    both = (flagged | close).items()
+    findings = [make_finding(check, some, len(rows), threshold=THRESHOLD) for check, some in both]
     return findings, {"rows": len(rows), "exact": {kind: len(found) for kind, found in repeats.items()}, **near}
-
-
-def _folded(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _repeats(keys: Iterable[Hashable]) -> dict[int, int]:
     """Each row whose key an earlier row has, with the first such row; None is no key."""
-    first: dict[bytes, int] = {}
-    repeated = {}
-    for number, key in enumerate(keys):
-        if key is not None:
-            digest = hashlib.blake2b(repr(key).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-            if (earlier := first.setdefault(digest, number)) != number:
-                repeated[number] = earlier
-    return repeated
+    first = dict[int, int]()  # by hash: of 64 bits, so that a million rows meet by chance once in 10 million data sets
+    pairs = [(number, first.setdefault(hash(key), number)) for number, key in enumerate(keys) if key is not None]
+    return {number: earlier for number, earlier in pairs if earlier != number}
 
 
 def _check_near(rows: Sequence[AuditRow]) -> tuple[dict[str, list[FlaggedRow]], dict[str, Any]]:
@@ -90,12 +68,11 @@ def _check_near(rows: Sequence[AuditRow]) -> tuple[dict[str, list[FlaggedRow]], 
     scores = {row: value.get((centre, first[row]), 1.0) for row, centre in enumerate(centres) if centre != row}
     prompts = similarity.near_duplicates([row.question for row in rows], PROMPT_SHINGLE, THRESHOLD)
     close = prompts.pairs[~prompts.variant & (prompts.jaccard >= THRESHOLD)]
-    folded = [_folded(row.question) for row in rows]
-    other = [(a, b) not in value and folded[a] != folded[b] for a, b in close.tolist()]
+    questions = [folded(row.question) for row in rows]
+    other = [(a, b) not in value and questions[a] != questions[b] for a, b in close.tolist()]
+    nearly = [flag(rows[row], f"{score:.0%} alike", [rows[centres[row]]]) for row, score in scores.items()]
     flagged = {
-        "near_duplicate": [
-            flag(rows[row], f"{score:.0%} alike", [rows[centres[row]]]) for row, score in scores.items()
-        ],
+        "near_duplicate": nearly,
         "near_duplicate_prompt": _later(rows, close[other], "nearly the same prompt"),
         "template_variant": _later(rows, found.pairs[found.variant & above], "other numbers"),
     }

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sft_recipes.audit.finding import excerpt
-from sft_recipes.audit.rows import AuditRow
+from sft_recipes.audit.finding import AuditRow, excerpt
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, Labeller
 
 Numbers = npt.NDArray[np.int64]

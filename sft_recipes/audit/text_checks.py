@@ -1,19 +1,14 @@
-"""Checks of what single turns say: one pass over the texts, in several processes where there are many."""
+"""Checks of what single turns say: one pass over the texts."""
 
-import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft_recipes import response_patterns as patterns
-from sft_recipes.audit.finding import Finding, FlaggedRow, excerpt, flag, make_finding
-from sft_recipes.audit.rows import AuditRow
+from sft_recipes.audit.finding import AuditRow, Finding, FlaggedRow, excerpt, flag, make_finding
 
 _DEAD_LINK_WORDS, _SHOWN_CHARACTERS = 50, 120
-_BATCH, _ROWS_FOR_PROCESSES = 2000, 30_000
 
 Found = tuple[dict[str, str], Counter[str]]
 _Look = Callable[[str, str, re.Pattern[str]], str]
@@ -28,7 +23,8 @@ def text_findings(rows: Sequence[AuditRow], own: Sequence[str], bar: Any) -> tup
     checks = (*_ANSWER, *_QUESTION, *_ANY, "secret", "personal_data")
     flagged: dict[str, list[FlaggedRow]] = {check: [] for check in checks}
     kinds: Counter[str] = Counter()
-    for row, (details, private) in zip(rows, _map(rows, spelled), strict=True):
+    for row in rows:
+        details, private = check_turns(row.turns, spelled)
         kinds.update(private)
         for check, detail in details.items():
             flagged[check].append(flag(row, detail))
@@ -36,16 +32,6 @@ def text_findings(rows: Sequence[AuditRow], own: Sequence[str], bar: Any) -> tup
     fills = {"own": f"{len(own) or 'no'} known", "words": _DEAD_LINK_WORDS, **patterns.PATTERNS["measured"]}
     fills |= {"characters": patterns.REFUSAL_CHARACTERS, "patterns": len(patterns.PATTERNS["refusal"])}
     return [make_finding(check, some, len(rows), **fills) for check, some in flagged.items()], dict(kinds)
-
-
-def _map(rows: Sequence[AuditRow], spelled: re.Pattern[str]) -> Iterator[Found]:
-    """`check_turns` of every row; starting processes takes two seconds, so they are only worth it for many rows."""
-    check, turns = partial(check_turns, spelled=spelled), [row.turns for row in rows]
-    if len(rows) < _ROWS_FOR_PROCESSES:
-        yield from map(check, turns)
-        return
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(check, turns, chunksize=_BATCH)
 
 
 def check_turns(turns: Sequence[tuple[str, str]], spelled: re.Pattern[str]) -> Found:

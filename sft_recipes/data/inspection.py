@@ -49,14 +49,19 @@ def inspect_rows(
                 yield from (InspectedRow(example, None, lost) for lost in labelled.dropped if lost.example == index)
 
 
-def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
-    """The row's text with trained tokens in green on the rest in grey; special tokens bold, invisibles shown."""
+def pieces(renderer: ChatRenderer, row: LabelledRow) -> Iterator[tuple[str, bool, bool]]:
+    """The row's text in runs of tokens: the text, whether it is trained, whether it is special tokens."""
     special = set(renderer.special_tokens.values())
     pairs = zip(row.input_ids, row.labels, strict=True)
+    for kind, run in groupby(pairs, lambda pair: (pair[1] != IGNORE_INDEX, pair[0] in special)):
+        yield renderer.tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False), *kind
+
+
+def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
+    """The row's text with trained tokens in green on the rest in grey; special tokens bold, invisibles shown."""
     text = Text()
-    for (trained, bold), run in groupby(pairs, lambda pair: (pair[1] != IGNORE_INDEX, pair[0] in special)):
-        piece = renderer.tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
-        text.append(visible(piece), ("green" if trained else "grey50") + (" bold" if bold else ""))
+    for piece, trained, special in pieces(renderer, row):
+        text.append(visible(piece), ("green" if trained else "grey50") + (" bold" if special else ""))
     return text
 
 

@@ -72,15 +72,12 @@ def read_json_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSON Lines file or of a JSON array of objects; the content decides which one it is.
 
     A UTF-8 byte order mark, CRLF, blank lines and a missing final newline change nothing. Raises InputError for no
-    rows, one object alone, an array in a `.jsonl` file, and at the first element of an array that is not strict JSON.
+    rows, one object alone in a `.json` file, and at the first element of an array that is not strict JSON.
     """
-    name, is_jsonl, line = display_path(path), path.suffix.lower() == ".jsonl", None
+    name, line = display_path(path), None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         starts = "".join(text.lstrip()[0] for text in islice(filter(str.strip, file), 2))
-    if starts[:1] == "[" and is_jsonl:
-        fix = "rename the file to .json, or write one object per line"
-        raise InputError(Problem(f"{name}:1", "", "a JSON array in a .jsonl file", fix))
-    if starts[:1] == "{" and starts != "{{" and not is_jsonl:
+    if starts[:1] == "{" and starts != "{{" and path.suffix.lower() != ".jsonl":
         fix = "put the rows into an array [...], or rename a file of one object per line to .jsonl"
         raise InputError(Problem(name, "", "one JSON object alone, not an array of rows", fix))
     for line, value, text in _elements(path) if starts[:1] == "[" else _lines(path):

@@ -74,15 +74,12 @@ class SourceLedger:
         """Raise InputError with the table of reasons if nothing is left or more than `max_lost` is lost."""
         if self.training_rows and self.lost_share <= max_lost:
             return
-        reasons = "; ".join(
-            f"{reason}: {count} rows, first {self.places[reason][0]}" for reason, count in self.dropped.most_common()
-        )
+        reasons = "; ".join(f"{why}: {n} rows, first {self.places[why][0]}" for why, n in self.dropped.most_common())
         if not self.training_rows:
             fix = "look at rows with `sft-recipes inspect`; raise max_length if they are too long"
             raise InputError(Problem(self.source, "", f"no row is left to train ({reasons or 'no rows'})", fix))
-        what = (
-            f"{self.lost_share:.1%} of the trained tokens or rows would be lost, max_lost is {max_lost:.1%} ({reasons})"
-        )
+        lost = f"{self.lost_share:.1%} of the trained tokens or rows would be lost"
+        what = f"{lost}, max_lost is {max_lost:.1%} ({reasons})"
         fix = "raise max_length, change overlength or the rows named, or raise max_lost if this is intended"
         raise InputError(Problem(self.source, "", what, fix))
 

@@ -10,7 +10,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,8 @@ class RejectLog:
     """Counts rejected rows and unused columns, and decides at the end of each source whether that is acceptable.
 
     `on_bad_rows: error` raises InputError with the first 20 problems and the total of the whole pass. `skip` writes
-    every rejected row to `path` (JSON Lines: source, line, row, reason, raw; an older file is replaced) and raises
-    where more than `max_rejected` of the rows are rejected, or all of them.
+    every rejected row to `path` (JSON Lines: source, line, row, reason, raw; an older file is replaced), or without a
+    path keeps it in `rows`, and raises where more than `max_rejected` of the rows are rejected, or all of them.
     """
 
     def __init__(self, settings: DataSettings, path: Path | None = None) -> None:
@@ -40,6 +39,7 @@ class RejectLog:
         self.rejected: dict[str, Counter[str]] = {}  # source -> reason -> rows, of the last pass
         self.unused_columns: dict[str, list[str]] = {}
         self.formats: dict[str, str] = {}  # source -> format
+        self.rows: list[dict[str, Any]] = []
         if path is not None:
             path.unlink(missing_ok=True)
 
@@ -51,10 +51,13 @@ class RejectLog:
         self.rejected[source][re.sub(r"\d+", "N", reason)] += 1
         if len(self._problems) < SHOWN_PROBLEMS:
             self._problems.append(error.at(place(file, row, line)))
-        if self._settings.on_bad_rows == "skip" and self._path is not None:
+        if self._settings.on_bad_rows == "skip":
             entry = {"source": file, "line": line, "row": row, "reason": reason, "raw": raw}
+            if self._path is None:
+                return self.rows.append(entry)
             with self._path.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        return None
 
     def _finish(self, source: str, total: int) -> None:
         reasons, limit = self.rejected[source], self._settings.max_rejected
@@ -108,8 +111,8 @@ def iter_examples(
 
 def read_held_out(sources: Sequence[DatasetSource], settings: DataSettings) -> list[Example]:
     """The conversations of sources that are only evaluated. Raises InputError for bad rows, as training does."""
-    log = partial(RejectLog, settings)
-    return [row for one in sources for row in iter_examples(one, settings, columns=EVALUATION_COLUMNS, rejects=log())]
+    log = RejectLog(settings)
+    return [row for one in sources for row in iter_examples(one, settings, log, columns=EVALUATION_COLUMNS)]
 
 
 def source_files(source: DatasetSource, split: str | None = None) -> list[Path]:

@@ -5,7 +5,6 @@ of theirs, and a group is never divided between train and eval.
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource
-from sft_recipes.similarity import prompt_clusters
+from sft_recipes.similarity import folded, prompt_clusters
 
 Indices = npt.NDArray[np.int64]
 
@@ -24,7 +23,7 @@ def prompt_text(example: Example) -> str:
         text = example.text
     else:
         text = "\0".join(str(message.get("content")) for message in example.messages if message["role"] != "assistant")
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded(text)
 
 
 def prompt_group(prompt: str, seed: int) -> int:

@@ -11,12 +11,16 @@ from typing import Any, Self
 
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import metrics
+from sft_recipes.evaluation.constraints import check_expected_format
 from sft_recipes.evaluation.generation import generate
+from sft_recipes.evaluation.tool_calls import answer_text, calls_match
 from sft_recipes.messages import Example
 from sft_recipes.report.evaluation_report import METRIC_TEXTS, order_rows, render_evaluation_report
 from sft_recipes.report.page import macros
 from sft_recipes.run_folder import SCHEMA_VERSION
 from sft_recipes.statistics import Estimate, PairedDifference, paired_difference, proportion_of
+
+THINK_END = "</think>"
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,11 @@ def evaluate(
 ) -> Evaluation:
     """Answer the last turn of each example greedily and score it; the same result on every process.
 
-    `renderer` is the `ChatRenderer` of training. `template_segments` is the template's own literal text, for the
+    `renderer` is the `ChatRenderer` of training. An answer is what follows the model's reasoning, which the row holds
+    apart as `reasoning`. `template_segments` is the template's own literal text, for the
     `template_leak` flag. Raises InputError for rows without a prompt, unknown `expected_format`s and prompts too long.
     """
-    _check_examples(examples)
+    references = _references(renderer, examples)
     generations = generate(
         model,
         renderer.tokenizer,
@@ -72,8 +77,10 @@ def evaluate(
     def count(text: str) -> int:
         return len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    for example, generation in zip(examples, generations, strict=True):
-        reference = example.messages[-1].get("content")
+    for example, reference, generation in zip(examples, references, generations, strict=True):
+        # A reference that holds reasoning itself is compared with all of the text.
+        is_apart = THINK_END in controls and THINK_END not in (reference or "")
+        reasoning, response = _reasoning_apart(generation.text) if is_apart else (None, generation.text)
         asked = {
             "row": example.row,
             "source": example.source,
@@ -81,18 +88,20 @@ def evaluate(
             "prompt": renderer.render(example.messages[:-1], example.tools, add_generation_prompt=True),
             "messages": [dict(message) for message in example.messages],
             "n_tokens": len(generation.ids),
+            "reasoning": reasoning,
         }
         answer = metrics.Answer(
             _instruction(example),
             reference,
-            generation.text,
+            response,
             generation.stop_reason,
             example.columns.get("expected_format"),
             controls,
             template_segments,
-            response_tokens=count(generation.text),
+            response_tokens=count(response),
             reference_tokens=count(reference or ""),
             max_new_tokens=max_new_tokens,
+            calls_match=calls_match(renderer, example, generation.text, controls),
         )
         rows.append(asked | metrics.score_row(answer))
     return evaluation_from_rows(rows)
@@ -118,14 +127,14 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
-    """Paired differences tuned - base of the metrics that are 0 or 1 in each row. Raises as `check_same_rows`."""
+    """Paired differences tuned - base of the scores between 0 and 1 that any row has. Raises as `check_same_rows`."""
     check_same_rows(base, tuned)
-    return {
-        name: paired_difference(
-            [row[key] for row in base.rows], [row[key] for row in tuned.rows], higher_is_better=True
-        )
-        for name, key in metrics.BINARY_METRICS.items()
-    }
+    before, after = (list(map(metrics.metric_values, one.rows)) for one in (base, tuned))
+    found = {}
+    for name in metrics.PAIRED_METRICS:
+        pair, unit = [[row.get(name) for row in rows] for rows in (before, after)], METRIC_TEXTS[name].unit
+        found[name] = paired_difference(*pair, unit=unit, higher_is_better=True)
+    return {name: difference for name, difference in found.items() if difference.n}
 
 
 def check_same_rows(base: Evaluation, tuned: Evaluation) -> None:
@@ -181,13 +190,29 @@ def control_tokens(tokenizer: Any) -> list[str]:
     return sorted(token for token in tokens | set(tokenizer.all_special_tokens) if token.strip())
 
 
-def _check_examples(examples: Sequence[Example]) -> None:
-    if without_prompt := [example for example in examples if len(example.messages) < 2]:
-        what = "there is no prompt and answer to compare (raw text cannot be evaluated)"
-        fix = "use data with a user turn and an assistant turn"
-        raise InputError([Problem(example.where, "messages", what, fix) for example in without_prompt])
+def _references(renderer: Any, examples: Sequence[Example]) -> list[str | None]:
+    """The answers to compare with, calls as the template writes them. Raises InputError listing all that is wrong."""
+    found, problems = [], list[Problem]()
     for example in examples:
-        metrics.check_expected_format(example.columns.get("expected_format"), example.where)
+        try:
+            if len(example.messages) < 2:
+                what = "there is no prompt and answer to compare (raw text cannot be evaluated)"
+                fix = "use data with a user turn and an assistant turn"
+                raise InputError(Problem(example.where, "messages", what, fix))
+            check_expected_format(example.columns.get("expected_format"), example.where)
+            last = {key: value for key, value in example.messages[-1].items() if key != "reasoning_content"}
+            found.append(answer_text(renderer, example, last) if last.get("tool_calls") else last.get("content"))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def _reasoning_apart(text: str) -> tuple[str | None, str]:
+    """The reasoning before an answer, None without any, and the answer."""
+    *reasoning, answer = text.rsplit(THINK_END, 1)
+    return (reasoning[0], answer.lstrip("\n")) if reasoning else (None, answer)
 
 
 def _instruction(example: Example) -> str:

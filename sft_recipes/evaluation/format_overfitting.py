@@ -3,13 +3,14 @@
 The same conversations are asked under the training template, the base's own chat template where that is another one,
 and the neutral variants of `format_variants.yaml`, of the tuned model and of its base. For a score of 0 or 1,
 `format_gap` is its mean under the template less its mean over the variants, and `format_gap_did` the tuned model's gap
-less the base's: a base model does better with some format, too.
+less the base's: a base model does better with some format, too. `memorised_share` counts answers under the template
+that share a run of 50 tokens with a trained answer, `memorised_share_13` a run of 13.
 """
 
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import sub
 from pathlib import Path
 from statistics import fmean
@@ -19,8 +20,9 @@ import jinja2
 import yaml
 
 from sft_recipes.data.chat_templates import ChatRenderer, begins_with_bos
-from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows
+from sft_recipes.evaluation.evaluator import Evaluation
 from sft_recipes.evaluation.metrics import BINARY_METRICS
+from sft_recipes.evaluation.training_rows import RUNS
 from sft_recipes.messages import Example
 from sft_recipes.statistics import Estimate, mean_of_differences, proportion_of
 
@@ -35,21 +37,26 @@ _SHOWN = (*_SCORES.values(), "template_leak")
 # What a gate may name, and its estimate from one value per prompt. All are better when lower.
 FORMAT_METRICS: Mapping[str, Callable[..., Estimate]] = {
     **{f"format_gap{kind}{score}": mean_of_differences for kind in ("", "_did") for score in _SCORES},
-    **dict.fromkeys(("leak_rate_on_template", "leak_rate_off_template", "response_shift"), proportion_of),
+    **dict.fromkeys(("leak_rate_on_template", "leak_rate_off_template", "response_shift", *RUNS), proportion_of),
 }
 
 Answers = Mapping[str, Evaluation]
+Questions = dict[str, tuple[ChatRenderer, Sequence[Example]]]
 
 
 @dataclass(frozen=True)
 class FormatOverfitting:
-    """Answers of the tuned model and the base (or None) by format; every evaluation holds the same rows in order."""
+    """Answers of the tuned model and the base (or None) by format; every evaluation holds the same rows in order.
+
+    `memorised`: the values of `training_rows.memorised`, where training rows are known.
+    """
 
     tuned: Answers
     base: Answers | None = None
+    memorised: Mapping[str, list[float]] = field(default_factory=dict)
 
     def values(self) -> dict[str, list[float]]:
-        """One value per prompt for each of `FORMAT_METRICS`; without a base none for `format_gap_did*`."""
+        """One value per prompt for each of `FORMAT_METRICS` that can be known: `format_gap_did*` takes a base."""
         found = {}
         for suffix, score in _SCORES.items():
             gaps = found[f"format_gap{suffix}"] = _gaps(self.tuned, score)
@@ -59,7 +66,7 @@ class FormatOverfitting:
         found["leak_rate_on_template"] = list(map(float, leaks.pop(TEMPLATE)))
         found["leak_rate_off_template"] = [fmean(row) for row in zip(*leaks.values(), strict=True)]
         found["response_shift"] = [fmean(_distance(a, b) for b in c) for a, *c in _columns(self.tuned, "response")]
-        return found
+        return {**found, **self.memorised}
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `metrics.json`: scores and leaks by format, indicators, and the prompts that lost most."""
@@ -80,37 +87,29 @@ class FormatOverfitting:
             "indicators": {name: FORMAT_METRICS[name](values).as_json() for name, values in self.values().items()},
             "format_spread": {score: _spread(self.tuned, score) for score in _SCORES.values()},
             "worst": [
-                {key: rows[index][key] for key in ("source", "row", "reference")}
+                {key: rows[index][key] for key in ("source", "row", "prompt", "reference")}
                 | {"answers": {name: one.rows[index]["response"] for name, one in self.tuned.items()}}
                 for index in worst[:MOST_WORST]
             ],
         }
 
 
-def ask_formats(
-    answer: Callable[..., Evaluation],
-    asked: Evaluation,
-    renderer: ChatRenderer,
-    examples: Sequence[Example],
-    native: str | None = None,
-) -> Answers:
-    """Answers by format; `asked` are those under the training template, `answer(renderer=, examples=)` asks for more.
+def format_questions(renderer: ChatRenderer, examples: Sequence[Example], native: str | None = None) -> Questions:
+    """The conversations to ask again, under the template and in every other format.
 
     `native` is the base's own chat template. Conversations with tools, for which the variants have no place, and those
     that `native` refuses are left out. An answer ends at whatever ends it under the training template or its own.
     """
     bos = "{{- bos_token -}}" if begins_with_bos(renderer.tokenizer) else ""
     templates = {NATIVE: native} if native and native != renderer.template_text else {}
-    others = {}
+    renderers = {TEMPLATE: renderer}
     for name, text in (templates | {name: bos + text for name, text in VARIANTS.items()}).items():
         tokenizer = copy.deepcopy(renderer.tokenizer)
         tokenizer.chat_template = text
-        others[name] = ChatRenderer(tokenizer, renderer.chat_template_kwargs)
-        others[name].stop_ids = tuple(dict.fromkeys([*renderer.stop_ids, *others[name].stop_ids]))
-    rows = [index for index, example in enumerate(examples) if _has_a_place(example, others.values())]
-    asked_again = [examples[index] for index in rows]
-    answers = {name: answer(renderer=other, examples=asked_again) for name, other in others.items()}
-    return {TEMPLATE: evaluation_from_rows([asked.rows[index] for index in rows]), **answers}
+        renderers[name] = ChatRenderer(tokenizer, renderer.chat_template_kwargs)
+        renderers[name].stop_ids = tuple(dict.fromkeys([*renderer.stop_ids, *renderers[name].stop_ids]))
+    asked = [example for example in examples if _has_a_place(example, renderers.values())]
+    return {name: (one, asked) for name, one in renderers.items()}
 
 
 def _has_a_place(example: Example, renderers: Iterable[ChatRenderer]) -> bool:

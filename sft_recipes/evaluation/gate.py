@@ -23,6 +23,8 @@ from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.evaluation import metrics
 from sft_recipes.evaluation.evaluator import Evaluation, check_same_rows
 from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS
+from sft_recipes.evaluation.safety import LEAST_PROMPTS, SAFETY_METRICS
+from sft_recipes.evaluation.training_rows import RUNS
 from sft_recipes.recipe import read_yaml
 from sft_recipes.recipe_keys import fits_type
 from sft_recipes.report.evaluation_report import METRIC_TEXTS
@@ -30,6 +32,8 @@ from sft_recipes.statistics import Estimate, Value, mean_estimate, mean_of_diffe
 
 ALPHA, MOST_BOUNDS, SMOKE_ROWS = 0.05, 8, 50
 EXAMPLE = "write it as in {metric: exact_match, by: task_type, compared_with: base, at_least: -0.05, n: 100}"
+# Judged from values of their own, not from the metrics of rows.
+OTHER_METRICS = {**FORMAT_METRICS, **SAFETY_METRICS}
 # The worst first: a gate is as good as its worst line.
 EXIT_CODES = {"fail": 1, "insufficient_n": 4, "inconclusive": 4, "pass": 0}
 
@@ -84,32 +88,38 @@ def _misfits(entry: Any) -> list[tuple[str, str, str]]:
 
 def _faults(bound: Bound) -> list[tuple[str, str, str]]:
     """(key, what, fix) of everything that makes no sense in a bound."""
-    name, flag, names = bound.metric, bound.flag, {**METRIC_TEXTS, **FORMAT_METRICS}
+    name, flag, names = bound.metric, bound.flag, {**METRIC_TEXTS, **OTHER_METRICS}
     limits = [limit for limit in (bound.at_least, bound.at_most) if limit is not None and math.isfinite(limit)]
     no_mean = name in METRIC_TEXTS and METRIC_TEXTS[name].statistic not in ("share", "mean")
-    compares = name in FORMAT_METRICS and (bound.compared_with or bound.by)
+    compares = name in OTHER_METRICS and (bound.compared_with or bound.by)
+    too_few = name in SAFETY_METRICS and bound.n < LEAST_PROMPTS
     faults = (
         (bool(name) == bool(flag), "", "needs one metric or one flag", EXAMPLE),
         (len(limits) != 1, "", "needs one number as at_least or at_most", "write a line for each limit"),
         (bound.n < 1, "n", "no row would be enough", EXAMPLE),
+        (too_few, "n", "fewer prompts of a kind decide nothing", f"write n: {LEAST_PROMPTS} or more"),
         (name and name not in names, "metric", f"unknown metric {name!r}", suggest(name, names)),
         (flag and flag not in metrics.FLAGS, "flag", f"unknown flag {flag!r}", suggest(flag, metrics.FLAGS)),
-        (compares, "metric", f"{name} compares formats already", "remove compared_with and by"),
+        (compares, "metric", f"{name} has its own comparison", "remove compared_with and by"),
         (no_mean and bound.compared_with, "compared_with", f"{name} is no mean of rows", "remove it"),
     )
     return [(key, what, fix) for wrong, key, what, fix in faults if wrong]
 
 
-def check_base(bounds: Sequence[Bound], *, model: bool, answers: bool) -> None:
-    """Raise InputError if a bound compares with a base and there is none, before anything is generated."""
+def check_possible(bounds: Sequence[Bound], *, model: bool, answers: bool, trained: bool) -> None:
+    """Raise InputError, before anything is generated, for bounds that need a base or training rows that are not there.
+
+    `model`: a base that can be asked; `answers`: that, or an earlier evaluation; `trained`: prepared training rows.
+    """
     problems = []
     for bound in bounds:
-        asks_base = bound.metric.startswith("format_gap_did")
-        if (asks_base and not model) or (bound.compared_with and not answers):
-            fix = "add --base MODEL" + (
-                ", not an earlier evaluation: it is asked in other formats" if asks_base else ""
-            )
-            problems.append(Problem("gate", bound.metric or bound.flag, "there is no base to compare with", fix))
+        more = "add --base MODEL, not an earlier evaluation: it is asked more"
+        cases = (
+            ("_did" in bound.metric and not model, "there is no base to ask", more),
+            (bound.compared_with and not answers, "there is no base to compare with", "add --base MODEL"),
+            (bound.metric in RUNS and not trained, "there are no prepared training rows", "evaluate the run folder"),
+        )
+        problems += [Problem("gate", bound.metric or bound.flag, what, fix) for wrong, what, fix in cases if wrong]
     if problems:
         raise InputError(problems)
 
@@ -118,27 +128,27 @@ def judge(
     bounds: Sequence[Bound],
     tuned: Evaluation,
     base: Evaluation | None = None,
-    format_values: Mapping[str, Sequence[Value]] | None = None,
+    other_values: Mapping[str, Sequence[Value]] | None = None,
 ) -> dict[str, Any]:
-    """The verdict of the gate and of each line, as plain data; `format_values` are `FormatOverfitting.values()`.
+    """The verdict of the gate and of each line, as plain data; `other_values` holds those of OTHER_METRICS.
 
     `bound` is the one-sided bound on the bad side of `value`; `ci_low` and `ci_high` are the bounds on both sides.
     Raises InputError unless the base answered the same rows.
     """
     if base is not None:
         check_same_rows(base, tuned)
-    lines = [line for bound in bounds for line in _judge(bound, _estimators(bound, tuned, base, format_values or {}))]
+    lines = [line for bound in bounds for line in _judge(bound, _estimators(bound, tuned, base, other_values or {}))]
     verdict = next(verdict for verdict in EXIT_CODES if any(line["verdict"] == verdict for line in lines))
     smoke = len(tuned.rows) < SMOKE_ROWS
     return {"verdict": verdict, "exit_code": EXIT_CODES[verdict], "smoke": smoke, "lines": lines}
 
 
 def _estimators(
-    bound: Bound, tuned: Evaluation, base: Evaluation | None, format_values: Mapping[str, Sequence[Value]]
+    bound: Bound, tuned: Evaluation, base: Evaluation | None, other_values: Mapping[str, Sequence[Value]]
 ) -> dict[str, Callable[..., Estimate]]:
     """The estimate as a function of its `confidence`, by group; without `by` there is one group without a name."""
-    if bound.metric in FORMAT_METRICS:
-        return {"": partial(FORMAT_METRICS[bound.metric], format_values[bound.metric])}
+    if bound.metric in OTHER_METRICS:
+        return {"": partial(OTHER_METRICS[bound.metric], other_values[bound.metric])}
     values, text = _row_values(bound, tuned), METRIC_TEXTS.get(bound.metric)
     estimate: Callable[..., Estimate] = partial(metrics.estimate, text) if text else proportion_of
     if bound.compared_with and base:

@@ -2,27 +2,38 @@
 
 import gc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import read_held_out
-from sft_recipes.data.prepare import load_prepared
+from sft_recipes.data.prepare import MANIFEST, load_prepared
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation.comparison import System, compare_all, earlier, facts_of, task_table, training_curves
 from sft_recipes.evaluation.evaluator import Evaluation
-from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS, Answers, FormatOverfitting, ask_formats
-from sft_recipes.evaluation.gate import check_base, judge, read_gate
+from sft_recipes.evaluation.format_overfitting import (
+    FORMAT_METRICS,
+    TEMPLATE,
+    FormatOverfitting,
+    Questions,
+    format_questions,
+)
+from sft_recipes.evaluation.gate import Bound, check_possible, judge, read_gate
+from sft_recipes.evaluation.generation import check_prompts
+from sft_recipes.evaluation.safety import SAFETY_METRICS, Safety, read_prompts
+from sft_recipes.evaluation.training_rows import TrainingRows, memorised, read_training_rows
 from sft_recipes.messages import Example
-from sft_recipes.models import check_vocabulary, load_for_inference, load_tokenizer
+from sft_recipes.models import InferenceModel, check_vocabulary, load_for_inference, load_tokenizer
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.report.page import macros
@@ -44,19 +55,35 @@ class EvaluationRequest:
     output: Path | None = None
     gate: str | None = None
     format_overfitting: bool = False
+    compare: Sequence[str] | None = None
+    shots: int = 0
+    safety: bool = False
+    safety_data: str | None = None
+
+    @property
+    def base_is_model(self) -> bool:
+        """Whether there is a base that can be asked, not only its answers of an earlier evaluation."""
+        return self.base is not None and not (Path(self.base) / "samples.jsonl").is_file()
 
 
 @dataclass(frozen=True)
 class StandaloneResult:
     """An evaluation, the base's where one was asked for, and the folder both were written to.
 
-    `extra` holds what else was asked for, as plain data: `gate`, `format_overfitting`.
+    `extra` holds what else is known, as plain data: `comparisons`, `task_differences`, `training_curves`, and where
+    asked for `format_overfitting`, `safety`, `gate`.
     """
 
+    request: EvaluationRequest
     evaluation: Evaluation
     base: Evaluation | None
     folder: Path
     extra: Mapping[str, Any]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one to print, of several with the same result."""
+        return bool(PartialState().is_main_process)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `evaluate --json`."""
@@ -67,68 +94,174 @@ class StandaloneResult:
         """The table, some answers, and where the rest is."""
         print(evaluator.as_text(self.evaluation, self.base, examples=examples))
         for part, content in self.extra.items():
-            print(getattr(macros("verdicts.txt"), part)(content))
-        print(f"\nreport: {self.folder / 'report.html'}\nanswers: {self.folder / 'samples.jsonl'}")
+            print(getattr(macros("verdicts.txt"), part)(content), end="")
+        print(macros("verdicts.txt").next_steps(self.request, self.folder))
 
 
 def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> StandaloneResult:
     """Evaluate and write `metrics.json`, `samples.jsonl` and `report.html`, from the main process only.
 
     The base is asked with the same template and tokenizer. Raises InputError if there is nothing to answer, or if the
-    base answered other rows or has another vocabulary.
+    base or what is compared answered other rows or has another vocabulary.
     """
-    run = Path(request.model_or_run)
-    recipe = load_recipe(run / run_folder.RECIPE) if run_folder.is_run_folder(run) else None
-    ask_base = request.base is not None and not (Path(request.base) / "samples.jsonl").is_file()
-    # `--gate recipe` means the bounds that stood in the recipe when the run was trained.
-    gate = run / run_folder.RECIPE if request.gate == "recipe" else request.gate
-    bounds = read_gate(Path(gate)) if gate else []
-    check_base(bounds, model=ask_base, answers=request.base is not None)
-    by_format = request.format_overfitting or any(bound.metric in FORMAT_METRICS for bound in bounds)
-    loaded = load_for_inference(request.model_or_run)
-    # A finished run carries its template in its tokenizer; only the arguments it was rendered with are in the recipe.
-    arguments = (recipe.template if recipe else TemplateSettings()).chat_template_kwargs
-    renderer = attach_chat_template(loaded.tokenizer, TemplateSettings(request.chat_template, arguments))
-    native = _native_template(request.base, renderer.tokenizer) if request.base and ask_base else None
-    examples = _examples(request, recipe, renderer)
-    answer = partial(
-        evaluator.evaluate,
-        renderer=renderer,
-        examples=examples,
-        max_new_tokens=request.max_new_tokens,
-        batch_size=request.batch_size,
-        template_segments=renderer.template_segments,
-        progress=progress,
-    )
+    # First of all: processes on CPU find each other only if told so, and each GPU has to be chosen before models load.
+    PartialState(cpu=not torch.cuda.is_available())
+    run, bounds = Path(request.model_or_run), _bounds(request)
+    recipe, loaded, labeller = open_run(request.model_or_run, request.chat_template)
+    renderer, examples = labeller.renderer, _examples(request, recipe, labeller)
+    questions = _questions(request, labeller, examples, {bound.metric for bound in bounds})
+    folder, info = request.output or _folder(request, run, recipe), _info(request, renderer, loaded)
+    own_base = [] if request.base is None or request.base_is_model else [request.base]
+    others = [earlier(path, folder.name, examples) for path in (*own_base, *(request.compare or ()))]
+    training = _training_rows(request, recipe, labeller, examples, info)
+    shots: Questions = {}
+    if training and request.shots:
+        shots["shots"] = (renderer, [*map(training.shown_to, examples)])
+    for asker, asked in (*questions.values(), *shots.values()):  # now, not when half of them are answered
+        chats = [example for example in asked if len(example.messages) > 1]
+        prompts = [asker.prompt_ids(example.messages[:-1], example.tools) for example in chats]
+        check_prompts(loaded.model, prompts, request.max_new_tokens, [example.where for example in chats])
 
-    def ask(model: Any) -> tuple[Evaluation, Answers]:
-        asked = answer(model)
-        others = ask_formats(partial(answer, model), asked, renderer, examples, native) if by_format else {}
-        return asked, others
+    def ask(model: Any, questions: Questions) -> dict[str, Evaluation]:
+        found: dict[str, Evaluation] = {}
+        for name, question in questions.items():
+            same = (found[other] for other in found if questions[other] == question)
+            found[name] = next(same, None) or evaluator.evaluate(
+                model,
+                *question,
+                max_new_tokens=request.max_new_tokens,
+                batch_size=request.batch_size,
+                template_segments=renderer.template_segments,
+                progress=progress,
+            )
+        return found
 
-    folder, info = request.output or _folder(request, run, recipe), _info(request, renderer, loaded.kind)
-    base: Evaluation | None = None
-    base_formats: Answers = {}
-    evaluation, formats = ask(loaded.model)
+    tuned, base = ask(loaded.model, questions), dict[str, Evaluation]()
     del loaded  # two models may not fit into memory beside each other
     gc.collect()
-    if request.base and ask_base:
-        base, base_formats = ask(_base_model(request.base, renderer.tokenizer))
-    elif request.base:
-        base = evaluator.read_evaluation(Path(request.base))
-    overfitting = FormatOverfitting(formats, base_formats or None) if by_format else None
-    extra = {"format_overfitting": overfitting.as_json()} if overfitting else {}
+    if request.base_is_model:
+        base = ask(base_model(str(request.base), renderer.tokenizer), questions | shots)
+        if shots:
+            # Rows that were asked with more around them are answers to the same rows all the same.
+            pairs = zip(base["shots"].rows, tuned[""].rows, strict=True)
+            rows = [{**row, "messages": own["messages"]} for row, own in pairs]
+            base["shots"] = evaluator.evaluation_from_rows(rows)
+            others.insert(0, System(f"base, {request.shots} shots", base["shots"]))
+        others.insert(0, System("base", base[""]))
+    elif own_base:
+        base = {"": others[0].evaluation}
+    extra = {
+        "comparisons": compare_all(System("tuned", tuned[""], facts_of(run, info)), others),
+        "task_differences": task_table(tuned[""], base.get(""), training.task_types if training else None),
+        "training_curves": training_curves(run / run_folder.LOG),
+        **_findings(request, recipe, tuned, base, bounds, renderer.tokenizer),
+    }
+    result = StandaloneResult(request, tuned[""], base.get(""), folder, extra)
+    if result.is_main:
+        _write(result, tuned, base, info)
+    return result
+
+
+def _write(
+    result: StandaloneResult, tuned: Mapping[str, Evaluation], base: Mapping[str, Evaluation], info: Mapping[str, Any]
+) -> None:
+    """The evaluation itself, and below it every other one that was made for it."""
+    request, folder = result.request, result.folder
+    evaluator.write_evaluation(result.evaluation, folder, info=info, base=result.base, extra=result.extra)
+    made = {name: (request.model_or_run, one) for name, one in tuned.items() if name}
+    made |= {f"base/{name}": (str(request.base), one) for name, one in base.items() if request.base_is_model}
+    for name, (model, one) in made.items():
+        evaluator.write_evaluation(one, folder / name, info={**info, "model": model, "asked_as": name})
+
+
+def open_run(name: str, chat_template: str | None) -> tuple[Recipe | None, InferenceModel, Labeller]:
+    """The recipe of a run folder, the model of that or of any other name, and how its conversations are rendered."""
+    is_run = run_folder.is_run_folder(Path(name))
+    recipe = load_recipe(Path(name) / run_folder.RECIPE) if is_run else None
+    loaded = load_for_inference(name)
+    # A finished run carries its template in its tokenizer; only the arguments it was rendered with are in the recipe.
+    arguments = (recipe.template if recipe else TemplateSettings()).chat_template_kwargs
+    renderer = attach_chat_template(loaded.tokenizer, TemplateSettings(chat_template, arguments))
+    return recipe, loaded, Labeller(renderer, recipe.labels if recipe else LabelSettings())
+
+
+def _bounds(request: EvaluationRequest) -> list[Bound]:
+    # `--gate recipe` means the bounds that stood in the recipe when the run was trained.
+    run = Path(request.model_or_run)
+    gate = run / run_folder.RECIPE if request.gate == "recipe" else request.gate
+    bounds, trained = read_gate(Path(gate)) if gate else [], (run / run_folder.PREPARED / MANIFEST).is_file()
+    check_possible(bounds, model=request.base_is_model, answers=request.base is not None, trained=trained)
+    return bounds
+
+
+def _questions(
+    request: EvaluationRequest, labeller: Labeller, examples: Sequence[Example], judged: Set[str]
+) -> Questions:
+    """What every model is asked, by the folder that the answers go to: "" the data, then other formats and safety."""
+    renderer = labeller.renderer
+    native = _native_template(str(request.base), renderer.tokenizer) if request.base_is_model else None
+    parts: dict[str, Questions] = {}
+    if request.format_overfitting or judged & FORMAT_METRICS.keys():
+        parts["formats"] = format_questions(renderer, examples, native)
+    if request.safety or request.safety_data or judged & SAFETY_METRICS.keys():
+        prompts = read_prompts(*filter(None, [request.safety_data]))
+        asked = [labeller.for_template(example) for example in prompts]
+        parts["safety"] = format_questions(renderer, asked, native)
+        if asked != prompts:
+            parts["safety"]["no_system_prompt"] = (renderer, prompts)
+    questions: Questions = {"": (renderer, examples)}
+    return questions | {f"{part}/{name}": one for part, found in parts.items() for name, one in found.items()}
+
+
+def _training_rows(
+    request: EvaluationRequest,
+    recipe: Recipe | None,
+    labeller: Labeller,
+    asked: Sequence[Example],
+    info: dict[str, Any],
+) -> TrainingRows | None:
+    """The run's training rows if something asks for them; where they are gone, `info` says so."""
+    if request.shots and (recipe is None or not request.base_is_model):
+        what, fix = "training rows are shown to a base: both are needed", "evaluate a run folder and add --base MODEL"
+        raise InputError(Problem("command line", "--shots", what, fix))
+    if recipe is None or not (request.shots or any(example.columns.get("task_type") for example in asked)):
+        return None
+    try:
+        return read_training_rows(recipe, labeller, asked, request.shots)
+    except InputError as error:
+        if request.shots:
+            raise
+        info["training_rows"] = f"not known: {error}"
+        return None
+
+
+def _findings(
+    request: EvaluationRequest,
+    recipe: Recipe | None,
+    tuned: Mapping[str, Evaluation],
+    base: Mapping[str, Evaluation],
+    bounds: Sequence[Bound],
+    tokenizer: Any,
+) -> dict[str, Any]:
+    """Format overfitting, safety and the gate, as far as asked for."""
+    extra, values = dict[str, Any](), dict[str, list[float]]()
+
+    def part(answers: Mapping[str, Evaluation], start: str) -> dict[str, Evaluation]:
+        return {name.removeprefix(start): one for name, one in answers.items() if name.startswith(start)}
+
+    if formats := part(tuned, "formats/"):
+        has_rows = recipe and (recipe.output_dir / run_folder.PREPARED / MANIFEST).is_file()
+        answers = [tokenizer(row["response"], add_special_tokens=False)["input_ids"] for row in formats[TEMPLATE].rows]
+        copied = memorised(recipe, answers) if recipe and has_rows else {}
+        overfitting = FormatOverfitting(formats, part(base, "formats/") or None, copied)
+        extra["format_overfitting"], values = overfitting.as_json(), overfitting.values()
+    if answered := part(tuned, "safety/"):
+        safety = Safety(answered, part(base, "safety/") or None)
+        extra["safety"] = {"prompts": request.safety_data or "packaged", **safety.as_json()}
+        values |= safety.values()
     if bounds:
-        extra["gate"] = judge(bounds, evaluation, base, overfitting.values() if overfitting else {})
-    if PartialState().is_main_process:
-        evaluator.write_evaluation(evaluation, folder, info=info, base=base, extra=extra)
-        others = {f"formats/{name}": one for name, one in formats.items()}
-        others |= {f"base/formats/{name}": one for name, one in base_formats.items()}
-        others |= {"base": base} if base and ask_base else {}
-        for name, one in others.items():
-            model = request.base if name.startswith("base") else request.model_or_run
-            evaluator.write_evaluation(one, folder / name, info={**info, "model": model, "asked_as": name})
-    return StandaloneResult(evaluation, base, folder, extra)
+        extra["gate"] = judge(bounds, tuned[""], base.get(""), values)
+    return extra
 
 
 def _native_template(base: str, tokenizer: Any) -> str | None:
@@ -142,13 +275,14 @@ def _native_template(base: str, tokenizer: Any) -> str | None:
     return own.chat_template if isinstance(own.chat_template, str) else None
 
 
-def _base_model(base: str, tokenizer: Any) -> Any:
+def base_model(base: str, tokenizer: Any) -> Any:
+    """A base to be asked in the ids of `tokenizer`. Raises InputError if it has no embedding for some of them."""
     model = load_for_inference(base).model
     check_vocabulary(model, tokenizer, base, "--base")
     return model
 
 
-def _examples(request: EvaluationRequest, recipe: Recipe | None, renderer: ChatRenderer) -> Sequence[Example]:
+def _examples(request: EvaluationRequest, recipe: Recipe | None, labeller: Labeller) -> Sequence[Example]:
     """The conversations to answer: from `--data`, else the run's own eval rows."""
     found: Sequence[Example]
     if request.data is not None:
@@ -165,7 +299,6 @@ def _examples(request: EvaluationRequest, recipe: Recipe | None, renderer: ChatR
         )
     else:
         found = load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples
-    labeller = Labeller(renderer, recipe.labels if recipe else LabelSettings())
     chosen = [labeller.for_template(example) for example in islice(found, request.max_rows)]
     if not chosen:
         fix = "add --data FILE, or set eval_split in the recipe"
@@ -180,10 +313,13 @@ def _folder(request: EvaluationRequest, run: Path, recipe: Recipe | None) -> Pat
     return run / run_folder.EVALUATIONS / name if recipe else Path(run_folder.EVALUATIONS) / run.name / name
 
 
-def _info(request: EvaluationRequest, renderer: ChatRenderer, kind: str) -> dict[str, Any]:
+def _info(request: EvaluationRequest, renderer: ChatRenderer, loaded: InferenceModel) -> dict[str, Any]:
     return {
         "model": request.model_or_run,
-        "kind": kind,
+        "kind": loaded.kind,
+        "dtype": str(loaded.model.dtype),
+        "device": str(loaded.model.device),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
         "data": request.data or "the run's own eval rows",
         "base": request.base or "not compared",
         "template_sha256": hashlib.sha256(renderer.template_text.encode()).hexdigest(),

@@ -9,4 +9,8 @@ function applyFilters() {
   document.getElementById("shown").textContent = shown;
 }
 filters.forEach((f) => f.addEventListener("change", applyFilters));
+document.querySelectorAll("a[data-choose]").forEach((link) => link.addEventListener("click", () => {
+  document.querySelector('select[data-filter="task"]').value = link.dataset.choose;
+  applyFilters();
+}));
 applyFilters();

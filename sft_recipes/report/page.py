@@ -85,7 +85,7 @@ def figure_svg(figure: Any, label: str) -> Markup:
     svg = svg[svg.index("<svg") :]
     for drawn, shown in _PAGE_COLOURS.items():
         svg = svg.replace(drawn, shown)
-    return macros("parts.html").figure(label, Markup(svg))
+    return macros("parts.html").figure(label, Markup(visible(svg)))  # labels in it are data, too
 
 
 def figure_or_note(draw: Callable[[], Markup]) -> Markup:

@@ -12,6 +12,7 @@ from sft_recipes.evaluation.gate import parse_gate
 from sft_recipes.models import supports_bf16
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import IDLE, NEEDS
+from sft_recipes.release.hub import require_token
 
 
 def has_accelerator() -> bool:
@@ -74,24 +75,20 @@ def check_settings(recipe: Recipe, processes: int | None = None, zero3: bool | N
     training, model = recipe.training, recipe.model
     evaluates = training.get("eval_strategy", "no") != "no"
     has_eval_rows = bool(recipe.data.test_split or recipe.data.eval_split)
-    lora = next((key for key in model if key.startswith(("lora_", "use_rslora", "use_dora", "load_in"))), "")
-    four_bit = next((key for key in model if key.startswith(("bnb_4bit", "use_bnb"))), "")
-    best = next((key for key in ("load_best_model_at_end", "eval_on_start") if training.get(key)), "")
     no_length = training.get("packing") and recipe.labels.max_length is None
     no_bf16 = training.get("bf16") and has_accelerator() and not supports_bf16()
     dropped_out = model.get("lora_target_parameters") and model.get("lora_dropout") != 0
     only = "peft adapts parameters (lora_target_parameters) without dropout only"
-    quantized = model.get("load_in_4bit") or model.get("load_in_8bit")
+    quantized = next((key for key in ("load_in_4bit", "load_in_8bit") if model.get(key)), "")
+    full = quantized and not model.get("use_peft")
     fsdp, zero = (os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
     zero3 = zero and DeepSpeedPlugin().zero_stage == 3 if zero3 is None else zero3
     on_cpu = training.get("use_cpu") or not torch.cuda.is_available()
     whole = fsdp and model.get("load_in_4bit") and "float" not in str(model.get("bnb_4bit_quant_storage"))
     not_here = "launch with ddp_cpu, or on GPUs"  # accelerate would train it as plain data parallel without a word
     faults = (
-        (lora and not model.get("use_peft"), lora, "has no effect without LoRA", "set use_peft: true or remove it"),
-        (four_bit and not model.get("load_in_4bit"), four_bit, "has no effect without load_in_4bit", "remove it"),
+        (full, quantized, "quantized weights cannot be trained, only LoRA on them", "set use_peft: true or remove it"),
         (evaluates and not has_eval_rows, "eval_strategy", "there are no eval rows", "set eval_split, or remove it"),
-        (best and not evaluates, best, "nothing is evaluated", "set eval_strategy: epoch or steps"),
         (no_length, "max_length", "packing needs a length", "set max_length"),
         (no_bf16, "bf16", "this accelerator has no bfloat16", "remove it or set fp16: true"),
         (dropped_out, "lora_dropout", only, "set it to 0.0"),
@@ -103,6 +100,8 @@ def check_settings(recipe: Recipe, processes: int | None = None, zero3: bool | N
     problems = [Problem(recipe.name, key, what, fix) for wrong, key, what, fix in faults if wrong] + _dead_keys(recipe)
     if problems:
         raise InputError(problems)
+    if recipe.values.get("push_to_hub"):
+        require_token()
     if recipe.values.get("gate") is not None:  # bounds stand before the run, so they are read before it
         parse_gate(recipe.values["gate"], recipe.name)
     accumulation_steps(recipe, processes)

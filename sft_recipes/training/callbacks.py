@@ -1,10 +1,31 @@
-"""What a run writes while it trains: one line of JSON for everything the trainer logs."""
+"""What stands beside the training loop: a log line for everything the trainer logs, and an ending by signal."""
 
 import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from sft_recipes import run_folder
+from sft_recipes.errors import Preempted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Launchers and schedulers send the same signal several times over; only a later one is meant as a second.
+_SAME_SECONDS = 3.0
+
+
+def leave_signals_to_the_trainer(seed: Callable[[int], None] | None, worker: int) -> None:
+    """In a worker of a data loader: schedulers signal every process, and the run still needs the worker's rows."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if seed is not None:
+        seed(worker)
 
 
 class LogWriter(TrainerCallback):
@@ -12,6 +33,15 @@ class LogWriter(TrainerCallback):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Take back what was logged after the step at which the run goes on, or by another run."""
+        if not state.is_world_process_zero or not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("}\n") and '"train_runtime"' not in line]
+        kept = [line for line in kept if 0 < state.global_step >= json.loads(line)["step"]]
+        run_folder.write_text(self._path, "".join(kept))
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write one line; a number that is not finite becomes its name, which JSON has no number for."""
@@ -21,3 +51,55 @@ class LogWriter(TrainerCallback):
         plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in entry.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
+
+
+class Preemption(TrainerCallback):
+    """SIGTERM and SIGINT end a run after its current step, with a checkpoint; a second one aborts it.
+
+    `asked`: this process got the signal. `agreed`: the trainer asked all ranks, and one did. Before training there is
+    nothing to save, so the signal raises Preempted at once. `lock` is touched at each step: the run is alive.
+    """
+
+    def __init__(self, lock: Path) -> None:
+        self._lock = lock
+        self.asked = self.agreed = self._training = False
+        self._first = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if not self._training:
+            raise Preempted(f"{signal.Signals(number).name} before the first step; there was nothing to save")
+        if not self.asked:
+            self.asked, self._first = True, time.monotonic()
+            os.write(2, b"\nsignal: finishing this step and saving a checkpoint; a second signal aborts\n")
+        elif time.monotonic() - self._first > _SAME_SECONDS:
+            self.__exit__()
+            signal.raise_signal(number)
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """From here on there is something to save."""
+        self._training = True
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop here; save here, except after an epoch's last step: what is due then comes first."""
+        if state.is_world_process_zero:
+            self._lock.touch()
+        if self.agreed:
+            control.should_training_stop = True
+            control.should_save = not float(state.epoch or 0).is_integer()
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """An epoch that was broken off is not evaluated and saved as a whole one."""
+        if self.agreed:
+            control.should_save = float(state.epoch or 0).is_integer()
+            control.should_evaluate &= control.should_save
+            control.should_log &= control.should_save

@@ -1,7 +1,17 @@
-"""Which checkpoint a run resumes from, and whether it may."""
+"""What makes a folder a checkpoint, which one a run resumes from, and whether it may.
 
+A save is marked as unfinished before its first file and sealed after its last: the manifest holds size and hash of
+every file. Only a sealed checkpoint whose files are what the manifest says is resumed from, counted or removed.
+"""
+
+import hashlib
+import json
+import os
 import re
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +19,131 @@ from sft_recipes import run_folder
 from sft_recipes.errors import CheckFailed, InputError, Problem, TrainingFault
 from sft_recipes.recipe import Recipe, read_yaml
 
+MANIFEST, UNFINISHED = "manifest.json", "unfinished"
+INTERRUPTED, CORRUPT_SEAL = "its save was interrupted", f"corrupt {MANIFEST}"
 # Keys that may differ between a run and its resumption: where it writes and what it prints, not what it trains.
 _FREE_KEYS = frozenset({"output_dir", "report_to", "run_name", "disable_tqdm"})
+# What a checkpoint's own states decide: another value would be ignored, or would not fit.
+_HELD = re.compile(
+    "learning_rate|weight_decay|adam_.*|optim.*|model_.*|dtype|use_(peft|.*lora|bnb.*)|lora_.*|load_in.*"
+)
+# What must be as it was besides the recipe, and how messages call it.
+_CONTRACT = {"data": "the data, its template or its tokenizer", "world_size": "processes", "global_batch_size": "batch"}
 # Optimizer states as one process or DDP writes them, as FSDP does, and as DeepSpeed does.
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "global_step*/*optim_states.pt")
-_NEEDED = (("trainer_state.json",), _OPTIMIZER, ("scheduler.pt",), ("rng_state*.pth",))
+_NEEDED = (("trainer_state.json",), _OPTIMIZER, ("scheduler.pt",), ("rng_state*.pth",), ("*.safetensors",))
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest, last and at once: `facts`, size and SHA-256 of each file, and a hash over all that."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    content = {**facts, "files": _files(folder)}
+    run_folder.write_json(folder / MANIFEST, {**content, "seal": _seal_of(content)})
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> dict[str, list[Any]]:
+    """Size and SHA-256 of each file, on the disk and not only in memory: the seal must not outlive what it seals."""
+
+    def measure(path: Path) -> tuple[str, list[Any]]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return str(path.relative_to(folder)), [path.stat().st_size, sha256]
+
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(measure, sorted(path for path in folder.rglob("*") if path.is_file())))
+
+
+def fault_of(folder: Path) -> str:
+    """Why a checkpoint is not to be resumed from, or nothing."""
+    if not (folder / MANIFEST).is_file():
+        return INTERRUPTED if (folder / UNFINISHED).exists() else "it was never sealed"
+    try:
+        content = run_folder.read_json(folder / MANIFEST)
+        seal = (content.pop("schema_version"), content.pop("seal"))[1]
+    except (ValueError, KeyError, AttributeError, InputError):
+        return CORRUPT_SEAL
+    if seal != _seal_of(content):
+        return CORRUPT_SEAL
+    found = _files(folder)
+    for name, expected in content["files"].items():
+        if found.get(name) != expected:
+            return f"corrupt {name}" if name in found else f"{name} is missing"
+    missing = [names[0] for names in _NEEDED if not any(any(folder.glob(name)) for name in names)]
+    return f"it was saved without {', '.join(missing)}" if missing else ""
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The complete checkpoint with the highest step, or None for a fresh start.
+    """The valid checkpoint with the highest step, or None for a fresh start. What is skipped is printed and stays.
 
-    Raises TrainingFault if there are checkpoints but none is complete: a silent fresh start would lose the run.
+    Raises TrainingFault if there are checkpoints but none is valid: a silent fresh start would lose the run. A first
+    save that was interrupted had nothing to lose.
     """
-    found = sorted(
-        (int(match.group(1)), path)
-        for path in output_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
-    )
-    for _, path in reversed(found):
-        missing = [names[0] for names in _NEEDED if not any(any(path.glob(name)) for name in names)]
-        weights = any(path.glob("*.safetensors"))
-        if weights and not missing:
+    faults = {}
+    for path in reversed(_checkpoints(output_dir)):
+        if not (fault := fault_of(path)):
             return path
-        print(f"skipped {path.name}: incomplete ({', '.join(missing) or 'no weights'})")
-    if found:
+        faults[path.name] = fault
+        print(f"skipped {path.name}: {fault}", flush=True)
+    if set(faults.values()) - {INTERRUPTED}:
+        what = "no checkpoint in it is valid (" + "; ".join(f"{name}: {fault}" for name, fault in faults.items()) + ")"
         fix = "remove the checkpoint folders to start over, or use another output_dir"
-        raise TrainingFault(str(Problem(str(output_dir), "", "no checkpoint in it is complete", fix)))
+        raise TrainingFault(str(Problem(str(output_dir), "", what, fix)))
     return None
 
 
-def check_same_run(recipe: Recipe) -> Mapping[str, Any]:
-    """The state of the run already in `output_dir`, or nothing. Raises InputError if it was another recipe."""
+def _checkpoints(output_dir: Path, sealed: bool = False) -> list[Path]:
+    """All folders with a checkpoint's name, or those of them that are `sealed`, by step."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = [path for path in found if (path / MANIFEST).is_file() or (path.is_dir() and not sealed)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def begin_save(folder: Path, estimate: int) -> None:
+    """Clear what an interrupted save left, check the space, and mark the folder as unfinished.
+
+    The space is 1.2 times what the newest sealed checkpoint takes, or `estimate` bytes. Raises TrainingFault.
+    """
+    if sealed := _checkpoints(folder.parent, sealed=True):
+        estimate = sum(size for size, _ in run_folder.read_json(sealed[-1] / MANIFEST)["files"].values())
+    require_space(folder.parent, int(1.2 * estimate))
+    if (folder / UNFINISHED).exists():
+        shutil.rmtree(folder)
+    elif folder.exists():  # it was skipped at the start, so it is not ours to delete
+        folder.rename(folder.with_name(f"incomplete-{folder.name}-{time.time_ns()}"))
+    marked = folder.with_name(f".{folder.name}")
+    marked.mkdir(exist_ok=True)
+    (marked / UNFINISHED).touch()
+    marked.rename(folder)
+
+
+def require_space(folder: Path, need: int) -> None:
+    """Raise TrainingFault if the disk of `folder` has fewer than `need` bytes."""
+    have = shutil.disk_usage(folder).free
+    if have < need:
+        text = f"no space left: need {need / 1e9:.3g} GB, have {have / 1e9:.3g} GB at {folder.resolve()}"
+        raise TrainingFault(f"{text}. Earlier checkpoints are intact. Fix: make room and run it again.")
+
+
+def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest sealed checkpoints beyond `limit` (None: keep all). The newest and the best stay."""
+    sealed = _checkpoints(output_dir, sealed=True)
+    others = [path for path in sealed[:-1] if path.name != Path(best or "").name]
+    for path in others[: max(len(sealed) - limit, 0) if limit else 0]:
+        (path / UNFINISHED).touch()
+        (path / MANIFEST).unlink()
+        shutil.rmtree(path)
+
+
+def check_same_run(recipe: Recipe, allowed: Sequence[str] = ()) -> Mapping[str, Any]:
+    """The state of the run already in `output_dir`, or nothing. Raises InputError if it was another recipe.
+
+    Keys in `allowed` may differ; they are added to the state's `allowed_changes`, and such a run is not finished.
+    """
     output_dir = recipe.output_dir
     if not run_folder.is_run_folder(output_dir):
         return {}
@@ -50,20 +154,36 @@ def check_same_run(recipe: Recipe) -> Mapping[str, Any]:
         return {}
     before, _ = read_yaml(output_dir / run_folder.RECIPE)
     now = recipe.saved_values()
-    changed = sorted(key for key in {*before, *now} - _FREE_KEYS if before.get(key) != now.get(key))
-    if changed:
-        differences = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed)
-        fix = "use --output_dir NEW for a new run, or restore the keys to resume"
-        raise InputError(Problem(str(output_dir), changed[0], f"holds a run of another recipe ({differences})", fix))
+    keys = sorted({*before, *now} - _FREE_KEYS)
+    if new := allowed_changes(output_dir, {key: (before.get(key), now.get(key)) for key in keys}, allowed):
+        state |= {"state": "changed", "allowed_changes": {**state.get("allowed_changes", {}), **new}}
     return state
 
 
-def check_same_data(output_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Raise InputError if the checkpoints in `output_dir` were trained on other data than `summary` describes."""
-    path = output_dir / run_folder.DATA
-    if not path.is_file() or not any(output_dir.glob("checkpoint-*")):
-        return
-    if run_folder.read_json(path)["fingerprint"] != summary["fingerprint"]:
-        what = "the data, its template or its tokenizer changed since the checkpoints were written"
-        fix = "restore them to resume, or use --output_dir NEW for a new run"
-        raise InputError(Problem(str(output_dir), "data", what, fix))
+def check_contract(checkpoint: Path, facts: Mapping[str, Any], allowed: Sequence[str] = ()) -> Mapping[str, Any]:
+    """What differs from the run that wrote the checkpoint, if `allowed`. Raises InputError for anything else.
+
+    `facts` as in the manifest: data, world_size, global_batch_size. Other versions of libraries are only announced.
+    """
+    sealed = run_folder.read_json(checkpoint / MANIFEST)
+    if sealed["versions"] != facts["versions"]:
+        print(f"resumed with other versions, so not bit for bit: {sealed['versions']} -> {facts['versions']}")
+    return allowed_changes(checkpoint, {key: (sealed[key], facts[key]) for key in _CONTRACT}, allowed)
+
+
+def allowed_changes(where: Path, values: Mapping[str, tuple[Any, Any]], allowed: Sequence[str]) -> dict[str, Any]:
+    """Those of the values, before and now, that differ, if all are `allowed`. Raises InputError with the others."""
+    changed = {key: both for key, both in values.items() if both[0] != both[1]}
+    refused = [key for key in changed if key not in allowed or _HELD.fullmatch(key)]
+    if not refused:
+        return changed
+    what = ", ".join(f"{_CONTRACT[key]} changed since the checkpoint" for key in refused if key in _CONTRACT)
+    texts = [f"{key}: {changed[key][0]!r} there, {changed[key][1]!r} here" for key in refused]
+    fix = "use --output_dir NEW for a new run, or restore the keys to resume"
+    if held := [key for key in refused if _HELD.fullmatch(key)]:
+        fix += f" ({', '.join(held)}: the checkpoint's optimizer and model decide, a change would do nothing)"
+    else:
+        fix += f", or resume a run that cannot be repeated with --allow_changed {','.join(refused)}"
+    raise InputError(
+        Problem(str(where), refused[0], f"{what or 'holds a run of another recipe'} ({'; '.join(texts)})", fix)
+    )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,32 +10,50 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import yaml
 
 from sft_recipes import run_folder
+from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import parse_overrides
 from sft_recipes.recipe_files import launch_config
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.checkpoints import check_same_run
+from sft_recipes.training.run_lock import lock_holder, require_unlocked
 
 
-def launch_training(recipe: Path, name: str, num_processes: int | None, overrides: Sequence[str]) -> int:
+def launch_training(
+    recipe: Path, name: str, num_processes: int | None, overrides: Sequence[str], allow_changed: Sequence[str] = ()
+) -> int:
     """Launch and wait. Launchers turn exit codes into 1, so the code comes from `run_state.json` where it says more."""
     config = launch_config(name)
     loaded = load_recipe(recipe, parse_overrides(list(overrides)))
-    check_same_run(loaded)
-    if num_processes is None and "num_processes:" not in config.read_text(encoding="utf-8"):
+    check_same_run(loaded, allow_changed)
+    require_unlocked(loaded.output_dir)
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if num_processes is None and "num_processes" not in settings:
         num_processes = torch.cuda.device_count() or 1
+    kind = settings.get("distributed_type")
+    if (num_processes or settings["num_processes"]) > 1 and kind in ("NO", False, "MULTI_CPU"):
+        what = f"accelerate starts one process for distributed_type {kind}, whatever is asked"
+        raise InputError(Problem(str(config), "distributed_type", what, "use MULTI_GPU, on CPUs with use_cpu: true"))
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)),
         *(("--num_processes", str(num_processes)) if num_processes else ()),
         *("-m", "sft_recipes.training.train", "--config", str(recipe)),
         *overrides,
+        *(("--allow_changed", ",".join(allow_changed)) if allow_changed else ()),
     ]
     # A group of its own, so that a signal reaches every rank and not the launcher alone, which would leave orphans.
     process = subprocess.Popen(command, start_new_session=True, stdout=sys.stdout)
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        os.killpg(process.pid, number)
+        # To rank 0, which tells the others: a launcher that gets the signal itself kills its ranks after 30 seconds,
+        # whether they have saved or not.
+        pid, host = lock_holder(loaded.output_dir) or (0, "")
+        if host == socket.gethostname():
+            os.kill(pid, number)
+        else:
+            os.killpg(process.pid, number)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -38,7 +38,7 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
     for data or a model that cannot be read and for a file that exists.
     """
     path = output / "recipe.yaml"
-    if path.exists() and not force:
+    if path.is_symlink() or (path.exists() and not force):
         raise InputError(Problem(str(path), "", "exists already", "choose another --output, or add --force"))
     tokenizer = load_tokenizer(model)
     own_template = bool(tokenizer.chat_template)

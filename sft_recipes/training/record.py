@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,32 +12,37 @@ import yaml
 
 import sft_recipes
 from sft_recipes import run_folder
-from sft_recipes.errors import SFTRecipesError
+from sft_recipes.errors import Preempted, SFTRecipesError
 from sft_recipes.recipe import Recipe
-from sft_recipes.training.arguments import launched_processes
+from sft_recipes.training.arguments import accumulation_steps, launched_processes
 
 _LIBRARIES = "torch transformers trl peft accelerate datasets tokenizers bitsandbytes deepspeed".split()
 
 
-def record_start(recipe: Recipe) -> None:
-    """Create the run folder with the recipe as set and the environment, and mark the run as running."""
-    recipe.output_dir.mkdir(parents=True, exist_ok=True)
+def record_start(recipe: Recipe, allowed_changes: Mapping[str, Any]) -> None:
+    """Write the recipe as set and the environment into the run folder, and mark the run as running.
+
+    `allowed_changes` stay in the run's state to its end: key, value before, value from then on.
+    """
     text = yaml.safe_dump(recipe.saved_values(), sort_keys=False, allow_unicode=True)
-    (recipe.output_dir / run_folder.RECIPE).write_text(text, encoding="utf-8")
+    run_folder.write_text(recipe.output_dir / run_folder.RECIPE, text)
     run_folder.write_json(recipe.output_dir / run_folder.ENVIRONMENT, environment())
-    record_state(recipe, "running", pid=os.getpid())
+    record_state(recipe, "running", pid=os.getpid(), allowed_changes=dict(allowed_changes))
 
 
 def record_failure(recipe: Recipe, error: SFTRecipesError) -> None:
-    """Mark the run as failed, if this process started it: a refused recipe leaves the folder of another run alone."""
+    """Mark the run as failed or preempted, if this process started it: a refused recipe leaves another run alone."""
     if run_folder.read_state(recipe.output_dir).get("pid") == os.getpid():
-        record_state(recipe, "failed", exit_code=error.exit_code, error=str(error))
+        state = "preempted" if isinstance(error, Preempted) else "failed"
+        record_state(recipe, state, exit_code=error.exit_code, error=str(error))
 
 
 def record_state(recipe: Recipe, state: str, **details: Any) -> None:
     """Write `run_state.json`: running, finished, failed or preempted."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    run_folder.write_json(recipe.output_dir / run_folder.RUN_STATE, {"state": state, "time": now, **details})
+    before = run_folder.read_state(recipe.output_dir)
+    kept = {"allowed_changes": before.get("allowed_changes", {})}
+    run_folder.write_json(recipe.output_dir / run_folder.RUN_STATE, {"state": state, "time": now, **kept, **details})
 
 
 def environment() -> dict[str, Any]:
@@ -51,3 +57,11 @@ def environment() -> dict[str, Any]:
         "processes": launched_processes(),
         "threads": torch.get_num_threads(),
     }
+
+
+def run_facts(recipe: Recipe, processes: int, data: str) -> dict[str, Any]:
+    """What a checkpoint's manifest says about its run; `data` is the fingerprint of the rows to train."""
+    batch = int(recipe.training.get("per_device_train_batch_size", 8)) * accumulation_steps(recipe, processes)
+    seed = int(recipe.training.get("seed", 42))
+    rows = {"data": data, "world_size": processes, "global_batch_size": batch * processes}
+    return {**rows, "seed": seed, "versions": environment()["versions"]}

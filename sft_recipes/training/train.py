@@ -6,10 +6,12 @@
 Both are the same run; `--key value` after either overrides a key of the recipe.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +20,77 @@ from accelerate import PartialState
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.labels import Labeller
-from sft_recipes.data.prepare import PreparedData, prepare
+from sft_recipes.data.prepare import PreparedData, load_prepared, prepare
 from sft_recipes.data.template_checks import check_template, require
-from sft_recipes.errors import InputError, Problem, SFTRecipesError
+from sft_recipes.errors import InputError, Preempted, Problem, SFTRecipesError
 from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, load_tokenizer, lora_config
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.release.hub import push_after_training
+from sft_recipes.release.model_card import write_card
 from sft_recipes.training.announce import banner, next_steps
 from sft_recipes.training.arguments import check_settings, has_accelerator, launched_processes, sft_config
-from sft_recipes.training.callbacks import LogWriter
-from sft_recipes.training.checkpoints import check_same_data, check_same_run, newest_checkpoint
-from sft_recipes.training.evaluate_while_training import generation_metrics
+from sft_recipes.training.callbacks import LogWriter, Preemption
+from sft_recipes.training.checkpoints import check_contract, check_same_run, newest_checkpoint
+from sft_recipes.training.consumption import Consumption
+from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
-from sft_recipes.training.record import record_failure, record_start, record_state
+from sft_recipes.training.processes import on_main
+from sft_recipes.training.record import record_failure, record_start, record_state, run_facts
+from sft_recipes.training.run_lock import run_lock
 from sft_recipes.training.trainer import RecipeTrainer
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
     """Run the recipe to its end, or resume it, and return the run folder.
 
+    `allow_changed` names what may differ from the run that is resumed: keys, data, world_size, global_batch_size.
     Raises InputError for anything wrong before training, CheckFailed for a template that would train the wrong thing,
-    TrainingFault for a run that went wrong.
+    TrainingFault for a run that went wrong, Preempted for one that a signal ended.
     """
     check_settings(recipe)
     process = _process(recipe)
-    before = check_same_run(recipe)
+    before = on_main(lambda: check_same_run(recipe, allow_changed))
     if before.get("state") == "finished":
-        print(f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do.")
+        process.print(f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do.")
         return recipe.output_dir
-    process.wait_for_everyone()
-    if process.is_main_process:
-        record_start(recipe)
+    with contextlib.ExitStack() as to_the_end, Preemption(recipe.output_dir / run_folder.LOCK) as preemption:
+        on_main(lambda: to_the_end.enter_context(run_lock(recipe.output_dir)))
+        if process.is_main_process:
+            record_start(recipe, before.get("allowed_changes", {}))
 
-    tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
-    renderer = attach_chat_template(tokenizer, recipe.template)
-    with process.main_process_first():
+        tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
+        renderer = attach_chat_template(tokenizer, recipe.template)
         folder = recipe.output_dir / run_folder.PREPARED
-        data = prepare(recipe, renderer, folder, progress=process.is_main_process)
-    check_same_data(recipe.output_dir, data.summary)
-    checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
-    require(checks)
+        on_main(lambda: prepare(recipe, renderer, folder) and None)  # the others neither read nor hash the sources
+        data = load_prepared(recipe, folder)
+        checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
+        require(checks)
+        consumption = Consumption(data, recipe, process.device)
+        facts = run_facts(recipe, process.num_processes, consumption.fingerprint)
+        checkpoint = on_main(lambda: _resume_from(recipe, facts, allow_changed))
 
-    trainer = build_trainer(recipe, renderer, data)
-    if process.is_main_process:
-        run_folder.write_json(recipe.output_dir / run_folder.DATA, data.summary)
-        print(banner(recipe, renderer, data, trainer, checks), flush=True)
+        trainer = build_trainer(recipe, renderer, data)
+        check_active(recipe, trainer)
+        if process.is_main_process:
+            run_folder.write_json(recipe.output_dir / run_folder.DATA, data.summary)
+            print(banner(recipe, renderer, data, trainer, checks), flush=True)
+        trainer.secure(facts, preemption, consumption, checkpoint)
+        if trainer.args.eval_strategy != "no":
+            trainer.rehearsal = partial(rehearse_evaluation, trainer)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if preemption.agreed:
+            raise Preempted(f"stopped by a signal; checkpoint-{trainer.state.global_step} is sealed. Run it to go on.")
+        return save(recipe, trainer, renderer)
+
+
+def _resume_from(recipe: Recipe, facts: Mapping[str, Any], allow_changed: Sequence[str]) -> Path | None:
+    """The checkpoint to resume from, if there is one; what may differ from it is recorded."""
     checkpoint = newest_checkpoint(recipe.output_dir)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return save(recipe, trainer, renderer)
+    if checkpoint is not None and (changes := check_contract(checkpoint, facts, allow_changed)):
+        before = run_folder.read_state(recipe.output_dir)
+        record_start(recipe, {**before["allowed_changes"], **changes})
+    return checkpoint
 
 
 def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> RecipeTrainer:
@@ -122,28 +147,48 @@ def _process(recipe: Recipe) -> PartialState:
     return process
 
 
+def check_active(recipe: Recipe, trainer: Any) -> None:
+    """Raise InputError if a strategy that was asked for is not what the trainer is about to run."""
+    asked = {name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")}
+    active = {name: getattr(trainer, f"is_{name.lower()}_enabled") for name in asked}
+    asked |= {f"{bits}-bit weights": bool(recipe.model.get(f"load_in_{bits}bit")) for bits in (4, 8)}
+    active |= {f"{bits}-bit weights": getattr(trainer.model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)}
+    for name in asked:
+        if asked[name] != bool(active[name]):
+            what = f"{name}: asked for {asked[name]}, active {bool(active[name])}"
+            raise InputError(Problem(recipe.name, "launch", what, "launch with another of accelerate_configs/"))
+
+
 def save(recipe: Recipe, trainer: RecipeTrainer, renderer: ChatRenderer) -> Path:
     """Save the model (or adapter) and the tokenizer it is served with, then mark the run as finished."""
     trainer.save_model(str(recipe.output_dir))
+    account = trainer.account_for_rows()
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.generation_config.save_pretrained(recipe.output_dir)
+        run_folder.write_json(recipe.output_dir / run_folder.CONSUMPTION, account)
         record_state(recipe, "finished", step=trainer.state.global_step)
+        write_card(recipe.output_dir)
         print(next_steps(recipe, trainer))
     trainer.accelerator.wait_for_everyone()
     return recipe.output_dir
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m sft_recipes.training.train --config RECIPE [--key value]`; returns the exit code."""
+    """`python -m sft_recipes.training.train --config RECIPE [--key value]`; returns the exit code.
+
+    `--allow_changed KEY,KEY` lets a resumed run differ in these.
+    """
     values = parse_overrides(list(sys.argv[1:] if arguments is None else arguments))
-    path = values.pop("config", None)
+    path, allowed = values.pop("config", None), str(values.pop("allow_changed", "")).split(",")
     recipe: Recipe | None = None
     try:
         if not path:
             raise InputError(Problem("command line", "--config", "is missing", "add --config RECIPE.yaml"))
         recipe = load_recipe(str(path), values)
-        train(recipe)
+        train(recipe, allowed)
+        if int(os.environ.get("RANK", "0")) == 0:
+            push_after_training(recipe)
     except SFTRecipesError as error:
         print(error, file=sys.stderr)
         if recipe is not None and int(os.environ.get("RANK", "0")) == 0:

@@ -87,7 +87,6 @@ COPIES: Mapping[str, Change] = {
     "substituted": _substituted,
     "template_variant": _other_numbers,
     "duplicate_prompt": lambda random, prompt, _: (prompt, text(random, 60)),
-    "duplicate_response": lambda random, _, response: (text(random, 25), response),
 }
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from sft_recipes import cli
 from sft_recipes.audit.audit import AuditRequest, _unlabelled, run_audit
-from sft_recipes.audit.cleaning import DEFAULT_POLICY, DROPPED, KEPT
+from sft_recipes.audit.cleaning import DROPPED, DROPPED_CHECKS, KEPT
+from sft_recipes.audit.finding import CHECKS, audit_rows
 from sft_recipes.audit.lengths import TokenLengths
-from sft_recipes.audit.rows import audit_rows
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import DroppedRow
 from sft_recipes.data.loading import RejectLog, iter_examples
@@ -110,7 +110,7 @@ def test_samples_show_what_is_trained(write_rows: WriteRows, renderer: Any) -> N
     """With a tokenizer the pieces are the rendered row and the trained ones the answer with its end of turn."""
     content = audit(write_rows([instruction("Say one.", "one")]), renderer=renderer)
     (sample,) = content["samples"]["kept"]
-    assert [piece for piece, trained in sample["text"] if trained] == ["one<|im_end|>"]
+    assert [piece for piece, trained in sample["text"] if trained] == ["one", "<|im_end|>"]
     assert "".join(piece for piece, _ in sample["text"]).startswith("<|im_start|>user\nSay one.")
     assert audit(write_rows([instruction("Say one.", "one")]))["samples"]["kept"][0]["text"] == [
         ["\nuser: ", False],
@@ -123,8 +123,9 @@ def test_samples_show_what_is_trained(write_rows: WriteRows, renderer: Any) -> N
 def test_long_samples_keep_their_end(write_rows: WriteRows, renderer: Any) -> None:
     """Where a sample is too long, its middle is left out, so that the trained end of turn is seen."""
     content = audit(write_rows([instruction("Say it.", "one two " * 500)]), renderer=renderer)
-    (piece,) = [piece for piece, trained in content["samples"]["kept"][0]["text"] if trained]
-    assert piece.startswith("one two one") and piece.endswith("<|im_end|>") and len(piece) < 1000
+    piece, end = [piece for piece, trained in content["samples"]["kept"][0]["text"] if trained]
+    assert piece.startswith("one two one") and piece.endswith("one two ") and len(piece) < 1000
+    assert end == "<|im_end|>"
 
 
 def test_checks_that_passed_say_what_they_looked_for(write_rows: WriteRows, renderer: Any) -> None:
@@ -255,16 +256,15 @@ def test_odd_data_is_audited(name: str, write_rows: WriteRows, renderer: Any) ->
 
 
 def test_rows_without_labels(write_rows: WriteRows, renderer: Any) -> None:
-    """Rows of which no turn may be trained are an error, with a tokenizer and without, and cleaning drops them."""
+    """Rows of which no turn may be trained are an error where a tokenizer is given, and cleaning drops them."""
     answers = [{"role": "assistant", "content": "y", "train": flag} for flag in (True, False)]
     rows = [{"messages": [{"role": "user", "content": "x"}, answer]} for answer in (*answers, answers[1])]
     for some, where in ((rows, "2"), (rows[1:], "1")):
-        for options in ({}, {"renderer": renderer, "max_length": 20}):
-            path = write_rows(some)
-            content = audit(path, **options)
-            found = finding(content, "no_labels")
-            assert found["severity"] == "error" and found["count"] == 2
-            assert found["examples"][0]["where"] == f"{path}:{where}" and content["waterfall"][1]["rows"] == 2
+        path = write_rows(some)
+        content = audit(path, renderer=renderer, max_length=20)
+        found = finding(content, "no_labels")
+        assert found["severity"] == "error" and found["count"] == 2
+        assert found["examples"][0]["where"] == f"{path}:{where}" and content["waterfall"][1]["rows"] == 2
 
 
 def test_rows_beyond_max_length_are_those_of_the_forecast(write_rows: WriteRows, renderer: Any) -> None:
@@ -309,7 +309,7 @@ def test_evaluation_data_is_read_strictly(write_rows: WriteRows) -> None:
 
 
 def test_cleaning_loses_nothing(write_rows: WriteRows) -> None:
-    """Kept and dropped rows are the input, each as it was, with the policy's reasons; what is kept loads again."""
+    """Kept and dropped rows are the input, each as it was, with its reasons; what is kept loads again."""
     rows = [*planted_rows(clean=150, each=5), {"instruction": "x", "output": 3.0, "note": [1, None, "é"]}]
     path = write_rows(rows)
     content = audit(path, clean=path.parent / "out")
@@ -377,23 +377,15 @@ def test_cleaning_never_overwrites(write_rows: WriteRows) -> None:
     assert sorted(path.parent.iterdir()) == sorted([path, path.parent / "out"])
 
 
-def test_policy_decides_what_is_dropped(write_rows: WriteRows, tmp_path: Path) -> None:
-    """A policy of one's own drops what it names; names that are no check and other keys are refused at their line."""
-    path, policy = write_rows(planted_rows(clean=150, each=5)), tmp_path / "policy.yaml"
-    policy.write_text("drop: [identity, placeholder]\n")
-    audit(path, clean=tmp_path / "out", policy=policy)
+def test_checks_named_decide_what_is_dropped(write_rows: WriteRows, tmp_path: Path) -> None:
+    """`drop` names all that is dropped; a name that is no check is refused with the nearest one."""
+    path = write_rows(planted_rows(clean=150, each=5))
+    audit(path, clean=tmp_path / "out", drop=["identity", "placeholder"])
     dropped = lines(tmp_path / "out" / DROPPED)
     assert Counter(reason for row in dropped for reason in row["reasons"]) == {"identity": 5, "placeholder": 5}
-    for wrong, message in {
-        "\ndrop: [identitty]": r"policy.yaml:2: drop: .*did you mean 'identity'",
-        "keep: []\ndrop: []": "policy.yaml:1: drop: expected this key alone",
-        "drop: identity": "with a list",
-        "drop: [[malformed]]": "no check",
-    }.items():
-        policy.write_text(wrong)
-        with pytest.raises(InputError, match=message):
-            audit(path, policy=policy)
-    assert DEFAULT_POLICY.is_file()
+    with pytest.raises(InputError, match=r"--drop: 'identitty' is no check. Fix: did you mean 'identity'"):
+        audit(path, drop=["identitty"])
+    assert set(DROPPED_CHECKS) <= set(CHECKS)
 
 
 def test_overlap_with_the_recipes_own_split(

@@ -12,7 +12,7 @@ from sft_recipes.audit.diversity import (
     openers,
     repeated_lines,
 )
-from sft_recipes.audit.rows import audit_rows
+from sft_recipes.audit.finding import audit_rows
 from tests.audit.planted import example, plant
 
 

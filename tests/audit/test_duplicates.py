@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from sft_recipes.audit.duplicates import check_duplicates
-from sft_recipes.audit.finding import Finding
-from sft_recipes.audit.rows import audit_rows
+from sft_recipes.audit.finding import Finding, audit_rows
 from sft_recipes.messages import Example
 from tests.audit.planted import Planted, example, plant
 
@@ -50,7 +49,6 @@ def found(planted: Planted) -> dict[str, Finding]:
         ("near_duplicate", ["polite", "substituted"]),
         ("template_variant", ["template_variant"]),
         ("duplicate_prompt", ["duplicate_prompt"]),
-        ("duplicate_response", ["duplicate_response"]),
     ],
 )
 def test_planted_copies_are_found(
@@ -67,22 +65,23 @@ def test_planted_copies_are_found(
 def test_clean_rows_are_not_flagged() -> None:
     """Rows without a copy raise nothing, and every check is there to say so."""
     findings, data = check_duplicates(audit_rows(plant(each=0).examples))
-    exact = ["duplicate_row", "duplicate_messages", "duplicate_prompt", "duplicate_response"]
+    exact = ["duplicate_row", "duplicate_messages", "duplicate_prompt"]
     close = ["near_duplicate", "near_duplicate_prompt", "template_variant"]
     assert [finding.check for finding in findings] == [*exact, *close]
-    assert all(not finding.rows and finding.share == 0 and "{" not in finding.definition for finding in findings)
+    assert all(
+        not finding.rows and finding.as_json()["share"] == 0 and "{" not in finding.definition for finding in findings
+    )
     assert data["exact"] == {"row": 0, "messages": 0, "prompt": 0, "response": 0}
 
 
-def test_short_answers_repeat_without_a_warning() -> None:
-    """Equal short answers to different prompts are counted and not flagged; equal long ones are."""
+def test_answers_repeat_without_a_warning() -> None:
+    """Equal answers to different prompts are counted and not flagged."""
     answers = ["yes", "18", "The answer is B.", PASSAGE]
     rows = [
         example(f"Question about {topic}: {text_of}?", answer) for answer in answers for topic, text_of in QUESTIONS
     ]
     findings, data = check_duplicates(audit_rows(_numbered(rows)))
     by_check = {finding.check: finding for finding in findings}
-    assert flagged(by_check, "duplicate_response") == {10, 11}
     assert data["exact"]["response"] == 8
     assert not any(by_check[check].rows for check in ("duplicate_row", "duplicate_messages"))
     # A long answer makes rows near-duplicates whatever the prompt; a short one never does.
@@ -173,5 +172,5 @@ def test_pairs_just_below_the_threshold_are_shown() -> None:
 def test_no_rows() -> None:
     """No rows give findings over nothing."""
     findings, data = check_duplicates([])
-    assert all(finding.share is None for finding in findings)
+    assert all(finding.as_json()["share"] is None for finding in findings)
     assert data["rows"] == 0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
+from sft_recipes.audit.finding import AuditRow, audit_rows
 from sft_recipes.audit.lengths import TokenLengths, forecast, measure_tokens, smallest_fitting, summarise_lengths
-from sft_recipes.audit.rows import AuditRow, audit_rows
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
 from sft_recipes.messages import Example

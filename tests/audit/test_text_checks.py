@@ -8,8 +8,7 @@ import pytest
 import yaml
 from tqdm import tqdm
 
-from sft_recipes.audit.finding import CHECKS, Finding, excerpt
-from sft_recipes.audit.rows import audit_rows
+from sft_recipes.audit.finding import CHECKS, Finding, audit_rows, excerpt
 from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.messages import Example
 from sft_recipes.response_patterns import PATTERNS, find_refusal
@@ -120,15 +119,6 @@ def test_control_tokens_of_the_runs_own_tokenizer() -> None:
     pair = ("Say it.", "It is <turn|> here.")
     assert check(pair) == {}
     assert check(pair, own=("<turn|>",))["control_tokens"].rows[0].detail == "assistant (turn 2): '<turn|>'"
-
-
-def test_processes_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many rows are checked in several processes with the same outcome, in the same order."""
-    examples = list(plant(clean=100, each=5).examples)
-    alone = text_findings(audit_rows(examples), ["<turn|>"], tqdm(disable=True))
-    monkeypatch.setattr("sft_recipes.audit.text_checks._ROWS_FOR_PROCESSES", 10)
-    monkeypatch.setattr("sft_recipes.audit.text_checks._BATCH", 50)
-    assert text_findings(audit_rows(examples), ["<turn|>"], tqdm(disable=True)) == alone
 
 
 @pytest.mark.parametrize("length", range(90, 125))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation.evaluator import (
     Evaluation,
@@ -19,8 +20,9 @@ from sft_recipes.evaluation.evaluator import (
     read_evaluation,
     write_evaluation,
 )
-from sft_recipes.evaluation.metrics import BINARY_METRICS
+from sft_recipes.evaluation.metrics import PAIRED_METRICS
 from sft_recipes.messages import Example
+from tests.data.template_tokenizers import tokenizer_for
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,34 @@ def test_template_text_and_control_tokens_count_as_leaks(make_model, renderer, e
         assert evaluation.flags[flag].value == 1.0
 
 
+@pytest.mark.parametrize(
+    ("text", "reference", "reasoning", "response", "flags"),
+    [
+        ("<think>\nhm\n</think>\n\nBlue.", "Blue.", "<think>\nhm\n", "Blue.", []),
+        ("hm</think>\n\nBlue.", "Blue.", "hm", "Blue.", []),
+        ("\nBlue.", "Blue.", None, "\nBlue.", []),
+        ("<think>\nhm", "Blue.", None, "<think>\nhm", ["special_token_leak"]),
+        ("<think>\nhm\n</think>\n\n", "Blue.", "<think>\nhm\n", "", ["empty"]),
+        ("a</think>b", "x</think>y", None, "a</think>b", []),
+    ],
+)
+def test_answers_are_judged_without_their_reasoning(
+    make_model, text: str, reference: str, reasoning: str | None, response: str, flags: list[str]
+) -> None:
+    """What a reasoning model writes before its answer is kept apart; reasoning that never ends is a leak."""
+    tokenizer = tokenizer_for("qwen3")
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    model = make_model()
+    model.generate = lambda input_ids, **_: input_ids.new_tensor([[*row, *ids] for row in input_ids.tolist()])
+    answer = {"role": "assistant", "content": reference, "reasoning_content": "hm"}
+    example = Example([{"role": "user", "content": "Name a colour."}, answer], "a.jsonl", 0)
+    settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": 1, "progress": False}
+    (row,) = evaluate(model, ChatRenderer(tokenizer), [example], **settings).rows
+    assert (row["reasoning"], row["response"], row["flags"]) == (reasoning, response, flags)
+    assert row["exact_match"] is (response.strip() == reference)
+    assert row["response_tokens"] == len(tokenizer(response)["input_ids"])
+
+
 def test_control_tokens_are_markup_not_words(tokenizer) -> None:
     """Special tokens and added markup count; an added plain word and added whitespace do not."""
     import copy
@@ -119,10 +149,11 @@ def test_half_a_surrogate_pair_can_be_written(tuned, tmp_path) -> None:
 def test_comparison_is_paired_by_row(tuned) -> None:
     """Gained and lost rows are counted per prompt, tuned minus base."""
     differences = compare(answered(tuned, {0: True, 1: True}), answered(tuned, {1: True, 2: True, 3: True}))
-    assert set(differences) == set(BINARY_METRICS)
+    assert set(differences) == {*PAIRED_METRICS} - {"tool_call_exact"}, "no row here has a tool call to make"
     exact = differences["exact_match"]
     assert (exact.gained, exact.lost, exact.n, exact.value) == (2, 1, 6, pytest.approx(1 / 6))
     assert differences["eos_rate"].value == 0.0
+    assert (differences["token_f1"].n, differences["token_f1"].unit) == (6, "score 0 to 1")
 
 
 def test_other_rows_cannot_be_compared(tuned) -> None:

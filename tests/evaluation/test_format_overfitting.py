@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template, load_chat_template
 from sft_recipes.evaluation.evaluator import evaluate, write_evaluation
-from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS, VARIANTS, FormatOverfitting, ask_formats
+from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS, VARIANTS, FormatOverfitting, format_questions
+from sft_recipes.evaluation.training_rows import RUNS
 from sft_recipes.messages import Example
 from sft_recipes.recipe import TemplateSettings
 from tests.conftest import build_model, build_tokenizer
@@ -65,8 +66,8 @@ def measure(
     options = {**OPTIONS, "template_segments": renderer.template_segments}
 
     def ask(model: Any) -> Any:
-        asked = evaluate(model, renderer, examples, **options)
-        return ask_formats(partial(evaluate, model, **options), asked, renderer, examples, native)
+        questions = format_questions(renderer, examples, native)
+        return {name: evaluate(model, one, asked, **options) for name, (one, asked) in questions.items()}
 
     return FormatOverfitting(ask(tuned), None if base is None else ask(base))
 
@@ -148,15 +149,9 @@ def test_each_format_puts_the_same_conversation_differently(renderer: ChatRender
         {"role": "user", "content": "Two?"},
         {"role": "assistant", "content": "2"},
     ]
-    prompts: dict[int, str] = {}
-
-    def answer(renderer: Any, examples: list[Example]) -> Any:
-        prompts[len(prompts)] = renderer.render(examples[0].messages[:-1], add_generation_prompt=True)
-        return None
-
-    first = evaluate(model(renderer, lambda prompt: ("2", True)), renderer, [Example(messages, "x", 0)], **OPTIONS)
-    ask_formats(answer, first, renderer, [Example(messages, "x", 0)])
-    assert list(prompts.values()) == [
+    questions = format_questions(renderer, [Example(messages, "x", 0)])
+    assert questions.pop("template") == (renderer, [Example(messages, "x", 0)])
+    assert [one.render(messages[:-1], add_generation_prompt=True) for one, _ in questions.values()] == [
         "Be brief.\n\nOne?\n\n1\n\nTwo?\n\n",
         "Be brief.\n\nQuestion: One?\n\nAnswer: 1\n\nQuestion: Two?\n\nAnswer:",
         "Be brief.\n\nUSER:\nOne?\n\nASSISTANT:\n1\n\nUSER:\nTwo?\n\nASSISTANT:\n",
@@ -171,15 +166,10 @@ def test_variants_begin_with_bos_where_the_tokenizer_does() -> None:
     own.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", own.convert_tokens_to_ids("<s>"))]
     )
-    renderer, starts = attach_chat_template(own, TemplateSettings()), []
-
-    def answer(renderer: Any, examples: list[Example]) -> None:
-        starts.append(renderer.prompt_ids(examples[0].messages[:-1]).count(own.bos_token_id))
-
     row = example("Name a colour.", "Blue.", 0)
-    first = evaluate(model(renderer, lambda prompt: ("Blue.", True)), renderer, [row], **OPTIONS)
-    ask_formats(answer, first, renderer, [row])  # type: ignore[arg-type]
-    assert starts == [1, 1, 1]
+    questions = format_questions(attach_chat_template(own, TemplateSettings()), [row])
+    starts = [one.prompt_ids(row.messages[:-1]).count(own.bos_token_id) for one, _ in questions.values()]
+    assert starts == [1, 1, 1, 1]
 
 
 def test_conversations_with_tools_are_left_out(renderer: ChatRenderer, asked: list[Example]) -> None:
@@ -209,7 +199,7 @@ def test_no_prompts(renderer: ChatRenderer) -> None:
     """n = 0: every indicator without a value, never 0."""
     content = measured(renderer, [], lambda prompt: ("Blue.", True), lambda prompt: ("Blue.", True))
     assert {(one["value"], one["n"]) for one in content["indicators"].values()} == {(None, 0)}
-    assert set(content["indicators"]) == set(FORMAT_METRICS)
+    assert set(content["indicators"]) == set(FORMAT_METRICS) - set(RUNS)
     assert set(content["format_spread"].values()) == {None}
 
 
@@ -222,8 +212,8 @@ def test_the_panel_shows_formats_indicators_and_the_worst_prompts(
         return ("Blue." if under_template(prompt) else "<b>Green"), True
 
     tuned = model(renderer, answer)
-    found = measure(tuned, tuned, renderer, asked)
-    assert isinstance(found, FormatOverfitting)
+    found = replace(measure(tuned, tuned, renderer, asked), memorised={name: [0.0, 1.0, 0.0, 0.0] for name in RUNS})
+    assert found.as_json()["indicators"]["memorised_share"]["value"] == 0.25
     extra = {"format_overfitting": found.as_json()}
     write_evaluation(found.tuned["template"], tmp_path, info={"model": "tiny"}, extra=extra)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from sft_recipes import cli
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation import standalone
 from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, write_evaluation
-from sft_recipes.evaluation.gate import check_base, judge, parse_gate, read_gate
+from sft_recipes.evaluation.gate import check_possible, judge, parse_gate, read_gate
 from sft_recipes.evaluation.metrics import Answer, score_row
 from sft_recipes.report.page import macros
 from sft_recipes.statistics import mean_of_differences, proportion_of
@@ -198,8 +198,9 @@ REFUSED: Sequence[tuple[Any, str]] = (
     ({"at_least": 0.9}, r"gate\[0\]: needs one metric or one flag"),
     ({"metric": "exact_match", "flag": "loop", "at_least": 0}, r"gate\[0\]: needs one metric or one flag"),
     ({"metric": "length_ratio", "compared_with": "base", "at_most": 1}, "length_ratio is no mean of rows"),
-    ({"metric": "format_gap", "compared_with": "base", "at_most": 1}, "format_gap compares formats already"),
-    ({"metric": "format_gap_did", "by": "task_type", "at_most": 1}, "format_gap_did compares formats already"),
+    ({"metric": "format_gap", "compared_with": "base", "at_most": 1}, "format_gap has its own comparison"),
+    ({"metric": "format_gap_did", "by": "task_type", "at_most": 1}, "format_gap_did has its own comparison"),
+    ({"metric": "over_refusal", "at_most": 0.1, "n": 199}, "fewer prompts of a kind decide nothing"),
 )  # fmt: skip
 
 
@@ -239,19 +240,22 @@ def test_the_quickstarts_gate_fits_its_test_rows() -> None:
 
 
 def test_a_base_that_is_missing_is_said_before_anything_is_generated() -> None:
-    """A comparison needs a base's answers, a difference of gaps its model."""
-    compared, gap = parse_gate(
+    """A comparison needs a base's answers, a difference of gaps its model, a share of copied answers training rows."""
+    compared, gap, copied = parse_gate(
         [
             {"metric": "exact_match", "compared_with": "base", "at_least": 0},
             {"metric": "format_gap_did", "at_most": 0.1},
+            {"metric": "memorised_share", "at_most": 0.1},
         ],
         "",
     )
-    check_base([compared, gap], model=True, answers=True)
-    check_base([compared], model=False, answers=True)
+    with pytest.raises(InputError, match=r"memorised_share: .*no prepared training rows.*Fix: evaluate the run folder"):
+        check_possible([copied], model=True, answers=True, trained=False)
+    check_possible([compared, gap], model=True, answers=True, trained=True)
+    check_possible([compared], model=False, answers=True, trained=True)
     for bound, answers_there in ((compared, False), (gap, True)):
-        with pytest.raises(InputError, match=r"there is no base to compare with. Fix: add --base MODEL"):
-            check_base([bound], model=False, answers=answers_there)
+        with pytest.raises(InputError, match=r"there is no base to .*Fix: add --base MODEL"):
+            check_possible([bound], model=False, answers=answers_there, trained=True)
 
 
 def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sft_recipes.errors import InputError
 from sft_recipes.evaluation import metrics
-from sft_recipes.evaluation.metrics import FLAGS, Answer, check_expected_format, score_row, summarise, summarise_flags
+from sft_recipes.evaluation.metrics import FLAGS, Answer, score_row, summarise, summarise_flags
+from sft_recipes.report.evaluation_report import METRIC_TEXTS
 
 LEAKS = {
     "control_tokens": ["<|im_end|>", "<eos>"],
@@ -162,6 +163,7 @@ def test_rates_over_rows() -> None:
     summary = summarise(rows)
     assert {name: summary[name].value for name in metrics.BINARY_METRICS} == {
         "exact_match": 1 / 3,
+        "tool_call_exact": None,
         "completion_rate": 0.75,
         "format_adherence": 0.75,
         "eos_rate": 0.5,
@@ -188,15 +190,145 @@ def test_no_rows_no_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "expected", [{"type": "yaml"}, {"type": "bullets"}, {"type": "bullets", "n": True}, "json", {}, {"n": 2}, [1]]
+    ("reference", "response", "f1"),
+    [
+        ("Blue.", "blue", 1.0),
+        ("The sky is blue", "a sky, blue!", 4 / 5),
+        ("a b b", "b b b", 4 / 5),
+        ("red", "blue", 0.0),
+        ("", "", 1.0),
+        ("the", "...", 1.0),
+        ("red", "", 0.0),
+        ("", "red", 0.0),
+        ("don't", "dont", 1.0),
+        ("ÄPFEL und Birnen", "äpfel oder birnen", 2 / 3),
+    ],
 )
-def test_unknown_formats_are_refused(expected: Any) -> None:
-    """A format nobody can check is an error that names the row, never a pass."""
-    with pytest.raises(InputError, match=r"^a\.jsonl:3: expected_format: .* Fix: "):
-        check_expected_format(expected, "a.jsonl:3")
+def test_token_f1(reference: str, response: str, f1: float) -> None:
+    """Words count as often as both texts have them; case, punctuation and English articles do not count."""
+    assert score(response, reference)["token_f1"] == pytest.approx(f1)
 
 
-@pytest.mark.parametrize("expected", [None, JSON, BULLETS, {"type": "json", "n": None}])
-def test_known_formats_pass(expected: Any) -> None:
-    """Also with the null members that columnar files add."""
-    check_expected_format(expected, "a.jsonl:3")
+@pytest.mark.parametrize(
+    ("reference", "response", "f1"),
+    [
+        ("police killed the gunman", "police kill the gunman", 3 / 4),
+        ("police killed the gunman", "the gunman kill police", 2 / 4),
+        ("the cat", "THE cat.", 1.0),
+        ("a b c d", "a c", 2 * 2 / 6),
+        ("a b", "b a", 1 / 2),
+        ("", "", 1.0),
+        ("?", "!", 1.0),
+        ("red", "", 0.0),
+    ],
+)
+def test_rouge_l(reference: str, response: str, f1: float) -> None:
+    """The first two are the examples of Lin's paper (2004): the order of the shared words counts, gaps do not."""
+    assert score(response, reference)["rouge_l"] == pytest.approx(f1)
+
+
+def test_comparisons_need_a_reference() -> None:
+    """Without a reference exact match, token F1, ROUGE-L and the chapter's length ratio have no value."""
+    row = score("Blue.", None)
+    assert [row[name] for name in ("exact_match", "token_f1", "rouge_l", "chapter_length_ratio")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("response", "settings", "value"),
+    [
+        ("Blue.", {}, 1.0),
+        ("", {}, 0.0),
+        ("Blue.<|im_end|>", {}, 0.0),
+        ("### Response:\nBlue.", {}, 0.0),
+        ("Blue", {"stop_reason": "length"}, 0.5),
+        (FENCE, {"stop_reason": "length"}, 0.0),
+        (FENCE + "<eos>", {"stop_reason": "length"}, 0.0),
+        (LONG + " Sure.", {"instruction": LONG}, 0.5),
+        (SENTENCE * 3, {}, 0.0),
+        (SENTENCE * 7 + "end of it", {}, 0.5),
+        ("one two", {"expected_format": {"max_words": 1}}, 0.5),
+        (
+            "one two",
+            {"expected_format": {"max_words": 1, "min_words": 1, "no_commas": True, "lower_case": True}},
+            0.875,
+        ),
+        ('{"a"', {"expected_format": JSON}, 0.0),
+    ],
+)
+def test_graded_adherence(response: str, settings: dict, value: float) -> None:
+    """1 less 1 for leaks, loops, next turns and no answer, 0.5 for others, 0.5 x the share of broken constraints."""
+    row = score(response, **settings)
+    assert row["format_adherence_graded"] == value
+    assert (value == 1.0) is row["well_formed"]
+
+
+def test_repetition_inside_answers() -> None:
+    """Of five 4-grams four are different; diversity multiplies what is not repeated, for n from 2 to 4."""
+    row = score("a b c d a b c d")
+    assert row["rep_4"] == pytest.approx(1 / 5)
+    assert row["diversity"] == pytest.approx((4 / 7) * (4 / 6) * (4 / 5))
+    assert (score("a b c")["rep_4"], score("a b c")["diversity"], score("")["rep_4"]) == (None, None, None)
+    summary = summarise([row_of(1.0) | {"rep_4": value} for value in (0.0, 0.5, None)])
+    assert (summary["rep_4"].value, summary["rep_4"].n, summary["rep_4"].n_excluded) == (0.25, 2, 1)
+    assert (summary["rep_4"].higher_is_better, summary["diversity"].higher_is_better) == (False, True)
+
+
+def opened(*openers: str | None) -> dict:
+    """The summary of rows with these openers."""
+    return summarise([row_of(1.0) | {"opener": one} for one in openers])
+
+
+def test_openers_over_rows() -> None:
+    """Share of the most frequent one and entropy over that of n different ones; rows without an opener do not count."""
+    summary = opened("sure, here is a", "sure, here is a", "as an ai model", "the sky is blue", None)
+    assert (summary["opener_top1"].value, summary["opener_top1"].n, summary["opener_top1"].n_excluded) == (0.5, 4, 1)
+    entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)) / math.log(4)
+    assert summary["opener_entropy"].value == pytest.approx(entropy)
+    for name in ("opener_top1", "opener_entropy"):
+        assert summary[name].higher_is_better is None
+        assert 0 <= summary[name].ci_low <= summary[name].value <= summary[name].ci_high <= 1
+
+
+def test_openers_all_alike_all_different_one_and_none() -> None:
+    """All alike: 1 and 0; all different: 1 / n and 1, the interval not below it as resampling alone would have it."""
+    values = {
+        key: [(one.value, one.ci_high) for one in (summary["opener_top1"], summary["opener_entropy"])]
+        for key, summary in {
+            "alike": opened(*["sure"] * 20),
+            "different": opened(*map(str, range(20))),
+            "one": opened("sure"),
+            "none": opened(None, None),
+        }.items()
+    }
+    assert values["alike"] == [(1.0, 1.0), (0.0, 0.0)]
+    assert values["different"][0][0] == 1 / 20 and values["different"][1] == (1.0, 1.0)
+    assert values["one"] == [(1.0, None), (0.0, None)]
+    assert values["none"] == [(None, None), (None, None)]
+
+
+@pytest.mark.slow
+def test_openers_intervals_hold_the_expected_value() -> None:
+    """In 300 draws of 150 rows the intervals hold the statistic's expected value at that n in at least 90 %."""
+    rng, shares = np.random.default_rng(0), np.array([0.3, 0.2, *[0.05] * 10])
+    draws = rng.choice(len(shares), (300, 150), p=shares)
+    for name in ("opener_top1", "opener_entropy"):
+        text = METRIC_TEXTS[name]
+        found = [metrics.estimate(text, [f"{code}" for code in draw]) for draw in draws]
+        truth = np.mean([one.value for one in found])
+        assert np.mean([one.ci_low <= truth <= one.ci_high for one in found]) >= 0.9
+
+
+def test_every_metric_has_a_value_its_unit_and_its_direction() -> None:
+    """An ordinary row has a value for every metric, so no name in the YAML is one that rows do not have."""
+    row = score("Sure, the sky is blue, the sky is blue.", max_new_tokens=9, response_tokens=9, reference_tokens=9)
+    for name, estimate in summarise([row | {"tool_call_exact": True}] * 3).items():
+        text = METRIC_TEXTS[name]
+        assert estimate.value is not None, name
+        assert (estimate.n, estimate.unit, estimate.higher_is_better) == (3, text.unit, text.higher_is_better)
+
+
+def test_rows_of_an_earlier_version_are_read() -> None:
+    """A sample without the newer scores has none for them; the others stay as they were."""
+    row = {key: value for key, value in row_of(1.0).items() if key not in ("token_f1", "tool_call_exact", "opener")}
+    summary = summarise([row])
+    assert (summary["exact_match"].value, summary["token_f1"].value, summary["opener_top1"].n) == (1.0, None, 0)

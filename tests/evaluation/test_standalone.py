@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
+from sft_recipes import run_folder
+from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data.prepare import prepare
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation import standalone
+from sft_recipes.evaluation.format_overfitting import TEMPLATE, VARIANTS
 from sft_recipes.evaluation.standalone import EvaluationRequest, evaluate_standalone
+from sft_recipes.models import load_tokenizer
+from sft_recipes.recipe_keys import load_recipe
 
 Save = Callable[..., str]
 
@@ -94,14 +104,157 @@ def test_a_base_with_too_few_embedding_rows_is_refused(save, rows, tmp_path) -> 
 
 
 def test_only_the_main_process_writes(save, rows, tmp_path, monkeypatch) -> None:
-    """Another rank has the same result and touches no file."""
+    """Another rank has the same result, touches no file and prints nothing."""
     from accelerate import PartialState
 
-    state = type("State", (), {"is_main_process": False})
     assert PartialState().is_main_process
-    monkeypatch.setattr(standalone, "PartialState", state)
-    assert len(ask(save("tuned"), rows, tmp_path, max_rows=2).evaluation.rows) == 2
+    monkeypatch.setattr(standalone, "PartialState", lambda **_: SimpleNamespace(is_main_process=False))
+    result = ask(save("tuned"), rows, tmp_path, max_rows=2)
+    assert len(result.evaluation.rows) == 2 and not result.is_main
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def run(save, write_rows, tmp_path) -> str:
+    """A run folder as training leaves it, of 30 rows of two task types, without the training."""
+    trained = [
+        {"instruction": f"Say {name} {index}.", "output": f"{name} {index}", "task_type": name}
+        for name in ("low", "high")
+        for index in range(15)
+    ]
+    write_rows(trained)
+    folder = Path(save("run", seed=1))
+    keys = {"model_name_or_path": save("base"), "dataset_name": "../train.jsonl", "output_dir": "./"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**keys, "system_prompt": "Be brief."}), encoding="utf-8")
+    (folder / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "eval_loss": 1.5}\n', encoding="utf-8")
+    recipe = load_recipe(folder / "recipe.yaml")
+    renderer = attach_chat_template(load_tokenizer(str(folder)), recipe.template)
+    renderer.tokenizer.save_pretrained(folder)
+    data = prepare(recipe, renderer, folder / "prepared", progress=False)
+    run_folder.write_json(folder / "data.json", dict(data.summary))
+    return str(folder)
+
+
+@pytest.fixture
+def mixed(write_rows) -> str:
+    rows = [("low", "Say low 3."), ("low", "Say low 99."), ("new", "Say new.")]
+    return str(
+        write_rows([{"instruction": text, "output": "x", "task_type": name} for name, text in rows], "mixed.jsonl")
+    )
+
+
+def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
+    """Base, shots, an earlier evaluation, formats and safety: each asked once, written, compared, reported in order."""
+    ask(run, mixed, tmp_path, output=tmp_path / "before")
+    asked: list[int] = []
+    real = standalone.evaluator.evaluate
+
+    def spy(model: Any, renderer: Any, examples: Any, **options: Any) -> Any:
+        asked.append(len(examples))
+        return real(model, renderer, examples, **options)
+
+    monkeypatch.setattr(standalone.evaluator, "evaluate", spy)
+    options: dict[str, Any] = {"base": str(tmp_path / "base"), "compare": [str(tmp_path / "before")], "shots": 2}
+    (tmp_path / "own.csv").write_text("prompt,label\nHow?,safe\nWhy?,unsafe\n", encoding="utf-8")
+    options |= {"safety_data": str(tmp_path / "own.csv"), "format_overfitting": True}
+    result = ask(run, mixed, tmp_path, **options)
+    # The data; three neutral formats; the safety prompts under four formats and without the system prompt.
+    assert asked[:9] == [3, 3, 3, 3, *[2] * 5]
+    assert asked[9:] == [*asked[:9], 3]
+    out = tmp_path / "out"
+    assert {str(path.parent.relative_to(out)) for path in out.rglob("samples.jsonl")} == {
+        ".",
+        *(f"{model}{part}" for model in ("", "base/") for part in PARTS),
+        "base",
+        "base/shots",
+    }
+    content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert [one["name"] for one in content["comparisons"]] == ["base", "base, 2 shots", str(tmp_path / "before")]
+    assert content["task_differences"]["new"]["training_rows"] == 0
+    # "Say low 3." is asked here, so it is no training row.
+    assert content["task_differences"]["low"]["training_rows"] == 14
+    assert content["training_curves"] == {"loss": [[1, 2.0]], "eval_loss": [[1, 1.5]]}
+    assert content["format_overfitting"]["indicators"]["memorised_share"]["n"] == 3
+    assert content["safety"]["prompts"] == str(tmp_path / "own.csv")
+    shots = [
+        json.loads(line) for line in (out / "base" / "shots" / "samples.jsonl").read_text("utf-8").split("\n") if line
+    ]
+    for row in shots:
+        assert row["messages"] == result.evaluation.rows[row["row"]]["messages"]
+        assert row["prompt"].count("### Response:") == 3 and row["prompt"].startswith("Be brief.")
+        assert row["prompt"].count("Say low 3.") == (row["row"] == 0)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    places = [page.index(f"<h2>{title}</h2>") for title in TITLES]
+    assert places == sorted(places)
+    result.print(examples=0)
+
+
+PARTS = [
+    *(f"formats/{name}" for name in (TEMPLATE, *VARIANTS)),
+    *(f"safety/{name}" for name in (TEMPLATE, *VARIANTS, "no_system_prompt")),
+]
+TITLES = (
+    "Differences",
+    "Metrics",
+    "Task types",
+    "Format overfitting",
+    "Health of the output",
+    "Answers",
+    "Over training",
+    "Safety",
+    "Provenance",
+)
+
+
+def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_path, capsys) -> None:
+    """Task types then say "not known" and provenance says why; asked for shots it is an error instead."""
+    (tmp_path / "train.jsonl").unlink()
+    result = ask(run, mixed, tmp_path)
+    assert result.extra["task_differences"]["low"] == {"training_rows": None}
+    info = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["info"]
+    assert "not known: " in info["training_rows"] and "train.jsonl" in info["training_rows"]
+    result.print(examples=0)
+    assert "not known" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"train\.jsonl"):
+        ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots=1)
+
+
+def test_shots_need_a_run_and_a_base(run, save, mixed, tmp_path) -> None:
+    """A model without training rows, and a run without a base to show them to, are refused."""
+    for model, base in ((run, None), (save("plain"), save("other"))):
+        with pytest.raises(InputError, match=r"--shots: .*both are needed. Fix: evaluate a run folder and add --base"):
+            ask(model, mixed, tmp_path, base=base, shots=1)
+
+
+def test_shots_that_do_not_fit_are_refused_before_anything_is_generated(run, mixed, tmp_path, monkeypatch) -> None:
+    """The prompts with shots are the longest: none of the others is answered first."""
+    monkeypatch.setattr(standalone.evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated"))
+    with pytest.raises(InputError, match=r"mixed\.jsonl:1: prompt: .* exceed the model's 512 positions"):
+        ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots=14, max_new_tokens=400)
+
+
+def test_raw_text_is_refused_with_its_place(run, write_rows, tmp_path) -> None:
+    """A row without a question cannot be answered, in whatever way it is asked."""
+    raw = str(write_rows([{"text": "once upon a time"}], "raw.jsonl"))
+    for more in ({}, {"format_overfitting": True}, {"base": str(tmp_path / "base"), "shots": 1}):
+        with pytest.raises(InputError, match=r"raw\.jsonl:1: messages: there is no prompt and answer"):
+            ask(run, raw, tmp_path, format="raw", **more)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_say_it_once(save, rows, tmp_path) -> None:
+    """Under `accelerate launch` on CPU the ranks find each other: one JSON object, equal to that of one process."""
+    model, root = save("tuned"), Path(__file__).parents[2]
+    options = ["evaluate", model, "--data", rows, "--max_new_tokens", "4", "--output", str(tmp_path / "out"), "--json"]
+    launch = ["accelerate.commands.launch", "--config_file", str(root / "accelerate_configs" / "ddp_cpu.yaml")]
+    found = []
+    for command in (["sft_recipes"], [*launch, "--num_processes", "2", "-m", "sft_recipes"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command, *options], cwd=root, capture_output=True, text=True, timeout=500
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1] and found[0]["n"] == 3
 
 
 def test_nothing_to_answer_is_an_error(save, rows, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from sft_recipes.errors import TrainingFault
+from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training import train as page
 from sft_recipes.training.trainer import RecipeTrainer
 from tests.conftest import build_model, build_tokenizer
@@ -70,6 +72,15 @@ def keep_trainer(monkeypatch: pytest.MonkeyPatch) -> list[RecipeTrainer]:
     return kept
 
 
+def second_batch(trainer: RecipeTrainer) -> set[int]:
+    """The numbers in the instructions of the second batch's rows, which are their rows in the file."""
+    torch.manual_seed(0)
+    batches = iter(trainer.get_train_dataloader())
+    next(batches)
+    texts = trainer.processing_class.batch_decode(next(batches)["input_ids"])
+    return {int(number) for text in texts for number in re.findall(r"\((\d+)\)", text)}
+
+
 @pytest.mark.parametrize("break_it", [nan_loss, inf_loss, nan_gradient])
 def test_fault_stops_before_the_step(
     write_recipe: Callable[..., Path],
@@ -88,6 +99,8 @@ def test_fault_stops_before_the_step(
     error = capsys.readouterr().err
     what = "gradient norm" if break_it is nan_gradient else "loss"
     assert f"step 2: the {what} is not finite" in error and "Fix:" in error
+    named = {int(row) for row in re.findall(r"train.jsonl row (\d+)", error)}
+    assert len(named) == 8 and named == second_batch(one_step)
     after, expected = weights(kept[0].model), weights(one_step.model)
     assert all(torch.equal(after[name], expected[name]) for name in expected)
     run = tmp_path / "run"
@@ -122,3 +135,28 @@ def test_nan_weight_in_the_base(
     assert page.main(["--config", str(path)]) == 3
     assert "step 1" in capsys.readouterr().err
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_rows_that_change_on_the_way_stop_the_run(
+    padding_free: bool, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collator that masks EOS, the classic fault of PAD = EOS, ends the run before its first step, unsaved."""
+    build, path = page.build_trainer, write_recipe(padding_free=padding_free)
+
+    def build_masking(*args: Any) -> RecipeTrainer:
+        trainer = build(*args)
+        collate: Any = trainer.data_collator
+
+        def masked(rows: Any) -> Any:
+            batch = collate(rows)
+            batch["labels"][batch["labels"] == trainer.processing_class.eos_token_id] = -100
+            return batch
+
+        trainer.data_collator = masked
+        return trainer
+
+    monkeypatch.setattr(page, "build_trainer", build_masking)
+    with pytest.raises(TrainingFault, match=r"^step 1: 8 rows in it have other ids or labels than prepared"):
+        page.train(load_recipe(path))
+    assert not list((path.parent / "run").glob("**/*.safetensors"))

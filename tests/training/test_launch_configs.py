@@ -11,7 +11,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 
-from sft_recipes.training.plan import Strategy, read_strategy
+from sft_recipes.training.check import Strategy, read_strategy
 
 CONFIGS = sorted((Path(__file__).parents[2] / "accelerate_configs").glob("*.yaml"))
 # Into how many shares of 8 processes weights, gradients and optimizer states are split, and what is offloaded.

@@ -21,7 +21,7 @@ def test_written_recipe_trains(base_folder: Path, write_rows: Callable[..., Path
     """The recipe written for a model and a file loads, points at both from its own folder, and trains to the end."""
     data = write_rows(instruction_rows(40))
     made = write_recipe(str(base_folder), str(data), None, tmp_path / "mine", force=False)
-    recipe = load_recipe(made.path, {"max_steps": 1, "per_device_train_batch_size": 2, "global_batch_size": 2})
+    recipe = load_recipe(made.path, {"max_steps": 2, "per_device_train_batch_size": 2, "global_batch_size": 2})
     assert Path(recipe.model_name) == base_folder.resolve()
     assert Path(recipe.data.datasets[0].path) == data.resolve()
     assert recipe.data.datasets[0].format == "instruction"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,9 +115,9 @@ def test_resumed_equals_uninterrupted(
     name = "adapter_model.safetensors" if "use_peft" in keys else "model.safetensors"
     left, right = load_file(whole / name), load_file(resumed / name)
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
-    losses = logged(whole)
     # Step 5 was logged before the interruption and is computed again after it.
-    assert logged(resumed)[-(len(losses) - 4) :] == losses[4:]
+    assert logged(resumed) == logged(whole) and logged(resumed, "num_tokens") == logged(whole, "num_tokens")
+    assert read(resumed / "consumption.json") == read(whole / "consumption.json")
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, before_micro_step: int) -> None:
@@ -155,7 +156,7 @@ def test_incomplete_newest_checkpoint_is_skipped(
     whole = train(load_recipe(path, {"output_dir": str(tmp_path / "whole")}))
     capsys.readouterr()
     train(load_recipe(path))
-    assert "skipped checkpoint-3: incomplete (optimizer.pt)" in capsys.readouterr().out
+    assert "skipped checkpoint-3: optimizer.pt is missing" in capsys.readouterr().out
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert (run / "checkpoint-keepme/optimizer.pt").is_file()
 
@@ -166,7 +167,7 @@ def test_changed_data_is_refused_on_resume(interrupted: tuple[Path, Path], tmp_p
     rows = tmp_path / "train.jsonl"
     original = rows.read_text()
     rows.write_text(original.replace("(39)", "(38)"))
-    with pytest.raises(InputError, match="data: the data, its template or its tokenizer changed since the checkpoints"):
+    with pytest.raises(InputError, match="data: the data, its template or its tokenizer changed since the checkpoint"):
         train(load_recipe(path))
     assert not (run / "model.safetensors").exists() and (run / "checkpoint-3").is_dir()
     rows.write_text(original)
@@ -180,7 +181,10 @@ def test_no_complete_checkpoint_is_a_fault(interrupted: tuple[Path, Path], capsy
     for number, name in ((1, "scheduler.pt"), (2, "model.safetensors"), (3, "trainer_state.json")):
         (run / f"checkpoint-{number}" / name).unlink()
     (run / "checkpoint-99").mkdir()
-    with pytest.raises(TrainingFault, match="no checkpoint in it is complete"):
+    with pytest.raises(
+        TrainingFault,
+        match=re.escape("no checkpoint in it is valid (checkpoint-99: it was never sealed; checkpoint-3: trainer"),
+    ):
         train(load_recipe(path))
     assert main(["--config", str(path)]) == 3
     assert "Fix: remove the checkpoint folders" in capsys.readouterr().err
@@ -199,12 +203,12 @@ def test_template_that_does_not_teach_to_stop_is_refused(write_recipe: Callable[
     ("keys", "message"),
     [
         ({"eval_strategy": "epoch"}, "eval_strategy: there are no eval rows"),
-        ({"load_best_model_at_end": True}, "load_best_model_at_end: nothing is evaluated"),
+        ({"load_best_model_at_end": True}, "load_best_model_at_end: has no effect with eval_strategy: not set"),
         ({"global_batch_size": 12}, "global_batch_size: 12 rows do not divide by 8"),
         ({"global_batch_size": 16, "gradient_accumulation_steps": 2}, "set together with global_batch_size"),
-        ({"lora_r": 4}, "lora_r: has no effect without LoRA"),
-        ({"load_in_4bit": True}, "load_in_4bit: has no effect without LoRA"),
-        ({"use_peft": True, "use_bnb_nested_quant": True}, "has no effect without load_in_4bit"),
+        ({"lora_r": 4}, "lora_r: has no effect with use_peft: not set"),
+        ({"load_in_4bit": True}, "load_in_4bit: quantized weights cannot be trained"),
+        ({"use_peft": True, "use_bnb_nested_quant": True}, "use_bnb_nested_quant: has no effect with load_in_4bit"),
         ({"fp16": True}, "fp16: needs a CUDA device"),
         ({"eval_split": 4, "eval_strategy": "epoch"}, "256 new tokens exceed the model's 256 positions"),
         ({"model_name_or_path": "./nowhere"}, "no such folder"),

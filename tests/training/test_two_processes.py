@@ -25,8 +25,8 @@ REPOSITORY = Path(__file__).parents[2]
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 
 
-def launch(path: Path, break_rank: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the recipe on two ranks with the shipped CPU config."""
+def launcher(path: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the recipe on two ranks with the shipped CPU config."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,10 +36,17 @@ def launch(path: Path, break_rank: str = "") -> subprocess.CompletedProcess[str]
         *("--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
         *(str(Path(__file__).with_name("two_ranks.py")), "--config", str(path)),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "BREAK_RANK": break_rank}
-    return subprocess.run(
-        command, env=environment, cwd=path.parent, capture_output=True, text=True, timeout=240, check=False
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        command, env=variables, cwd=path.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
+
+
+def launch(path: Path, break_rank: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the recipe on two ranks to its end."""
+    with launcher(path, BREAK_RANK=break_rank) as process:
+        _, error = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(process.args, process.returncode, "", error)
 
 
 def compare(write_recipe: Callable[..., Path], tmp_path: Path, **keys: Any) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.training import train as page
+from tests.training.killable import Fault
 
 
 def main() -> int:
     """Takes the arguments of `sft_recipes.training.train`; writes rank0.json and rank1.json beside the run folder.
 
-    BREAK_RANK in the environment names the rank whose losses are made infinite.
+    BREAK_RANK in the environment names the rank whose losses are made infinite, KILL_RANK the one that kills itself in
+    its forward pass number KILL_STEP.
     """
     rank = os.environ["RANK"]
     real_save = page.save
@@ -42,6 +45,8 @@ def main() -> int:
             return real_loss(self, *args, **kwargs) + float("inf")
 
         page.RecipeTrainer.compute_loss = broken  # type: ignore[method-assign]
+    if os.environ.get("KILL_RANK") == rank:
+        Fault("forward", nth=int(os.environ["KILL_STEP"]), before=True, signal=signal.SIGKILL).install()
     return page.main(sys.argv[1:])
 
 
