@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install quickstart test test-slow test-browser test-gpu check bench format clean
+.PHONY: install quickstart test test-slow test-browser test-gpu check bench bench-gate format clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +43,10 @@ bench: install
 	$(BIN)/python -m benchmarks.near_duplicates
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.training_step $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
+
+# Over an hour: twenty faults and twenty healthy seeds of the quickstart.
+bench-gate: install
+	$(BIN)/python -m benchmarks.gate_faults --jobs 2
 
 format: install
 	$(BIN)/ruff check --fix .

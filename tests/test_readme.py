@@ -35,7 +35,7 @@ def test_every_command_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     from sft_recipes.cli import app
 
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     verbs |= {group.name for group in app.registered_groups}
     for line in commands("test") + commands("slow") + commands("parse-only"):
         first, second = shlex.split(line)[:2]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_recipes.audit.contamination import check_contamination, check_split_leak
-from sft_recipes.audit.rows import AuditRow, audit_rows
+from sft_recipes.audit.finding import AuditRow, audit_rows
 from sft_recipes.messages import Example
 from tasks import TASKS, Row, draw_rows, reverse_as_json
 

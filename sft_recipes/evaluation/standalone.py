@@ -117,10 +117,7 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
     shots: Questions = {}
     if training and request.shots:
         shots["shots"] = (renderer, [*map(training.shown_to, examples)])
-    for asker, asked in (*questions.values(), *shots.values()):  # now, not when half of them are answered
-        chats = [example for example in asked if len(example.messages) > 1]
-        prompts = [asker.prompt_ids(example.messages[:-1], example.tools) for example in chats]
-        check_prompts(loaded.model, prompts, request.max_new_tokens, [example.where for example in chats])
+    _check_lengths(loaded.model, questions | shots, request.max_new_tokens)
 
     def ask(model: Any, questions: Questions) -> dict[str, Evaluation]:
         found: dict[str, Evaluation] = {}
@@ -160,6 +157,14 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
     if result.is_main:
         _write(result, tuned, base, info)
     return result
+
+
+def _check_lengths(model: Any, questions: Questions, max_new_tokens: int) -> None:
+    """Raise InputError for prompts that are too long now, not when half of them are answered."""
+    for renderer, asked in questions.values():
+        chats = [example for example in asked if len(example.messages) > 1]
+        prompts = [renderer.prompt_ids(example.messages[:-1], example.tools) for example in chats]
+        check_prompts(model, prompts, max_new_tokens, [example.where for example in chats])
 
 
 def _write(

@@ -8,6 +8,7 @@ Both are the same run; `--key value` after either overrides a key of the recipe.
 
 import contextlib
 import os
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -22,7 +23,7 @@ from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.prepare import PreparedData, load_prepared, prepare
 from sft_recipes.data.template_checks import check_template, require
-from sft_recipes.errors import InputError, Preempted, Problem, SFTRecipesError
+from sft_recipes.errors import InputError, Preempted, Problem, SFTRecipesError, TrainingFault
 from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, load_tokenizer, lora_config
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
@@ -78,7 +79,10 @@ def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
         trainer.secure(facts, preemption, consumption, checkpoint)
         if trainer.args.eval_strategy != "no":
             trainer.rehearsal = partial(rehearse_evaluation, trainer)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError as error:
+            raise TrainingFault(f"{checkpoint} holds code, which is not run: {error}. Fix: remove it.") from error
         if preemption.agreed:
             raise Preempted(f"stopped by a signal; checkpoint-{trainer.state.global_step} is sealed. Run it to go on.")
         return save(recipe, trainer, renderer)
