@@ -36,7 +36,7 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 from sft_recipes.recipe import Recipe, as_dict
 
-BATCH_ROWS = 1000
+BATCH_ROWS = 500
 # Held-out examples kept as messages for generation; evaluating more of them is the `evaluate` command's work.
 KEPT_EVAL_EXAMPLES = 1000
 
