@@ -25,6 +25,7 @@ from benchmarks.material import chatml_tokenizer, small_model
 from sft_recipes import run_folder
 from sft_recipes.data import prepare
 from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data.row_fingerprint import row_fingerprints
 from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe_keys import load_recipe
 
@@ -52,6 +53,7 @@ def write_prepared(folder: Path, rows: int, mean_tokens: int) -> None:
                 pa.array(generator.integers(0, 2**62, size=count)),
                 pa.array(lengths),
                 pa.array(trained.astype(np.int32)),
+                pa.array(row_fingerprints(ids, labels, np.concatenate([[0], ends]))),
             ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=prepare._SCHEMA))
 

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def main() -> None:
         # The vocabulary of the model, not of the tokenizer, sets the cost; ids are folded into it.
         vocabulary = 32_000
         train = data.train.map(lambda row: {key: _fold(row[key], vocabulary) for key in ("input_ids", "labels")})
-        data = PreparedData(data.folder, train, None, [], data.summary)
+        data = replace(data, train=train, eval=None, eval_examples=[])
         _compare(data, renderer.tokenizer, vocabulary, folder, options)
         _share_of_peak(data, renderer.tokenizer, vocabulary, folder, options.steps)
 

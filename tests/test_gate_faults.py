@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import fault_injections, gate_faults
@@ -109,7 +110,7 @@ def test_the_trainer_gets_the_changed_rows(
     monkeypatch.setattr(train, "build_trainer", lambda recipe, renderer, data: data)
     fault_injections.change_rows(fault_injections.prompt_trained)()
     rows = Dataset.from_dict({"input_ids": [ids for ids, _ in labelled], "labels": [labels for _, labels in labelled]})
-    data = PreparedData(Path(), rows, rows, [], {"rows": 10})
+    data = PreparedData(Path(), rows, rows, [], {"rows": 10}, np.empty(0, dtype=np.int64))
     given: Any = train.build_trainer(None, renderer, data)  # type: ignore[arg-type]
     assert given.summary == data.summary and given.train["input_ids"][:] == rows["input_ids"][:]
     assert given.train["labels"][:] == given.eval["labels"][:] == rows["input_ids"][:] != rows["labels"][:]

@@ -1,7 +1,7 @@
 """From a recipe to token ids on disk: one streaming pass, memory bounded, every row accounted for.
 
-The folder holds `train.arrow` (and `test.arrow`) with columns input_ids, labels, source, row, group, tokens and
-trained_tokens; `manifest.json` with the fingerprints of everything the ids depend on and of the files; `dropped.jsonl`
+The folder holds `train.arrow` (and `test.arrow`) with columns input_ids, labels, source, row, group, tokens,
+trained_tokens and fingerprint; `manifest.json` with the fingerprint of everything the ids depend on; `dropped.jsonl`
 and `rejects.jsonl` where rows were lost; `eval_examples.jsonl` with the held-out examples that generation is tried on.
 All ranks load it, none tokenizes again; a copy of it serves machines that have neither the sources nor a network.
 """
@@ -32,6 +32,7 @@ from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
 from sft_recipes.data.ledger import DroppedLog, SourceLedger
 from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples, source_files
 from sft_recipes.data.mixture import Indices, join_near_duplicates, mix, prompt_group, prompt_text, split_eval
+from sft_recipes.data.row_fingerprint import row_fingerprints
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 from sft_recipes.recipe import Recipe, as_dict
@@ -53,19 +54,24 @@ _SCHEMA = pa.schema(
         # Sums over these are sums over the rows, without reading them again at each start.
         "tokens": pa.int32(),
         "trained_tokens": pa.int32(),
+        "fingerprint": pa.int64(),
     }
 )
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Rows ready for the trainer. `train` and `eval` hold input_ids and labels; `summary` is what `data.json` says."""
+    """Rows ready for the trainer. `train` and `eval` hold input_ids and labels; `summary` is what `data.json` says.
+
+    `fingerprints`: one number for each training row, in their order (`row_fingerprint.py`).
+    """
 
     folder: Path
     train: Dataset
     eval: Dataset | None
     eval_examples: Sequence[Example]
     summary: Mapping[str, Any]
+    fingerprints: Indices
 
 
 def prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: bool = True) -> PreparedData:
@@ -219,6 +225,7 @@ def _record_batch(
             pa.array([groups[row.example] for row in rows], type=pa.int64()),
             pa.array(lengths),
             pa.array([row.trained_tokens for row in rows], type=pa.int32()),
+            pa.array(row_fingerprints(ids, labels, offsets)),
         ],
         schema=_SCHEMA,
     )
@@ -281,7 +288,8 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
         table.select(of).select_columns(["input_ids", "labels"]) for table, of in ((rows, kept), (held_out, held))
     )
     examples = _read_eval_examples(folder / "eval_examples.jsonl", set(eval_groups.tolist()), joined)
-    return PreparedData(folder, train, test if len(held) else None, examples, summary)
+    fingerprints = np.asarray(rows.data.column("fingerprint"), dtype=np.int64)[kept]
+    return PreparedData(folder, train, test if len(held) else None, examples, summary, fingerprints)
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) -> None:

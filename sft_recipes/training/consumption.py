@@ -18,8 +18,8 @@ from accelerate.utils import gather_object
 from sft_recipes.data.json_reader import display_path
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.prepare import PreparedData
+from sft_recipes.data.row_fingerprint import multipliers
 from sft_recipes.recipe import Recipe
-from sft_recipes.training.processes import on_main
 
 FILE = "consumption.npz"
 SHOWN = 20
@@ -32,16 +32,11 @@ class Consumption:
         device = torch.device("cpu") if device.type == "mps" else device  # which lacks some operations on integers
         self._stored = data.folder / "train.arrow"
         self._sources = [display_path(Path(source.path)) for source in recipe.data.datasets]
-        # Random odd multipliers for the ids and the labels of each position; the sums wrap around at 64 bits. No loss
-        # covers the first label, and packing masks it.
-        shape, random = (data.summary["train"]["longest"], 2), torch.Generator().manual_seed(0)
-        self._factors = torch.randint(-(2**63), 2**63 - 1, shape, generator=random) | 1
-        self._factors[0, 1] = 0
-        batches = data.train.with_format("arrow").iter(1000)
-        rows = on_main(lambda: torch.cat([self._of_table(batch) for batch in batches]))  # read once, 8 bytes a row sent
+        self._factors = torch.from_numpy(multipliers(data.summary["train"]["longest"])).to(device)
+        rows = torch.from_numpy(data.fingerprints)
         self.fingerprint = hashlib.sha256(rows.numpy().tobytes()).hexdigest()  # of all rows, in their order
         self._keys, self._occurrences = torch.unique(rows, return_counts=True)
-        self._keys, self._factors = self._keys.to(device), self._factors.to(device)
+        self._keys = self._keys.to(device)
         # The last one counts documents that are no row.
         self._counts = torch.zeros(len(self._keys) + 1, dtype=torch.int64, device=device)
         self.step: list[torch.Tensor] = []  # of each micro-step since the last optimizer step, the places in `_keys`
@@ -67,15 +62,6 @@ class Consumption:
         factors = self._factors[positions.clamp(max=len(self._factors) - 1)]
         terms = ((ids.long() + 1) * factors[..., 0] + labels.long() * factors[..., 1]) * real.long()
         return torch.zeros_like(terms.flatten()).index_add_(0, documents, terms.flatten())
-
-    def _of_table(self, table: pa.Table) -> torch.Tensor:
-        columns = [table.column(name).combine_chunks() for name in ("input_ids", "labels")]
-        ids, labels = (torch.from_numpy(column.flatten().to_numpy().copy()) for column in columns)
-        lengths = torch.from_numpy(columns[0].value_lengths().to_numpy().astype(np.int64))
-        documents = torch.repeat_interleave(lengths)
-        positions = torch.arange(len(documents)) - (lengths.cumsum(0) - lengths)[documents]
-        parts = (one.to(self._factors.device) for one in (ids, labels, positions, documents, torch.ones_like(ids)))
-        return self._fingerprints(*parts)[: len(lengths)].cpu()
 
     @property
     def strangers(self) -> torch.Tensor:
@@ -122,10 +108,9 @@ class Consumption:
         found: dict[int, str] = {}
         with pa.memory_map(str(self._stored)) as file, pa.ipc.open_stream(file) as batches:
             for batch in batches if wanted else ():
-                for index, key in enumerate(self._of_table(pa.Table.from_batches([batch])).tolist()):
-                    if key in wanted:
-                        source, row = (batch.column(name)[index].as_py() for name in ("source", "row"))
-                        found.setdefault(wanted[key], f"{self._sources[source]} row {row}")
+                keys, sources, rows = (np.asarray(batch.column(name)) for name in ("fingerprint", "source", "row"))
+                for index in np.flatnonzero(np.isin(keys, list(wanted))):
+                    found.setdefault(wanted[keys[index]], f"{self._sources[sources[index]]} row {rows[index]}")
         return found
 
     def rows_of_step(self, guilty: Sequence[bool]) -> list[str]:
