@@ -114,12 +114,13 @@ def _inputs(recipe: Recipe, renderer: ChatRenderer, known: Sequence[Sequence[str
     # The mixture and the split are drawn when the rows are loaded: other weights need no new rows.
     settings = [data[key] for key in ("test_split", "on_bad_rows", "max_rejected", "allow_empty_output", "seed")]
     reading = [{key: one[key] for key in one.keys() - {"path", "weight", "fraction"}} for one in data["datasets"]]
+    backend = tokenizer.backend_tokenizer.to_str().encode()
     code = [_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
     return {
         "data": list(_sources(recipe, known)),
         "settings": _digest([settings, reading, as_dict(recipe.labels), bool(recipe.data.eval_split)]),
         "template": _digest([renderer.template_text, renderer.chat_template_kwargs]),
-        "tokenizer": _digest([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map]),
+        "tokenizer": _digest([hashlib.sha256(backend).hexdigest(), tokenizer.special_tokens_map]),
         "code": _digest([sft_recipes.__version__, *code]),
     }
 
@@ -211,7 +212,7 @@ def _record_batch(
     rows = batch.rows
     lengths = np.fromiter((len(row.input_ids) for row in rows), dtype=np.int32, count=len(rows))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ids = np.array(list(chain.from_iterable(row.input_ids for row in rows)), dtype=np.int32)
+    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), dtype=np.int32, count=offsets[-1])
     labels = np.full_like(ids, IGNORE_INDEX)
     for row, first in zip(rows, offsets.tolist(), strict=False):
         for start, end in row.spans:
