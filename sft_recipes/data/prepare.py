@@ -189,7 +189,7 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
         unfinished.replace(folder / f"{name}.arrow")
         if split or len(splits) == 1:
             candidates.write(folder / "eval_examples.jsonl")
-    joined = join_near_duplicates(prompts)
+    joined = join_near_duplicates(prompts) if prompts else np.empty((0, 2), dtype=np.int64)
     np.save(folder / JOINED, joined)
     return {"sources": [ledger.as_json() for ledger in ledgers], "near_duplicate_prompts": len(joined)}
 
