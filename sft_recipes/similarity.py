@@ -31,6 +31,7 @@ _BASE, _MIX = 0x9E3779B97F4A7C15, np.uint64(0xBF58476D1CE4E5B9)
 _HALF, _LOW, _BREAK = np.uint64(32), np.uint64(0xFFFFFFFF), 10
 # Scripts written without spaces, where each character counts as a word: Thai, Lao, Burmese, Khmer, kana, Han.
 _UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
+_ASCII_SPACES = {ord(character): " " for character in "\t\n\v\f\r\x1c\x1d\x1e\x1f"}
 _NUMBERS = re.compile(r"\d+(?:[.,:]\d+)*|(?<=\d)\s*[-+*/^%<>=×÷]|(?<=[^\W\d])[+#]+")
 
 
@@ -151,7 +152,12 @@ def number_multiset(text: str) -> tuple[str, ...]:
 
 def folded(text: str) -> str:
     """NFKC, casefold, white space to one space: the same text but for how it is set."""
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
+    if not text.isascii():
+        return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    text = text.lower().translate(_ASCII_SPACES)  # the same in half the time: every row of a preparation comes here
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text.strip(" ")
 
 
 def normalise(text: str) -> str:

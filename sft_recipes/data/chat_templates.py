@@ -119,7 +119,7 @@ class ChatRenderer:
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids of the generation prompt after `messages`, as served: no second BOS, text never a control token."""
         messages, tools = self.control_tokens.mark(messages), self.control_tokens.mark(tools)
-        return self.control_tokens.encode([self.render(messages, tools, add_generation_prompt=True)])[0].ids
+        return self.control_tokens.encode([self.render(messages, tools, add_generation_prompt=True)])[0].ids.tolist()
 
 
 def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRenderer:

@@ -68,5 +68,5 @@ def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
 def summary_line(rows: Sequence[InspectedRow]) -> str:
     """How many rows were shown and what share of their tokens is trained."""
     kept = [row.labelled for row in rows if row.labelled is not None]
-    trained, total = sum(row.trained_tokens for row in kept), sum(len(row.input_ids) for row in kept)
+    trained, total = sum(row.trained_tokens for row in kept), sum(len(row.ids) for row in kept)
     return f"{len(kept)} rows shown, {trained} of {total} tokens trained, {len(rows) - len(kept)} dropped"

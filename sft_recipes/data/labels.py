@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
 
+import numpy as np
+
 from sft_recipes.data.chat_templates import PROBE, ChatRenderer, begins_with_bos
-from sft_recipes.data.encoding import Encoded
+from sft_recipes.data.encoding import Encoded, Ids
 from sft_recipes.data.spans import Renderings, Span, render_examples, token_span, verified_span
 from sft_recipes.errors import CheckFailed, InputError, Problem
 from sft_recipes.messages import Example, Message
@@ -32,7 +34,7 @@ IGNORE_INDEX = -100
 _INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality of their own
 class LabelledRow:
     """One training row. `spans` are the positions `start:end` that are trained, in order, none overlapping.
 
@@ -42,19 +44,24 @@ class LabelledRow:
     """
 
     example: int
-    input_ids: list[int]
+    ids: Ids
     spans: Sequence[tuple[int, int]]
     turns: tuple[int, ...]
     lost_tokens: int = 0
     neutralized: bool = False
 
     @property
+    def input_ids(self) -> list[int]:
+        """`ids` as a list, as a data set's column holds them."""
+        return self.ids.tolist()
+
+    @property
     def labels(self) -> list[int]:
         """The id at every trained position, -100 elsewhere."""
-        labels = [IGNORE_INDEX] * len(self.input_ids)
+        labels = np.full_like(self.ids, IGNORE_INDEX)
         for start, end in self.spans:
-            labels[start:end] = self.input_ids[start:end]
-        return labels
+            labels[start:end] = self.ids[start:end]
+        return labels.tolist()
 
     @property
     def trained_tokens(self) -> int:
@@ -124,7 +131,7 @@ class Labeller:
         self._draft(work)
         encodings = self._encode(work.drafts)
         alone = self.renderer.tokenizer([draft.text for draft in work.drafts], add_special_tokens=False)["input_ids"]
-        if [encoded.ids for encoded in encodings] != alone:
+        if [encoded.ids.tolist() for encoded in encodings] != alone:
             what = "its tokenizer gives other ids in a batch than alone"
             raise CheckFailed(str(Problem("recipe", "model_name_or_path", what, "report this tokenizer")))
         found = map(self._spans, work.drafts, encodings)
@@ -259,7 +266,7 @@ class Labeller:
                 detail = f"messages[{span.turn}]: a token joins the prompt and the answer"
                 return DroppedRow(draft.example, "token_boundary", detail)
             spans.append(tokens)
-        if encoded.ids.count(self._bos_id) > 1:
+        if self._bos_id is not None and np.count_nonzero(encoded.ids == self._bos_id) > 1:
             return DroppedRow(draft.example, "unverified", "more than one BOS token")
         return spans
 
@@ -270,12 +277,12 @@ class Labeller:
             batch.dropped.append(spans)
             return
         row, limit, policy = self._row(draft, encoded.ids, spans), self.settings.max_length, self.settings.overlength
-        if limit is None or len(row.input_ids) <= limit:
+        if limit is None or len(row.ids) <= limit:
             batch.rows.append(row)
             return
-        detail = f"{len(row.input_ids)} tokens, max_length is {limit}"
+        detail = f"{len(row.ids)} tokens, max_length is {limit}"
         if policy == "error":
-            fix = f"raise max_length to {len(row.input_ids)}, or set overlength to drop or truncate"
+            fix = f"raise max_length to {len(row.ids)}, or set overlength to drop or truncate"
             raise InputError(Problem(example.where, "max_length", detail, fix))
         fitting = [span for span, (_, end) in zip(draft.spans, spans, strict=True) if end <= limit]
         if policy == "truncate" and (shorter := self._cut_turns(row, draft, fitting, limit)):
@@ -283,10 +290,10 @@ class Labeller:
         else:
             batch.dropped.append(DroppedRow(row.example, "overlength", detail, row.trained_tokens))
 
-    def _row(self, draft: _Draft, ids: list[int], spans: Sequence[tuple[int, int]]) -> LabelledRow:
+    def _row(self, draft: _Draft, ids: Ids, spans: Sequence[tuple[int, int]]) -> LabelledRow:
         if not draft.spans:  # raw text: every token is trained, from BOS, where the model knows one, to EOS
-            ids, eos_id = [*self._raw_start, *ids], self.renderer.tokenizer.eos_token_id
-            ids += [eos_id] if ids[-1:] != [eos_id] else []
+            eos_id = self.renderer.tokenizer.eos_token_id
+            ids = np.array([*self._raw_start, *ids, *([eos_id] if ids[-1:].tolist() != [eos_id] else [])], np.int32)
         if not draft.spans or self.settings.train_on == "all":
             spans = [(0, len(ids))]
         turns = tuple(span.turn for span in draft.spans)

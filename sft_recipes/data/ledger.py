@@ -49,7 +49,7 @@ class SourceLedger:
         self.rows_dropped += len(examples) - len(kept)
         self.turns_masked += batch.masked_turns
         self.training_rows += len(batch.rows)
-        self.tokens_kept += sum(len(row.input_ids) for row in batch.rows)
+        self.tokens_kept += sum(len(row.ids) for row in batch.rows)
         self.trained_tokens_kept += sum(row.trained_tokens for row in batch.rows)
         self.trained_tokens_lost += sum(lost.trained_tokens for lost in batch.dropped)
         self.trained_tokens_lost += sum(row.lost_tokens for row in batch.rows)

@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +210,9 @@ def _record_batch(
     batch: LabelledBatch, examples: Sequence[Example], groups: Sequence[int], source: int
 ) -> pa.RecordBatch:
     rows = batch.rows
-    lengths = np.fromiter((len(row.input_ids) for row in rows), dtype=np.int32, count=len(rows))
+    lengths = np.fromiter((len(row.ids) for row in rows), dtype=np.int32, count=len(rows))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ids = np.fromiter(chain.from_iterable(row.input_ids for row in rows), dtype=np.int32, count=offsets[-1])
+    ids = np.concatenate([np.empty(0, np.int32), *(row.ids for row in rows)])
     labels = np.full_like(ids, IGNORE_INDEX)
     for row, first in zip(rows, offsets.tolist(), strict=False):
         for start, end in row.spans:

@@ -127,4 +127,4 @@ def token_span(encoded: Encoded, span: Span, special_ids: set[int]) -> tuple[int
     if start is None or last is None or last < start or encoded.first_char(start) != span.start:
         return None
     # A special token may swallow the whitespace after it (Phi-3), so where it ends is not compared.
-    return (start, last + 1) if encoded.ids[last] in special_ids else None
+    return (start, last + 1) if int(encoded.ids[last]) in special_ids else None

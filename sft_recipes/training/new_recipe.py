@@ -49,7 +49,7 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
     examples = list(islice(iter_examples(source, settings, rejects=rejects), LOOKED_AT))
     labeller = Labeller(renderer, LabelSettings(max_length=None))
     labelled = labeller.label(examples)
-    lengths = sorted(len(row.input_ids) for row in labelled.rows)
+    lengths = sorted(len(row.ids) for row in labelled.rows)
     if not lengths:
         raise InputError(Problem(data, "", f"no row can be trained: {labelled.dropped[0].detail}", "look at the rows"))
     max_length = _smallest(lengths, 0.99, LENGTHS)
