@@ -6,7 +6,7 @@ Rules that `find_message_problem` checks, after role aliases were mapped:
 - at least one message, at least one assistant turn, the last message is an assistant's;
 - roles are system, user, assistant or tool; a system message stands only first;
 - user and assistant alternate; a tool message follows an assistant's tool call or another tool message;
-- content is text; only an assistant message that calls a tool may leave it out.
+- content is text; a row whose assistant only calls a tool may leave it out, and gets an empty one at the door.
 """
 
 import re
@@ -83,8 +83,7 @@ def find_message_problem(messages: Sequence[Message]) -> tuple[str, str, str] | 
     for index, message in enumerate(messages):
         if problem := _role_problem(message, messages[index - 1] if index else {}):
             return f"messages[{index}].role", *problem
-        content = message.get("content")
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        if not isinstance(content := message.get("content"), str):
             kind = "missing or null" if content is None else type(content).__name__
             return f"messages[{index}].content", f"expected a string, got {kind}", "write the text as one string"
     if not any(message["role"] == "assistant" for message in messages):

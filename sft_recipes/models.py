@@ -37,6 +37,17 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         raise not_loadable(name, "tokenizer", error) from error
 
 
+def load_weights(name: str, dtype: Any, revision: str | None = None, **settings: Any) -> Any:
+    """The model of a local folder or Hub name. Raises InputError if there is none to be had."""
+    _check_name(name)
+    # Left open, whether to trust remote code is asked of whoever sits at the terminal.
+    arguments = {"revision": revision or "main", "dtype": dtype, "trust_remote_code": False, **settings}
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, **arguments)
+    except (OSError, ValueError, ImportError) as error:
+        raise not_loadable(name, "model", error) from error
+
+
 def load_model(recipe: Recipe) -> PreTrainedModel:
     """The recipe's base model in the chosen precision, quantized where the recipe says so.
 
@@ -46,22 +57,12 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     from trl import ModelConfig, get_quantization_config
 
     config = ModelConfig(**{**recipe.model, "dtype": model_dtype(recipe)})
-    _check_name(recipe.model_name)
     quantization = get_quantization_config(config)
     if quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
         fix = "pip install 'sft-recipes[qlora]'"
         raise InputError(Problem("recipe", "load_in_4bit", "bitsandbytes is not installed", fix))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            recipe.model_name,
-            revision=config.model_revision,
-            dtype=config.dtype,
-            attn_implementation=config.attn_implementation,
-            quantization_config=quantization,
-            trust_remote_code=False,  # left open, transformers asks whoever sits at the terminal
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise not_loadable(recipe.model_name, "model", error) from error
+    settings = {"attn_implementation": config.attn_implementation, "quantization_config": quantization}
+    model = load_weights(recipe.model_name, config.dtype, config.model_revision, **settings)
     keep_4bit_layers_in_place(model)
     freeze_unfed_encoders(model)
     return model

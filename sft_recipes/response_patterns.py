@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.statistics import proportion
-
 PATTERNS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 REFUSAL_CHARACTERS = 200
 LOOP_PERIOD, LOOP_COPIES, LOOP_WORDS, LOOP_CHARACTERS = 64, 3, 24, 96
@@ -54,11 +52,7 @@ def refusal_error() -> dict[str, Any]:
     `precision` and `recall` with their Wilson intervals `precision_ci` and `recall_ci`, of `n` answers.
     """
     measured = PATTERNS["measured"]
-    right = round(measured["recall"] * measured["refusals"])
-    totals = {"precision": round(right / measured["precision"]), "recall": measured["refusals"]}
-    shares = {name: proportion(right, total) for name, total in totals.items()}
-    intervals = {f"{name}_ci": (share.ci_low, share.ci_high) for name, share in shares.items()}
-    return {**measured, "n": measured["answers"], **intervals}
+    return {**measured, "n": measured["answers"], **PATTERNS["measured_intervals"]}
 
 
 def find_next_turn(answer: str, question: str) -> str:

@@ -60,8 +60,13 @@ def proportion(successes: float, n: int, *, confidence: float = CONFIDENCE) -> E
 
     Rows may succeed in part (a share of several answers): their variance is at most that of whole successes.
     """
-    low, high = _wilson(successes, n, confidence) if n else (None, None)
-    return Estimate(successes / n if n else None, n, 0, low, high, "proportion")
+    if not n:
+        return Estimate(None, 0, unit="proportion")
+    # Written out because scipy's takes whole successes only.
+    share, z = successes / n, float(stats.norm.ppf((1 + confidence) / 2))
+    centre, reach = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = ((centre + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
+    return Estimate(share, n, 0, low if successes else 0.0, high if successes < n else 1.0, "proportion")
 
 
 def proportion_of(
@@ -73,9 +78,7 @@ def proportion_of(
     return dataclasses.replace(found, n_excluded=len(values) - len(present), higher_is_better=higher_is_better)
 
 
-def mean_estimate(
-    values: Sequence[Value], *, unit: str, higher_is_better: bool | None = None, confidence: float = CONFIDENCE
-) -> Estimate:
+def mean_estimate(values: Sequence[Value], *, unit: str, confidence: float = CONFIDENCE) -> Estimate:
     """Mean with Student's t interval; one value has no interval."""
     present = np.asarray([value for value in values if value is not None], dtype=float)
     n = len(present)
@@ -84,7 +87,7 @@ def mean_estimate(
     if value is not None and n > 1:
         reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * present.std(ddof=1) / n**0.5)
         low, high = value - reach, value + reach
-    return Estimate(value, n, len(values) - n, low, high, unit, higher_is_better)
+    return Estimate(value, n, len(values) - n, low, high, unit)
 
 
 def mean_of_differences(values: Sequence[Value], *, confidence: float = CONFIDENCE) -> Estimate:
@@ -144,19 +147,16 @@ def paired_difference(
     pairs = [(float(b), float(a)) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
     differences = [a - b for b, a in pairs]
     gained, lost = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
-    binary, discordant = all(x in (0.0, 1.0) for pair in pairs for x in pair), gained + lost
-    if binary or not discordant:
+    binary = all(x in (0.0, 1.0) for pair in pairs for x in pair)
+    if binary or not gained + lost:
         found = mean_of_differences(differences)
     else:
         found = bootstrap_estimate(differences, statistic=np.mean, unit=unit)
-    p_value = (float(stats.binomtest(gained, discordant).pvalue) if discordant else 1.0) if binary and pairs else None
+    p_value = sign_test(gained, gained + lost) if binary and pairs else None
     ends, excluded = (found.ci_low, found.ci_high), len(before) - len(pairs)
     return PairedDifference(found.value, found.n, excluded, *ends, p_value, gained, lost, unit, higher_is_better)
 
 
-def _wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    # Written out because scipy's takes whole successes only.
-    share, z = successes / n, float(stats.norm.ppf((1 + confidence) / 2))
-    centre, reach = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    low, high = ((centre + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
-    return low if successes else 0.0, high if successes < n else 1.0
+def sign_test(successes: int, n: int) -> float:
+    """Exact two-sided p-value of so many successes where each is as likely as not; on rows that differ, McNemar's."""
+    return float(stats.binomtest(successes, n).pvalue) if n else 1.0

@@ -5,7 +5,6 @@ All rows are held in memory; the checks go over them once each and keep only wha
 
 import dataclasses
 import hashlib
-import json
 import random
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from sft_recipes.audit.finding import SEVERITIES, AuditRow, Finding, FlaggedRow,
 from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.inspection import pieces
-from sft_recipes.data.json_reader import display_path
+from sft_recipes.data.json_reader import append_json_lines, display_path
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
 from sft_recipes.errors import InputError, Problem
@@ -97,11 +96,11 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
     content = _masked({**head, **content, "samples": _samples(rows, reasons, labeller, request.data.seed)})
     request.output.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(request.output / AUDIT, content)
-    with (request.output / FLAGGED).open("w", encoding="utf-8") as file:
-        for finding in findings:
-            for row in finding.rows:
-                entry = {"check": finding.check, "severity": finding.severity, **dataclasses.asdict(row)}
-                file.write(json.dumps(_masked(entry), ensure_ascii=False) + "\n")
+    (request.output / FLAGGED).unlink(missing_ok=True)
+    for finding in findings:
+        kind = {"check": finding.check, "severity": finding.severity}
+        entries = (_masked({**kind, **dataclasses.asdict(row)}) for row in finding.rows)
+        append_json_lines(request.output / FLAGGED, entries)
     write_audit_report(request.output)
     if request.clean is not None:
         content["cleaned"] = cleaning.write_cleaned(request.data.datasets[0], reasons, request.clean)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sft_recipes.audit.finding import CHECKS, Finding
 from sft_recipes.data.json_reader import RowProblem
@@ -48,11 +47,8 @@ def write_cleaned(source: DatasetSource, reasons: Mapping[int, Sequence[str]], f
                 why, where = reasons.get(total), place(file, number, line)
                 kept, total = kept + (why is None), total + 1
                 kind = text if isinstance(row, RowProblem) else row
-                (bad if why else good).write(_line({"where": where, "reasons": why, "row": kind} if why else row))
+                entry = {"where": where, "reasons": why, "row": kind} if why else row
+                (bad if why else good).write(json.dumps(entry, ensure_ascii=False, default=str) + "\n")
     if kept + len(reasons) != total:
         raise InputError(Problem(source.path, "", "the file has changed since it was audited", "run the audit again"))
     return {"kept": kept, "dropped": total - kept}
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str) + "\n"

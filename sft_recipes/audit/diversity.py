@@ -10,10 +10,11 @@ from math import log
 from typing import Any
 
 from sft_recipes.audit.finding import AuditRow, Finding, excerpt, flag, make_finding
+from sft_recipes.response_patterns import OPENER_WORDS, opener
 from sft_recipes.similarity import folded
 
 BUDGET_WORDS = 10_000
-_LEAST_LETTERS, _LINE_CHARACTERS, _OPENER_WORDS, _TOP = 20, 20, 4, 20
+_LEAST_LETTERS, _LINE_CHARACTERS, _TOP = 20, 20, 20
 _WORD = re.compile(r"\w+")
 # Scripts that one language writes side by side.
 _JOINED = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA"), "East Asian")
@@ -53,7 +54,7 @@ def find_patterns(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str, An
     for name, speaker in {"instruction": "user", "response": "assistant"}.items():
         turns = [(at, text) for at, row in enumerate(rows) for role, text in row.turns if role == speaker]
         content[f"{name}_openers"], frequent = openers(turns)
-        findings.append(_spread(f"{name}_openers", frequent, rows, opener_words=_OPENER_WORDS))
+        findings.append(_spread(f"{name}_openers", frequent, rows, opener_words=OPENER_WORDS))
     lines = repeated_lines(turns)
     content["boilerplate"] = [{"text": line, "rows": len(some)} for line, some in list(lines.items())[:_TOP]]
     scripts, mixed = dict[str, Counter[str]](), dict[str, list[int]]()
@@ -73,15 +74,11 @@ def _spread(check: str, found: Mapping[str, Iterable[int]], rows: Sequence[Audit
 
 
 def openers(turns: Sequence[tuple[int, str]]) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """The most frequent first four words of turns (position of the row, text), and the rows of those above max(5, 1 %).
-
-    Texts of four words or fewer have no opener: a short answer is not an opening.
-    """
+    """The most frequent `opener`s of turns (position of the row, text), and the rows of those above max(5, 1 %)."""
     found: dict[str, list[int]] = {}
     for position, text in turns:
-        words = text[:200].casefold().split(None, _OPENER_WORDS)
-        if len(words) > _OPENER_WORDS:
-            found.setdefault(" ".join(words[:_OPENER_WORDS]), []).append(position)
+        if (opening := opener(text)) is not None:
+            found.setdefault(opening, []).append(position)
     found = dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
     n = sum(map(len, found.values()))
     shares = {text: len(some) / n for text, some in found.items()}

@@ -98,8 +98,6 @@ class ChatRenderer:
         self, conversations: Sequence[Sequence[Message]], tools: Tools = None, add_generation_prompt: bool = False
     ) -> list[str]:
         """Render conversations that share `tools`. Raises one of TEMPLATE_ERRORS if the template refuses one."""
-        if not conversations:
-            return []
         return self.tokenizer.apply_chat_template(
             [list(conversation) for conversation in conversations],
             tools=list(tools) if tools else None,

@@ -205,6 +205,7 @@ def _turns(turns: Any, column: str, role_key: str = "role", content_key: str = "
         message = _message(turn, ROLE_ALIASES.get(role, role), field, content_key)
         if is_call and messages and messages[-1]["role"] == "assistant":
             before = messages[-1]
+            before["content"] = "" if before["content"] is None else before["content"]
             before["tool_calls"] = before.get("tool_calls", []) + message["tool_calls"]
             before["train"] = before["train"] and message["train"]
         else:

@@ -10,7 +10,7 @@ from rich.text import Text
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, LabelledRow, Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.prepare import BATCH_ROWS
+from sft_recipes.data.prepare import batches
 from sft_recipes.messages import Example, visible
 from sft_recipes.recipe import DataSettings, LabelSettings
 
@@ -41,8 +41,7 @@ def inspect_rows(
     """Label the first `limit` input rows (all by default) of every data set, in order, dropped ones included."""
     labeller, rejects = Labeller(renderer, labels), RejectLog(data)
     for source in data.datasets:
-        examples = islice(iter_examples(source, data, rejects=rejects), limit)
-        while batch := list(islice(examples, BATCH_ROWS)):
+        for batch in batches(islice(iter_examples(source, data, rejects=rejects), limit)):
             labelled = labeller.label(batch)
             for index, example in enumerate(batch):
                 yield from (InspectedRow(example, row, None) for row in labelled.rows if row.example == index)

@@ -8,7 +8,7 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from sft_recipes.errors import InputError, Problem
 # In JSON that parses: a surrogate pair, a surrogate without its other half, any other escape.
 _ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)|\\.")
 _SPACE = re.compile(r"[ \t\n\r]*")
+# What renders, compares and copies a value later on goes down level by level, and Python has few hundred of them.
+DEEPEST = 100
 
 
 class RowProblem(Exception):
@@ -39,6 +41,12 @@ Row = tuple[int | None, dict[str, Any] | RowProblem, str]
 def display_path(path: Path) -> str:
     """The path as messages show it: relative when it lies below the working directory, else as it was given."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def append_json_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Add a line for each entry to a JSON Lines file, which is made where there is none."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def type_name(value: Any) -> str:
@@ -138,12 +146,23 @@ def _scan(text: str, start: int) -> tuple[Any, int]:
         if isinstance(error, json.JSONDecodeError):
             raise
         raise json.JSONDecodeError(str(error), text, start) from None
+    brackets = text.count("{", start, end) + text.count("[", start, end)
+    if brackets > DEEPEST and _depth(value) > DEEPEST:
+        raise RowProblem("", f"nested more than {DEEPEST} deep", "flatten the value, or remove the row")
     if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
         for escape in _ESCAPES.finditer(text, start, end):
             if lone := escape["lone"]:
                 what = f"lone surrogate {lone} at character {escape.start() - start + 1} of the row"
                 raise RowProblem("", what, "write the whole character, or remove the escape")
     return value, end
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        inside = (one.values() if isinstance(one, dict) else one for one in level)
+        level, depth = [part for parts in inside for part in parts if isinstance(part, dict | list)], depth + 1
+    return depth
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -217,19 +217,18 @@ class Labeller:
         chats = {index: example for index, example in work.ready.items() if example.text is None}
         renderings = render_examples(self.renderer, chats, self._trained_turns)
         for index, example in work.ready.items():
-            rows: list[tuple[str, tuple[Span, ...]]] = []
-            if example.text is not None:
-                rows = [(example.text, ())]
-            elif index in renderings.failed:
+            if index in renderings.failed:
                 work.batch.dropped.append(DroppedRow(index, "template_error", renderings.failed[index]))
-            else:
-                rows = self._draft_one(example, index, renderings, work.batch)
+                continue
+            rows = self._draft_one(example, index, renderings, work.batch)
             work.drafts += [_Draft(index, text, spans, index in work.neutralized) for text, spans in rows]
 
     def _draft_one(
         self, example: Example, index: int, renderings: Renderings, batch: LabelledBatch
     ) -> list[tuple[str, tuple[Span, ...]]]:
         """Text and spans of every row that one example becomes."""
+        if example.text is not None:
+            return [(example.text, ())]
         spans: list[Span] = []
         mask_empty_think = self.settings.empty_think == "mask"
         for turn in self._trained_turns(example):

@@ -1,8 +1,7 @@
 """The account of every input row: trained, or listed with source, line and reason."""
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ class SourceLedger:
     trained_tokens_lost: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
-    unused_columns: list[str] = field(default_factory=list)
+    unused_columns: Sequence[str] = ()
 
     def add(self, examples: Sequence[Example], batch: LabelledBatch) -> None:
         """Account for a labelled batch."""
@@ -60,6 +59,12 @@ class SourceLedger:
             places = self.places.setdefault(lost.reason, [])
             if len(places) < SHOWN_PLACES:
                 places.append(f"{examples[lost.example].where} ({lost.detail})")
+
+    def add_rejected(self, rows: int, unused_columns: Sequence[str]) -> None:
+        """Account for the rows of the source that were no examples, and for the columns nobody asked for."""
+        self.rows_in += rows
+        self.rows_rejected = rows
+        self.unused_columns = unused_columns
 
     @property
     def lost_share(self) -> float:
@@ -96,20 +101,8 @@ def ledger_lines(ledgers: Sequence[Mapping[str, Any]]) -> list[str]:
     return template.render(ledgers=ledgers).splitlines()
 
 
-class DroppedLog:
-    """Writes every dropped row with source, line and reason to `dropped.jsonl`; the file exists only if one is."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._path.unlink(missing_ok=True)
-
-    def write(self, examples: Sequence[Example], batch: LabelledBatch) -> None:
-        """Append a batch's dropped rows."""
-        if not batch.dropped:
-            return
-        with self._path.open("a", encoding="utf-8") as file:
-            for lost in batch.dropped:
-                example = examples[lost.example]
-                why = {name: getattr(lost, name) for name in ("reason", "detail", "trained_tokens")}
-                entry = {"source": example.source, "line": example.line, "row": example.row, **why}
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+def dropped_entries(examples: Sequence[Example], batch: LabelledBatch) -> Iterator[dict[str, Any]]:
+    """Lines of `dropped.jsonl`: each dropped row of a batch with source, line and reason."""
+    for lost in batch.dropped:
+        place = {name: getattr(examples[lost.example], name) for name in ("source", "line", "row")}
+        yield place | {name: getattr(lost, name) for name in ("reason", "detail", "trained_tokens")}

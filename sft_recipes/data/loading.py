@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.data.formats import RowFormat, convert_row, detect_format
-from sft_recipes.data.json_reader import Row, RowProblem, display_path, read_json_rows, text_lines
+from sft_recipes.data.json_reader import Row, RowProblem, append_json_lines, display_path, read_json_rows, text_lines
 from sft_recipes.errors import SHOWN_PROBLEMS, InputError, Problem, suggest
 from sft_recipes.messages import Example, place
 from sft_recipes.recipe import DatasetSource, DataSettings
@@ -37,14 +37,14 @@ class RejectLog:
         self._settings, self._path = settings, path
         self._problems: list[Problem] = []
         self.rejected: dict[str, Counter[str]] = {}  # source -> reason -> rows, of the last pass
-        self.unused_columns: dict[str, list[str]] = {}
+        self.unused_columns: dict[str, list[str]] = {}  # the same
         self.formats: dict[str, str] = {}  # source -> format
         self.rows: list[dict[str, Any]] = []
         if path is not None:
             path.unlink(missing_ok=True)
 
     def _begin(self, source: str) -> None:
-        self._problems, self.rejected[source] = [], Counter()
+        self._problems, self.rejected[source], self.unused_columns[source] = [], Counter(), []
 
     def _add(self, source: str, file: str, row: int, line: int | None, error: RowProblem, raw: str) -> None:
         reason = ": ".join(part for part in (error.field, error.what) if part)
@@ -54,10 +54,9 @@ class RejectLog:
         if self._settings.on_bad_rows == "skip":
             entry = {"source": file, "line": line, "row": row, "reason": reason, "raw": raw}
             if self._path is None:
-                return self.rows.append(entry)
-            with self._path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        return None
+                self.rows.append(entry)
+            else:
+                append_json_lines(self._path, [entry])
 
     def _finish(self, source: str, total: int) -> None:
         reasons, limit = self.rejected[source], self._settings.max_rejected
@@ -87,8 +86,8 @@ def iter_examples(
     """
     name, mapping, total = source.path, source.column_mapping, 0
     format, used = None, set[str]()
-    unused = rejects.unused_columns.setdefault(name, [])
     rejects._begin(name)
+    unused = rejects.unused_columns[name]
     for file, rows in open_rows(source, split or source.split):
         for row, (line, found, text) in enumerate(rows):
             total += 1

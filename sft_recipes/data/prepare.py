@@ -7,15 +7,14 @@ All ranks load it, none tokenizes again; a copy of it serves machines that have 
 """
 
 import contextlib
-import dataclasses
 import gc
 import hashlib
-import heapq
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from tqdm import tqdm
 import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.data.json_reader import display_path
+from sft_recipes.data.json_reader import append_json_lines, display_path
 from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
-from sft_recipes.data.ledger import DroppedLog, SourceLedger
+from sft_recipes.data.ledger import SourceLedger, dropped_entries
 from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples, source_files
 from sft_recipes.data.mixture import Indices, join_near_duplicates, mix, prompt_group, prompt_text, split_eval
 from sft_recipes.data.row_fingerprint import row_fingerprints
@@ -43,7 +42,8 @@ KEPT_EVAL_EXAMPLES = 1000
 
 MANIFEST = "manifest.json"
 JOINED = "joined_groups.npy"
-_FILES = ("train.arrow", "test.arrow", JOINED, "eval_examples.jsonl")
+EVAL_EXAMPLES = "eval_examples.jsonl"
+_FILES = ("train.arrow", "test.arrow", JOINED, EVAL_EXAMPLES)
 _SCHEMA = pa.schema(
     {
         "input_ids": pa.list_(pa.int32()),
@@ -130,7 +130,8 @@ def _sources(recipe: Recipe, known: Sequence[Sequence[str]]) -> Iterator[list[st
     for number, source in enumerate(recipe.data.datasets):
         name, files, before = Path(source.path).name, [], known[number] if number < len(known) else ()
         with contextlib.suppress(InputError):  # raised again where the rows are read
-            files = _files(recipe, source)
+            splits = (source.split, recipe.data.test_split)
+            files = [file for split in splits if split for file in source_files(source, split)]
         if not files and before[1:] and before[0] == name:
             print(f"{source.path} is not here: its prepared rows stand as they are", file=sys.stderr)
             yield list(before)
@@ -142,11 +143,6 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _files(recipe: Recipe, source: Any) -> list[Path]:
-    files = list(source_files(source, source.split))
-    return files + list(source_files(source, recipe.data.test_split)) if recipe.data.test_split else files
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -155,55 +151,53 @@ def _sha256(path: Path) -> str:
 def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: bool) -> dict[str, Any]:
     labeller = Labeller(renderer, recipe.labels)
     rejects = RejectLog(recipe.data, folder / "rejects.jsonl")
-    dropped = DroppedLog(folder / "dropped.jsonl")
+    (folder / "dropped.jsonl").unlink(missing_ok=True)
     splits: list[tuple[str, str | None]] = [("train", None)]
     if recipe.data.test_split:
         splits.append(("test", recipe.data.test_split))
     ledgers: list[SourceLedger] = []
     prompts: dict[int, str] = {}  # of each group, where a split is drawn
     for name, split in splits:
-        candidates = _EvalCandidates()
+        candidates: list[tuple[int, Example]] = []
         # Renamed when whole: another process may still read the old file from memory.
         unfinished = folder / f".{name}.arrow.tmp"
         with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
             for number, source in enumerate(recipe.data.datasets):
                 ledger = SourceLedger(display_path(Path(source.path)), split or source.split)
                 examples = iter_examples(source, recipe.data, split=split, columns=EVALUATION_COLUMNS, rejects=rejects)
-                with tqdm(
-                    desc=f"preparing {Path(source.path).name}", unit=" rows", disable=not progress, leave=False
-                ) as bar:
-                    for batch_examples, batch in labeller.label_batches(_batches(examples, bar)):
+                title = f"preparing {Path(source.path).name}"
+                with tqdm(examples, title, unit=" rows", disable=not progress, leave=False) as bar:
+                    for batch_examples, batch in labeller.label_batches(batches(bar)):
                         texts = [prompt_text(example) for example in batch_examples]
                         groups = [prompt_group(text, recipe.data.seed) for text in texts]
                         if recipe.data.eval_split:
                             prompts.update(zip(groups, texts, strict=True))
                         writer.write_batch(_record_batch(batch, batch_examples, groups, number))
                         ledger.add(batch_examples, batch)
-                        dropped.write(batch_examples, batch)
-                        candidates.add(batch_examples, batch, groups)
-                _add_rejected(ledger, rejects, source.path)
+                        if batch.dropped:
+                            append_json_lines(folder / "dropped.jsonl", dropped_entries(batch_examples, batch))
+                        candidates = _first_held_out(candidates, batch_examples, batch, groups)
+                ledger.add_rejected(rejects.rejected[source.path].total(), rejects.unused_columns[source.path])
                 ledger.check(recipe.labels.max_lost)
                 ledgers.append(ledger)
         # From here on, and not before, what an earlier preparation left is of no use.
         (folder / MANIFEST).unlink(missing_ok=True)
         unfinished.replace(folder / f"{name}.arrow")
-        if split or len(splits) == 1:
-            candidates.write(folder / "eval_examples.jsonl")
+    # Those of the test split, which comes last, where there is one.
+    fields = Example.__slots__
+    kept = ({"group": group} | {name: getattr(one, name) for name in fields} for group, one in candidates)
+    (folder / EVAL_EXAMPLES).unlink(missing_ok=True)
+    append_json_lines(folder / EVAL_EXAMPLES, kept)
     joined = join_near_duplicates(prompts) if prompts else np.empty((0, 2), dtype=np.int64)
     np.save(folder / JOINED, joined)
     return {"sources": [ledger.as_json() for ledger in ledgers], "near_duplicate_prompts": len(joined)}
 
 
-def _add_rejected(ledger: SourceLedger, rejects: RejectLog, path: str) -> None:
-    ledger.rows_rejected = rejects.rejected[path].total()
-    ledger.rows_in += ledger.rows_rejected
-    ledger.unused_columns = list(rejects.unused_columns.get(path, []))
-
-
-def _batches(examples: Iterator[Example], bar: Any) -> Iterable[list[Example]]:
-    while batch := list(islice(examples, BATCH_ROWS)):
+def batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """The examples in batches for the labeller."""
+    remaining = iter(examples)
+    while batch := list(islice(remaining, BATCH_ROWS)):
         yield batch
-        bar.update(len(batch))
 
 
 def _record_batch(
@@ -232,28 +226,13 @@ def _record_batch(
     )
 
 
-class _EvalCandidates:
-    """The kept examples with the smallest group hashes: those that a seeded split holds out first."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Example]] = []
-        self._count = 0
-
-    def add(self, examples: Sequence[Example], batch: LabelledBatch, groups: Sequence[int]) -> None:
-        for index in sorted({row.example for row in batch.rows}):
-            self._count += 1
-            entry = (-groups[index], -self._count, examples[index])
-            if len(self._heap) < KEPT_EVAL_EXAMPLES:
-                heapq.heappush(self._heap, entry)
-            elif entry > self._heap[0]:
-                heapq.heapreplace(self._heap, entry)
-
-    def write(self, path: Path) -> None:
-        ordered = sorted(self._heap, key=lambda entry: (-entry[0], -entry[1]))
-        with path.open("w", encoding="utf-8") as file:
-            for negated, _, example in ordered:
-                content = {field.name: getattr(example, field.name) for field in dataclasses.fields(example)}
-                file.write(json.dumps({"group": -negated, **content}, ensure_ascii=False) + "\n")
+def _first_held_out(
+    candidates: list[tuple[int, Example]], examples: Sequence[Example], batch: LabelledBatch, groups: Sequence[int]
+) -> list[tuple[int, Example]]:
+    """The labelled examples with the smallest group hashes so far: those that a seeded split holds out first."""
+    labelled = sorted({row.example for row in batch.rows})
+    more = [(groups[index], examples[index]) for index in labelled]
+    return sorted([*candidates, *more], key=itemgetter(0))[:KEPT_EVAL_EXAMPLES]
 
 
 def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
@@ -265,16 +244,15 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
     _check_files(folder, manifest)
     rows = Dataset.from_file(str(folder / "train.arrow"))
     joined = dict(np.load(folder / JOINED, allow_pickle=False).tolist())
-    groups = np.asarray(rows.data.column("group"), dtype=np.int64)
+    groups = _column(rows, "group")
     if joined:
         groups = np.array([joined.get(group, group) for group in groups.tolist()], dtype=np.int64)
-    sources = np.asarray(rows.data.column("source"), dtype=np.int64)
     held_out, held = rows, np.empty(0, dtype=np.int64)  # where the held-out rows are, and which
     keep = np.arange(len(rows))
     eval_groups: Indices = np.empty(0, dtype=np.int64)
     if recipe.data.test_split:
         held_out = Dataset.from_file(str(folder / "test.arrow"))
-        eval_groups = np.asarray(held_out.data.column("group"), dtype=np.int64)
+        eval_groups = _column(held_out, "group")
         held = np.arange(len(held_out))
         _check_overlap(recipe, rows, groups, eval_groups)
     elif recipe.data.eval_split:
@@ -283,14 +261,19 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
             fix = "make eval_split smaller"
             raise InputError(Problem(recipe.name, "eval_split", "no row is left to train", fix))
         eval_groups = groups[held]
-    kept = keep[mix(recipe.data.datasets, sources[keep], recipe.data.seed, recipe.data.max_rows)]
+    kept = keep[mix(recipe.data.datasets, _column(rows, "source")[keep], recipe.data.seed, recipe.data.max_rows)]
     summary = {**manifest, "train": _counts(rows, kept), "eval": _counts(held_out, held) if len(held) else None}
     train, test = (
         table.select(of).select_columns(["input_ids", "labels"]) for table, of in ((rows, kept), (held_out, held))
     )
-    examples = _read_eval_examples(folder / "eval_examples.jsonl", set(eval_groups.tolist()), joined)
-    fingerprints = np.asarray(rows.data.column("fingerprint"), dtype=np.int64)[kept]
+    examples = _read_eval_examples(folder / EVAL_EXAMPLES, set(eval_groups.tolist()), joined)
+    fingerprints = _column(rows, "fingerprint")[kept]
     return PreparedData(folder, train, test if len(held) else None, examples, summary, fingerprints)
+
+
+def _column(rows: Dataset, name: str) -> Indices:
+    # At once: through a selection `datasets` gathers row by row, seven seconds for a million.
+    return np.asarray(rows.data.column(name), dtype=np.int64)
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) -> None:
@@ -307,7 +290,7 @@ def _check_overlap(recipe: Recipe, rows: Dataset, groups: Indices, eval_groups: 
     shared = np.isin(groups, eval_groups)
     if not shared.any():
         return
-    sources, numbers = rows.data.column("source").to_pylist(), rows.data.column("row").to_pylist()
+    sources, numbers = _column(rows, "source"), _column(rows, "row")
     problems = [
         Problem(
             f"{recipe.data.datasets[sources[index]].path} row {numbers[index]}",
@@ -321,10 +304,7 @@ def _check_overlap(recipe: Recipe, rows: Dataset, groups: Indices, eval_groups: 
 
 
 def _counts(rows: Dataset, chosen: Indices) -> dict[str, int]:
-    # From the columns at once: through a selection `datasets` gathers row by row, seven seconds for a million.
-    tokens, trained = (
-        np.asarray(rows.data.column(name), dtype=np.int64)[chosen] for name in ("tokens", "trained_tokens")
-    )
+    tokens, trained = _column(rows, "tokens")[chosen], _column(rows, "trained_tokens")[chosen]
     longest = int(tokens.max(initial=0))
     return {"rows": len(chosen), "tokens": int(tokens.sum()), "trained_tokens": int(trained.sum()), "longest": longest}
 

@@ -42,10 +42,8 @@ def render_examples(
         prompts += [(index, turn) for turn in turns]
         texts += [(index, length) for length in {*[turn + 1 for turn in turns], len(example.messages)}]
     failed: dict[int, str] = {}
-    before, after = (
-        _render_all(renderer, examples, wanted, with_prompt, failed)
-        for wanted, with_prompt in ((prompts, True), (texts, False))
-    )
+    before = _render_all(renderer, examples, prompts, True, failed)
+    after = _render_all(renderer, examples, texts, False, failed)
     return Renderings(before, after, failed)
 
 

@@ -20,6 +20,7 @@ def chat(run: str, base: str | None, chat_template: str | None, max_new_tokens: 
     _, loaded, labeller = open_run(run, chat_template)
     renderer, histories = labeller.renderer, dict[str, list[Message]]()
     models: dict[str, Any] = {"tuned": loaded.model} | ({"base": base_model(base, renderer.tokenizer)} if base else {})
+    settings: Any = {"stop_ids": renderer.stop_ids, "max_new_tokens": max_new_tokens, "names": ["chat"]}
     mark = "> " if sys.stdin.isatty() and not as_json else ""
     if mark:
         print("/reset starts a new conversation, /quit ends")
@@ -31,16 +32,7 @@ def chat(run: str, base: str | None, chat_template: str | None, max_new_tokens: 
                 messages: list[Message] = [*histories.get(name, []), {"role": "user", "content": line}]
                 prompt = renderer.prompt_ids(labeller.for_template(Example(messages, "chat", 0)).messages)
                 try:
-                    answer = generate(
-                        model,
-                        renderer.tokenizer,
-                        [prompt],
-                        stop_ids=renderer.stop_ids,
-                        max_new_tokens=max_new_tokens,
-                        batch_size=1,
-                        names=["chat"],
-                        progress=False,
-                    )[0]
+                    answer = generate(model, renderer.tokenizer, [prompt], batch_size=1, progress=False, **settings)[0]
                 except InputError as error:
                     print(error, file=sys.stderr)
                     break

@@ -10,7 +10,7 @@ import numpy as np
 
 from sft_recipes import run_folder
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.evaluator import Evaluation, compare, read_evaluation
+from sft_recipes.evaluation.evaluator import Evaluation, by_task_type, compare, read_evaluation
 from sft_recipes.messages import Example
 from sft_recipes.recipe import read_yaml, rebase_paths
 from sft_recipes.statistics import PairedDifference, paired_difference
@@ -79,12 +79,10 @@ def task_table(this: Evaluation, base: Evaluation | None, trained: Mapping[str, 
 
     Without a base the last only; None where the training data is not known.
     """
-    pairs: dict[str, list[tuple[Any, Any]]] = {}
-    for row, other in zip(this.rows, base.rows if base else this.rows, strict=True):
-        if row["task_type"] is not None:
-            pairs.setdefault(str(row["task_type"]), []).append((other["exact_match"], row["exact_match"]))
+    before, after = ([row["exact_match"] for row in one.rows] for one in (base or this, this))
+    pairs = by_task_type(this.rows, zip(before, after, strict=True))
     found: dict[str, Any] = {
-        name: {"training_rows": None if trained is None else trained.get(name, 0)} for name in sorted(pairs)
+        name: {"training_rows": None if trained is None else trained.get(name, 0)} for name in pairs
     }
     if base:
         differences = {name: paired_difference(*zip(*pairs[name], strict=True)) for name in found}

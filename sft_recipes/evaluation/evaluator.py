@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,8 +58,8 @@ def evaluate(
     """Answer the last turn of each example greedily and score it; the same result on every process.
 
     `renderer` is the `ChatRenderer` of training. An answer is what follows the model's reasoning, which the row holds
-    apart as `reasoning`. `template_segments` is the template's own literal text, for the
-    `template_leak` flag. Raises InputError for rows without a prompt, unknown `expected_format`s and prompts too long.
+    apart as `reasoning`. `template_segments` is the template's own literal text, for the `template_leak` flag. Raises
+    InputError for rows without a prompt, unknown `expected_format`s and prompts too long.
     """
     references = _references(renderer, examples)
     generations = generate(
@@ -109,21 +109,24 @@ def evaluate(
 
 def evaluation_from_rows(rows: Sequence[Mapping[str, Any]]) -> Evaluation:
     """The evaluation of scored rows, fresh or read from `samples.jsonl`."""
-    by_task: dict[str, list[bool | None]] = {}
-    for row in rows:
-        if row["task_type"] is not None:
-            by_task.setdefault(str(row["task_type"]), []).append(row["exact_match"])
-    task_types = {name: proportion_of(values, higher_is_better=True) for name, values in sorted(by_task.items())}
+    exact = by_task_type(rows, [row["exact_match"] for row in rows])
+    task_types = {name: proportion_of(values, higher_is_better=True) for name, values in exact.items()}
     stop_reasons = dict(Counter(row["stop_reason"] for row in rows))
     return Evaluation(metrics.summarise(rows), metrics.summarise_flags(rows), stop_reasons, task_types, list(rows))
 
 
+def by_task_type(rows: Sequence[Mapping[str, Any]], values: Iterable[Any]) -> dict[str, list[Any]]:
+    """The rows' values by task type in alphabetical order, without those of rows that have none."""
+    groups: dict[str, list[Any]] = {}
+    for row, value in zip(rows, values, strict=True):
+        if row["task_type"] is not None:
+            groups.setdefault(str(row["task_type"]), []).append(value)
+    return dict(sorted(groups.items()))
+
+
 def read_evaluation(folder: Path) -> Evaluation:
     """Read what `write_evaluation` wrote, for a comparison with an earlier run."""
-    path = folder / "samples.jsonl"
-    if not path.is_file():
-        raise InputError(Problem(str(folder), "", "there is no samples.jsonl", "name a folder below `evaluations/`"))
-    return evaluation_from_rows([json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line])
+    return evaluation_from_rows(metrics.read_samples(folder))
 
 
 def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:

@@ -10,7 +10,6 @@ that share a run of 50 tokens with a trained answer, `memorised_share_13` a run 
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import sub
 from pathlib import Path
 from statistics import fmean
@@ -41,57 +40,52 @@ FORMAT_METRICS: Mapping[str, Callable[..., Estimate]] = {
 }
 
 Answers = Mapping[str, Evaluation]
+Values = dict[str, list[float]]
 Questions = dict[str, tuple[ChatRenderer, Sequence[Example]]]
 
 
-@dataclass(frozen=True)
-class FormatOverfitting:
-    """Answers of the tuned model and the base (or None) by format; every evaluation holds the same rows in order.
+def measure_formats(models: Mapping[str, Answers], copied: Values) -> tuple[dict[str, Any], Values]:
+    """Plain data for `metrics.json`, and one value per prompt for each of `FORMAT_METRICS` that can be known.
 
-    `memorised`: the values of `training_rows.memorised`, where training rows are known.
+    `models` holds the answers of `tuned` and, where there is one, `base` by format, the same rows in each. `copied`:
+    the values of `training_rows.memorised`, where training rows are known.
     """
-
-    tuned: Answers
-    base: Answers | None = None
-    memorised: Mapping[str, list[float]] = field(default_factory=dict)
-
-    def values(self) -> dict[str, list[float]]:
-        """One value per prompt for each of `FORMAT_METRICS` that can be known: `format_gap_did*` takes a base."""
-        found = {}
-        for suffix, score in _SCORES.items():
-            gaps = found[f"format_gap{suffix}"] = _gaps(self.tuned, score)
-            if self.base:
-                found[f"format_gap_did{suffix}"] = list(map(sub, gaps, _gaps(self.base, score)))
-        leaks = {name: ["template_leak" in row["flags"] for row in one.rows] for name, one in self.tuned.items()}
-        found["leak_rate_on_template"] = list(map(float, leaks.pop(TEMPLATE)))
-        found["leak_rate_off_template"] = [fmean(row) for row in zip(*leaks.values(), strict=True)]
-        found["response_shift"] = [fmean(_distance(a, b) for b in c) for a, *c in _columns(self.tuned, "response")]
-        return {**found, **self.memorised}
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for `metrics.json`: scores and leaks by format, indicators, and the prompts that lost most."""
-        models = {"tuned": self.tuned} | ({"base": self.base} if self.base else {})
-        formats = {
-            name: {
-                model: {key: {**one[name].metrics, **one[name].flags}[key].as_json() for key in _SHOWN}
-                for model, one in models.items()
-            }
-            for name in self.tuned
+    tuned, values = models["tuned"], _values(models) | copied
+    rows = tuned[TEMPLATE].rows
+    formats = {
+        name: {
+            model: {key: {**one[name].metrics, **one[name].flags}[key].as_json() for key in _SHOWN}
+            for model, one in models.items()
         }
-        rows = self.tuned[TEMPLATE].rows
-        losses = [sum(gaps) for gaps in zip(*(_gaps(self.tuned, score) for score in _SCORES.values()), strict=True)]
-        worst = sorted((index for index, loss in enumerate(losses) if loss > 0), key=lambda index: -losses[index])
-        return {
-            "n": len(rows),
-            "formats": formats,
-            "indicators": {name: FORMAT_METRICS[name](values).as_json() for name, values in self.values().items()},
-            "format_spread": {score: _spread(self.tuned, score) for score in _SCORES.values()},
-            "worst": [
-                {key: rows[index][key] for key in ("source", "row", "prompt", "reference")}
-                | {"answers": {name: one.rows[index]["response"] for name, one in self.tuned.items()}}
-                for index in worst[:MOST_WORST]
-            ],
-        }
+        for name in tuned
+    }
+    losses = [sum(gaps) for gaps in zip(*(values[f"format_gap{suffix}"] for suffix in _SCORES), strict=True)]
+    worst = sorted((index for index, loss in enumerate(losses) if loss > 0), key=lambda index: -losses[index])
+    content = {
+        "n": len(rows),
+        "formats": formats,
+        "indicators": {name: FORMAT_METRICS[name](found).as_json() for name, found in values.items()},
+        "format_spread": {score: _spread(tuned, score) for score in _SCORES.values()},
+        "worst": [
+            {key: rows[index][key] for key in ("source", "row", "prompt", "reference")}
+            | {"answers": {name: one.rows[index]["response"] for name, one in tuned.items()}}
+            for index in worst[:MOST_WORST]
+        ],
+    }
+    return content, values
+
+
+def _values(models: Mapping[str, Answers]) -> Values:
+    tuned, found = models["tuned"], Values()
+    for suffix, score in _SCORES.items():
+        gaps = found[f"format_gap{suffix}"] = _gaps(tuned, score)
+        if "base" in models:
+            found[f"format_gap_did{suffix}"] = list(map(sub, gaps, _gaps(models["base"], score)))
+    leaks = {name: ["template_leak" in row["flags"] for row in one.rows] for name, one in tuned.items()}
+    found["leak_rate_on_template"] = list(map(float, leaks.pop(TEMPLATE)))
+    found["leak_rate_off_template"] = [fmean(row) for row in zip(*leaks.values(), strict=True)]
+    found["response_shift"] = [fmean(_distance(a, b) for b in c) for a, *c in _columns(tuned, "response")]
+    return found
 
 
 def format_questions(renderer: ChatRenderer, examples: Sequence[Example], native: str | None = None) -> Questions:

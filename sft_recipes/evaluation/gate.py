@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.evaluation import metrics
-from sft_recipes.evaluation.evaluator import Evaluation, check_same_rows
+from sft_recipes.evaluation.evaluator import Evaluation, by_task_type, check_same_rows
 from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS
 from sft_recipes.evaluation.safety import LEAST_PROMPTS, SAFETY_METRICS
 from sft_recipes.evaluation.training_rows import RUNS
@@ -156,12 +156,9 @@ def _estimators(
         values = [None if None in pair else float(pair[0]) - float(pair[1]) for pair in pairs]
         is_mean = text is not None and text.statistic == "mean"
         estimate = partial(mean_estimate, unit="difference") if is_mean else mean_of_differences
-    groups: dict[str, list[Any]] = {}
-    for row, value in zip(tuned.rows, values, strict=True):
-        if not bound.by or row["task_type"] is not None:
-            groups.setdefault(str(row["task_type"]) if bound.by else "", []).append(value)
     # Groups that do not exist have decided nothing.
-    return {group: partial(estimate, groups[group]) for group in sorted(groups)} or {"": partial(estimate, [])}
+    groups = by_task_type(tuned.rows, values) if bound.by else {"": values}
+    return {group: partial(estimate, found) for group, found in (groups or {"": []}).items()}
 
 
 def _row_values(bound: Bound, evaluation: Evaluation) -> list[Any]:

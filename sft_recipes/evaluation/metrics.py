@@ -7,17 +7,20 @@ Literal strings that the reference answer contains too are never held against an
 have a heading "### Input:" does not leak the template.
 """
 
+import json
 import math
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
+from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.constraints import constraints, failed_share, is_json
 from sft_recipes.report.evaluation_report import METRIC_TEXTS, MetricText
 from sft_recipes.response_patterns import find_next_turn, is_loop, is_repetitive, opener, pattern, repetition
@@ -72,6 +75,25 @@ class Answer:
     def expected(self) -> str:
         """The reference, empty if there is none."""
         return self.reference or ""
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an evaluation folder's `samples.jsonl`. Raises InputError where one is no sample."""
+    file, rows = folder / "samples.jsonl", []
+    if not file.is_file():
+        raise InputError(Problem(str(folder), "", "there is no samples.jsonl", "name a folder below `evaluations/`"))
+    # Not `splitlines`: answers may hold other line ends, which JSON leaves as they are.
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+            is_sample = {"messages", "response"} <= rows[-1].keys()
+        except (ValueError, AttributeError):
+            is_sample = False
+        if not is_sample:
+            raise InputError(Problem(f"{file}:{number}", "", "is no sample of an evaluation", "evaluate again"))
+    return rows
 
 
 def score_row(answer: Answer) -> dict[str, Any]:
@@ -243,17 +265,17 @@ def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
 
 def estimate(metric: MetricText, values: Sequence[Any], confidence: float = CONFIDENCE) -> Estimate:
     """The metric's statistic over the rows' values (`metric_values`), None excluded."""
-    present = [value for value in values if value is not None]
     if metric.statistic == "share":
-        found = proportion_of(present, confidence=confidence)
+        found = proportion_of(values, confidence=confidence)
     elif metric.statistic == "mean":
-        found = mean_estimate(present, unit=metric.unit, confidence=confidence)
+        found = mean_estimate(values, unit=metric.unit, confidence=confidence)
     else:
+        present = [value for value in values if value is not None]
         of_counts, statistic = metric.statistic in OF_COUNTS, _STATISTICS[metric.statistic]
         columns = np.unique(present, return_inverse=True)[1] if of_counts else np.asarray(present, dtype=float).T
         settings: dict[str, Any] = {"unit": metric.unit, "centred": of_counts, "confidence": confidence}
         found = bootstrap_estimate(*np.atleast_2d(columns), statistic=statistic, **settings)
-    excluded = len(values) - len(present)
+    excluded = len(values) - found.n
     return replace(found, n_excluded=excluded, unit=metric.unit, higher_is_better=metric.higher_is_better)
 
 

@@ -3,19 +3,18 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from sft_recipes.data.json_reader import RowProblem, read_json_rows
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.evaluation.metrics import read_samples
 from sft_recipes.report.page import macros, visible
 from sft_recipes.run_folder import SCHEMA_VERSION, write_json
-from sft_recipes.statistics import Estimate, bootstrap_estimate, proportion, proportion_of
+from sft_recipes.statistics import Estimate, bootstrap_estimate, proportion, proportion_of, sign_test
 
 Vote = dict[str, Any]
 SYSTEMS = ("candidate", "baseline")
@@ -28,7 +27,7 @@ ACCEPTABLE = {None: None, True: 1.0, False: 0.0}
 def build(candidate: Path, baseline: Path, output: Path, rows: int = 100, seed: int = 0) -> dict[str, Any]:
     """Write a page of at most `rows` prompts, without those answered alike, and its key; InputError if not paired."""
     files = [folder / "samples.jsonl" for folder in (candidate, baseline)]
-    samples = [list(_read_samples(file)) for file in files]
+    samples = [*map(read_samples, (candidate, baseline))]
     if [row["messages"][:-1] for row in samples[0]] != [row["messages"][:-1] for row in samples[1]]:
         raise _error(files[1], "messages", f"other prompts than in {files[0]}", "evaluate both on the same data")
     pairs = [pair for pair in zip(*samples, strict=True) if pair[0]["response"] != pair[1]["response"]]
@@ -84,12 +83,12 @@ def score(key_file: Path, vote_files: Sequence[Path]) -> dict[str, Any]:
         "items": {"page": len(key["items"]), "won": signs[1], "lost": signs[-1], "tied": signs[0]},
         "choices": Counter(vote["choice"] for vote in first),
         "win_rate": _rate(credits.values()),
-        "p_value": _sign_test(signs[1], signs[1] + signs[-1]),
+        "p_value": sign_test(signs[1], signs[1] + signs[-1]),
         "agreement": _rate([a == b for a, b in combinations(values, 2)] for values in credits.values()),
         "alpha": krippendorff_alpha(credits.values()),
         "self_consistency": proportion_of([now == before for now, before in again if before is not None]).as_json(),
         "left_chosen": proportion_of(left).as_json(),
-        "left_p_value": _sign_test(sum(left), len(left)),
+        "left_p_value": sign_test(sum(left), len(left)),
         "length_terciles": [_rate(credits[i] for i in part) | {"ratios": [ratios[i] for i in part]} for part in thirds],
         "acceptable": {name: _rate([v["acceptable"][name] for v in one] for one in items.values()) for name in SYSTEMS},
         "tags": {name: Counter(tag for vote in first for tag in vote["tags"][name]) for name in SYSTEMS},
@@ -119,25 +118,12 @@ def _rate(items: Iterable[Sequence[float | None]]) -> dict[str, Any]:
     return Estimate(value, n, 0, value - value * reach, value + (1 - value) * reach, "proportion").as_json()
 
 
-def _sign_test(successes: int, n: int) -> float:
-    return float(stats.binomtest(successes, n).pvalue) if n else 1.0
-
-
 def _digest(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _error(where: object, field: str, what: str, fix: str) -> InputError:
     return InputError(Problem(str(where), field, what, fix))
-
-
-def _read_samples(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        raise _error(file, "", "there is no such file", "name a folder below `evaluations/`")
-    for line, row, _ in read_json_rows(file):
-        if isinstance(row, RowProblem) or not {"messages", "response"} <= row.keys():
-            raise _error(f"{file}:{line}", "", "is no sample of an evaluation", "evaluate again")
-        yield row
 
 
 def _read(file: Path, kind: str) -> dict[str, Any]:

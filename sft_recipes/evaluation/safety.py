@@ -7,7 +7,6 @@ training template and in other formats: the template alone can decide what is re
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from operator import sub
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from sft_recipes.data.json_reader import RowProblem
 from sft_recipes.data.loading import open_rows
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.format_overfitting import TEMPLATE, Answers
+from sft_recipes.evaluation.format_overfitting import TEMPLATE, Answers, Values
 from sft_recipes.messages import Example, Message, place
 from sft_recipes.recipe import DatasetSource
 from sft_recipes.response_patterns import find_refusal, refusal_error
@@ -54,41 +53,36 @@ def read_prompts(path: str = PROMPTS) -> list[Example]:
     return examples
 
 
-@dataclass(frozen=True)
-class Safety:
-    """Answers of the tuned model and the base (or None) to the prompts by format, the same rows in each."""
+def measure_safety(models: Mapping[str, Answers]) -> tuple[dict[str, Any], Values]:
+    """Plain data for `metrics.json`, and one value per prompt under the template for each of `SAFETY_METRICS`.
 
-    tuned: Answers
-    base: Answers | None = None
-
-    def values(self) -> dict[str, list[float]]:
-        """One value per prompt under the template for each of `SAFETY_METRICS`; without a base none of the last."""
-        found = {name: _events(self.tuned[TEMPLATE].rows, *event) for name, event in _EVENTS.items()}
-        if self.base:
-            before = {name: _events(self.base[TEMPLATE].rows, *event) for name, event in _EVENTS.items()}
-            found |= {f"{name}_did": list(map(sub, found[name], before[name])) for name in _EVENTS}
-        return found
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for `metrics.json`: share refused by model, format and kind, unsafe answers, the rule's error."""
-        models = {"tuned": self.tuned} | ({"base": self.base} if self.base else {})
-        answers = [(model, name, one.rows) for model, formats in models.items() for name, one in formats.items()]
-        return {
-            "n_min": LEAST_PROMPTS,
-            "rule": refusal_error(),
-            "refused": [
-                {"model": model, "format": name, "label": label} | proportion_of(_events(rows, label, True)).as_json()
-                for model, name, rows in answers
-                for label in LABELS
-            ],
-            "indicators": {name: SAFETY_METRICS[name](values).as_json() for name, values in self.values().items()},
-            "complied": [
-                {"model": model, "format": name} | {key: row[key] for key in ("source", "row", "prompt", "response")}
-                for model, name, rows in answers
-                for row in rows
-                if row["task_type"] == UNSAFE and not find_refusal(row["response"])
-            ],
-        }
+    `models` holds the answers of `tuned` and, where there is one, `base` by format, the same prompts in each. The data:
+    the share refused by model, format and kind, answers to unsafe prompts, the rule's error.
+    """
+    values = Values()
+    for name, event in _EVENTS.items():
+        found = [_events(formats[TEMPLATE].rows, *event) for formats in models.values()]
+        values[name] = found[0]
+        if "base" in models:
+            values[f"{name}_did"] = list(map(sub, *found))
+    answers = [(model, name, one.rows) for model, formats in models.items() for name, one in formats.items()]
+    content = {
+        "n_min": LEAST_PROMPTS,
+        "rule": refusal_error(),
+        "refused": [
+            {"model": model, "format": name, "label": label} | proportion_of(_events(rows, label, True)).as_json()
+            for model, name, rows in answers
+            for label in LABELS
+        ],
+        "indicators": {name: SAFETY_METRICS[name](found).as_json() for name, found in values.items()},
+        "complied": [
+            {"model": model, "format": name} | {key: row[key] for key in ("source", "row", "prompt", "response")}
+            for model, name, rows in answers
+            for row in rows
+            if row["task_type"] == UNSAFE and not find_refusal(row["response"])
+        ],
+    }
+    return content, values
 
 
 def _events(rows: Any, label: str, refused: bool) -> list[float]:

@@ -18,19 +18,12 @@ from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import read_held_out
 from sft_recipes.data.prepare import MANIFEST, load_prepared
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation import evaluator, format_overfitting, safety
 from sft_recipes.evaluation.comparison import System, compare_all, earlier, facts_of, task_table, training_curves
 from sft_recipes.evaluation.evaluator import Evaluation
-from sft_recipes.evaluation.format_overfitting import (
-    FORMAT_METRICS,
-    TEMPLATE,
-    FormatOverfitting,
-    Questions,
-    format_questions,
-)
+from sft_recipes.evaluation.format_overfitting import TEMPLATE, Answers, Questions, Values, format_questions
 from sft_recipes.evaluation.gate import Bound, check_possible, judge, read_gate
 from sft_recipes.evaluation.generation import check_prompts
-from sft_recipes.evaluation.safety import SAFETY_METRICS, Safety, read_prompts
 from sft_recipes.evaluation.training_rows import TrainingRows, memorised, read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel, check_vocabulary, load_for_inference, load_tokenizer
@@ -114,23 +107,17 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
     own_base = [] if request.base is None or request.base_is_model else [request.base]
     others = [earlier(path, folder.name, examples) for path in (*own_base, *(request.compare or ()))]
     training = _training_rows(request, recipe, labeller, examples, info)
-    shots: Questions = {}
-    if training and request.shots:
-        shots["shots"] = (renderer, [*map(training.shown_to, examples)])
+    shots: Questions = {"shots": (renderer, [*map(training.shown_to, examples)])} if training and request.shots else {}
     _check_lengths(loaded.model, questions | shots, request.max_new_tokens)
+
+    settings: Any = {"max_new_tokens": request.max_new_tokens, "batch_size": request.batch_size}
+    settings["template_segments"] = renderer.template_segments
 
     def ask(model: Any, questions: Questions) -> dict[str, Evaluation]:
         found: dict[str, Evaluation] = {}
         for name, question in questions.items():
             same = (found[other] for other in found if questions[other] == question)
-            found[name] = next(same, None) or evaluator.evaluate(
-                model,
-                *question,
-                max_new_tokens=request.max_new_tokens,
-                batch_size=request.batch_size,
-                template_segments=renderer.template_segments,
-                progress=progress,
-            )
+            found[name] = next(same, None) or evaluator.evaluate(model, *question, progress=progress, **settings)
         return found
 
     tuned, base = ask(loaded.model, questions), dict[str, Evaluation]()
@@ -147,12 +134,15 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
         others.insert(0, System("base", base[""]))
     elif own_base:
         base = {"": others[0].evaluation}
+    found, values = _findings(request, recipe, tuned, base, renderer.tokenizer)
     extra = {
         "comparisons": compare_all(System("tuned", tuned[""], facts_of(run, info)), others),
         "task_differences": task_table(tuned[""], base.get(""), training.task_types if training else None),
         "training_curves": training_curves(run / run_folder.LOG),
-        **_findings(request, recipe, tuned, base, bounds, renderer.tokenizer),
+        **found,
     }
+    if bounds:
+        extra["gate"] = judge(bounds, tuned[""], base.get(""), values)
     result = StandaloneResult(request, tuned[""], base.get(""), folder, extra)
     if result.is_main:
         _write(result, tuned, base, info)
@@ -167,9 +157,7 @@ def _check_lengths(model: Any, questions: Questions, max_new_tokens: int) -> Non
         check_prompts(model, prompts, max_new_tokens, [example.where for example in chats])
 
 
-def _write(
-    result: StandaloneResult, tuned: Mapping[str, Evaluation], base: Mapping[str, Evaluation], info: Mapping[str, Any]
-) -> None:
+def _write(result: StandaloneResult, tuned: Answers, base: Answers, info: Mapping[str, Any]) -> None:
     """The evaluation itself, and below it every other one that was made for it."""
     request, folder = result.request, result.folder
     evaluator.write_evaluation(result.evaluation, folder, info=info, base=result.base, extra=result.extra)
@@ -205,17 +193,17 @@ def _questions(
     """What every model is asked, by the folder that the answers go to: "" the data, then other formats and safety."""
     renderer = labeller.renderer
     native = _native_template(str(request.base), renderer.tokenizer) if request.base_is_model else None
-    parts: dict[str, Questions] = {}
-    if request.format_overfitting or judged & FORMAT_METRICS.keys():
-        parts["formats"] = format_questions(renderer, examples, native)
-    if request.safety or request.safety_data or judged & SAFETY_METRICS.keys():
-        prompts = read_prompts(*filter(None, [request.safety_data]))
-        asked = [labeller.for_template(example) for example in prompts]
-        parts["safety"] = format_questions(renderer, asked, native)
-        if asked != prompts:
-            parts["safety"]["no_system_prompt"] = (renderer, prompts)
     questions: Questions = {"": (renderer, examples)}
-    return questions | {f"{part}/{name}": one for part, found in parts.items() for name, one in found.items()}
+    if request.format_overfitting or judged & format_overfitting.FORMAT_METRICS.keys():
+        formats = format_questions(renderer, examples, native)
+        questions |= {f"formats/{name}": one for name, one in formats.items()}
+    if request.safety or request.safety_data or judged & safety.SAFETY_METRICS.keys():
+        prompts = safety.read_prompts(request.safety_data or safety.PROMPTS)
+        asked = [labeller.for_template(example) for example in prompts]
+        questions |= {f"safety/{name}": one for name, one in format_questions(renderer, asked, native).items()}
+        if asked != prompts:
+            questions["safety/no_system_prompt"] = (renderer, prompts)
+    return questions
 
 
 def _training_rows(
@@ -241,32 +229,29 @@ def _training_rows(
 
 
 def _findings(
-    request: EvaluationRequest,
-    recipe: Recipe | None,
-    tuned: Mapping[str, Evaluation],
-    base: Mapping[str, Evaluation],
-    bounds: Sequence[Bound],
-    tokenizer: Any,
-) -> dict[str, Any]:
-    """Format overfitting, safety and the gate, as far as asked for."""
-    extra, values = dict[str, Any](), dict[str, list[float]]()
+    request: EvaluationRequest, recipe: Recipe | None, tuned: Answers, base: Answers, tokenizer: Any
+) -> tuple[dict[str, Any], Values]:
+    """Format overfitting and safety, as far as asked for, and their values per prompt for the gate."""
+    extra, values = dict[str, Any](), Values()
 
-    def part(answers: Mapping[str, Evaluation], start: str) -> dict[str, Evaluation]:
-        return {name.removeprefix(start): one for name, one in answers.items() if name.startswith(start)}
+    def part(start: str) -> dict[str, Answers]:
+        found = dict[str, Answers]()
+        for model, answers in (("tuned", tuned), ("base", base)):
+            if own := {name.removeprefix(start): one for name, one in answers.items() if name.startswith(start)}:
+                found[model] = own
+        return found
 
-    if formats := part(tuned, "formats/"):
-        has_rows = recipe and (recipe.output_dir / run_folder.PREPARED / MANIFEST).is_file()
-        answers = [tokenizer(row["response"], add_special_tokens=False)["input_ids"] for row in formats[TEMPLATE].rows]
-        copied = memorised(recipe, answers) if recipe and has_rows else {}
-        overfitting = FormatOverfitting(formats, part(base, "formats/") or None, copied)
-        extra["format_overfitting"], values = overfitting.as_json(), overfitting.values()
-    if answered := part(tuned, "safety/"):
-        safety = Safety(answered, part(base, "safety/") or None)
-        extra["safety"] = {"prompts": request.safety_data or "packaged", **safety.as_json()}
-        values |= safety.values()
-    if bounds:
-        extra["gate"] = judge(bounds, tuned[""], base.get(""), values)
-    return extra
+    if formats := part("formats/"):
+        copied = Values()
+        if recipe and (recipe.output_dir / run_folder.PREPARED / MANIFEST).is_file():
+            texts = [row["response"] for row in formats["tuned"][TEMPLATE].rows]
+            copied = memorised(recipe, [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
+        extra["format_overfitting"], values = format_overfitting.measure_formats(formats, copied)
+    if answered := part("safety/"):
+        content, of_safety = safety.measure_safety(answered)
+        extra["safety"] = {"prompts": request.safety_data or "packaged", **content}
+        values |= of_safety
+    return extra, values
 
 
 def _native_template(base: str, tokenizer: Any) -> str | None:

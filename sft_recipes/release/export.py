@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
@@ -25,7 +24,7 @@ from sft_recipes.data.labels import IGNORE_INDEX, Labeller
 from sft_recipes.data.template_checks import Outcome, TemplateCheck, check_template, require
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Example
-from sft_recipes.models import agree_on_special_tokens, load_tokenizer, not_loadable
+from sft_recipes.models import agree_on_special_tokens, load_tokenizer, load_weights
 from sft_recipes.recipe import LabelSettings
 from sft_recipes.release.model_card import ADAPTER_CONFIG, EXPORT, TEXTS, finished_run, recipe_text, write_card
 
@@ -147,12 +146,7 @@ def _fit(row: Any, tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools:
 
 def _load(source: str, revision: str | None = None) -> Any:
     """The model in the precision of its file. Raises InputError where that is a quantized one."""
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision or "main", dtype="auto", trust_remote_code=False
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise not_loadable(source, "model", error) from error
+    model = load_weights(source, "auto", revision)
     if getattr(model, "is_quantized", False):
         fix = "name the full-precision model and train with load_in_4bit: true"
         raise InputError(Problem(source, "model_name_or_path", "its weights are stored quantized", fix))

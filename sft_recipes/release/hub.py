@@ -109,9 +109,8 @@ def publishable(folder: Path, recipe: Recipe, base_model: str | None = None) -> 
         rules, content = {"path of this machine": "|".join(paths), "token": token}, files[name]
         text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8")
         found = [(kind, start) for kind, start, _ in private_spans(text) if PATTERNS["private"][kind].get("secret")]
-        for kind, start in found + [
-            (kind, one.start()) for kind, rule in rules.items() for one in re.finditer(rule, text)
-        ]:
+        found += [(kind, one.start()) for kind, rule in rules.items() for one in re.finditer(rule, text)]
+        for kind, start in found:
             before = text[:start]
             field = re.match(r'[\s"-]*([\w-]*)"?:', before.rpartition("\n")[2])
             where, what = f"{folder / name}:{before.count(chr(10)) + 1}", f"holds a {kind.replace('_', ' ')}"

@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from sft_recipes.report import page
 from sft_recipes.report.page import Section
-from sft_recipes.response_patterns import opener
 
 Row = Mapping[str, Any]
 
@@ -58,9 +57,7 @@ def render_evaluation_report(
     alone = [{"name": "base", "differences": metrics["differences"]}] if "differences" in metrics else []
     others = metrics.get("comparisons") or alone
     formats, curves = metrics.get("format_overfitting"), metrics.get("training_curves", {})
-    openers = [
-        Counter(filter(None, (opener(row["response"]) for row in rows))) for rows in (base_samples or (), samples)
-    ]
+    openers = [Counter(filter(None, (row.get("opener") for row in rows))) for rows in (base_samples or (), samples)]
     bodies = {
         "Gate": parts.gate(metrics.get("gate")),
         "Differences": parts.differences(others, METRIC_TEXTS, _forest(others), _learning_curve(metrics, others)),

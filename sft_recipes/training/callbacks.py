@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -18,14 +17,6 @@ from sft_recipes.errors import Preempted
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Launchers and schedulers send the same signal several times over; only a later one is meant as a second.
 _SAME_SECONDS = 3.0
-
-
-def leave_signals_to_the_trainer(seed: Callable[[int], None] | None, worker: int) -> None:
-    """In a worker of a data loader: schedulers signal every process, and the run still needs the worker's rows."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if seed is not None:
-        seed(worker)
 
 
 class LogWriter(TrainerCallback):

@@ -29,6 +29,8 @@ from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import check_settings, launched_processes, sft_config
 from sft_recipes.training.measure import measure_steps
 
+# What a stage of ZeRO splits over the processes, and every later one (Rajbhandari et al. 2020).
+_FIRST_STAGE = {"weights": 3, "gradients": 2, "optimizer": 1}
 # bitsandbytes NF4: half a byte a weight and a float32 scale per 64 weights, or that scale in 8 bits again.
 _NF4, _NF4_NESTED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 
@@ -47,7 +49,7 @@ def check_recipe(
     `data` as in data.json, `checks`, `plan` by readable names, `notes`.
     """
     strategy = read_strategy(launch_config(launch), processes) if launch else Strategy(processes=launched_processes())
-    check_settings(recipe, strategy.processes, zero3=strategy.master_weights and strategy.weights > 1)
+    check_settings(recipe, strategy.processes, zero3=strategy.master_weights and strategy.stage == 3)
     tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
     renderer = attach_chat_template(tokenizer, recipe.template)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,17 +74,15 @@ def check_text(result: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a launch spreads a model: into how many shares weights, gradients and optimizer states are split.
+    """How a launch spreads a model, by the `stage` of ZeRO that splits as much (0: nothing is split).
 
-    `master_weights`: DeepSpeed keeps 16-bit weights and gradients, and float32 weights beside the optimizer's states
-    (Rajbhandari et al. 2020, ZeRO). `offloaded`: what lies in the host's memory instead.
+    `master_weights`: DeepSpeed keeps 16-bit weights and gradients, and float32 weights beside the optimizer's states.
+    `offloaded`: what lies in the host's memory instead.
     """
 
     name: str = "one process"
     processes: int = 1
-    weights: int = 1
-    gradients: int = 1
-    optimizer: int = 1
+    stage: int = 0
     master_weights: bool = False
     offloaded: tuple[str, ...] = ()
 
@@ -93,16 +93,13 @@ def read_strategy(config: Path, processes: int | None) -> Strategy:
     count = processes or int(content.get("num_processes") or 1)
     name, kind = f"{config.stem} on {count} processes", content.get("distributed_type")
     if kind == "FSDP":
-        full = content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True)
-        return Strategy(name, count, count if full else 1, count, count)
+        return Strategy(name, count, 3 if content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True) else 2)
     if kind != "DEEPSPEED":
         return Strategy(name, count)
     deepspeed: Mapping[str, Any] = content["deepspeed_config"]
-    stage = int(deepspeed["zero_stage"])
     keys = {"weights": "offload_param_device", "optimizer": "offload_optimizer_device"}
     offloaded = tuple(part for part, key in keys.items() if deepspeed.get(key, "none") != "none")
-    weights, gradients, optimizer = (count if stage >= first else 1 for first in (3, 2, 1))
-    return Strategy(name, count, weights, gradients, optimizer, master_weights=True, offloaded=offloaded)
+    return Strategy(name, count, int(deepspeed["zero_stage"]), master_weights=True, offloaded=offloaded)
 
 
 def make_plan(recipe: Recipe, data: PreparedData, config: Any, strategy: Strategy) -> dict[str, Any]:
@@ -161,14 +158,17 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
     trained_width = 2 if quantized else 4 if recipe.model.get("use_peft") else width
     master = strategy.master_weights and (config.bf16 or config.fp16)
     width, trained_width = (2, 2) if master else (width, trained_width)
-    widths = dict.fromkeys(_linear_weights(model), quantized or width)
+    # Quantization covers the weights of the linear layers, except the output head.
+    linear = (name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear))
+    widths = {f"{name}.weight": quantized or width for name in linear if "lm_head" not in name}
     frozen = sum(size * widths.get(name, width) for name, size in sizes.items() if name not in trained)
     optimizer = config.optim.value
     states = 2 if "8bit" in optimizer else 2 * trained_width if "adam" in optimizer else 0
     states = 12 if master and "adam" in optimizer else states
     activations, formula = _activations(config, text, longest)
     parts = {"weights": frozen + count * trained_width, "gradients": count * trained_width, "optimizer": count * states}
-    parts = {name: amount / getattr(strategy, name) for name, amount in parts.items()}
+    split = [name for name in parts if strategy.stage >= _FIRST_STAGE[name]]
+    parts |= {name: parts[name] / strategy.processes for name in split}
     elsewhere = {name: round(parts.pop(name)) for name in strategy.offloaded}
     return {
         "model context": getattr(text, "max_position_embeddings", "not recorded"),
@@ -188,12 +188,6 @@ def _quantized_width(recipe: Recipe) -> float | None:
     """Bytes of a quantized weight, or None where nothing is quantized."""
     four_bit = _NF4_NESTED if recipe.model.get("use_bnb_nested_quant") else _NF4
     return 1.0 if recipe.model.get("load_in_8bit") else four_bit if recipe.model.get("load_in_4bit") else None
-
-
-def _linear_weights(model: Any) -> list[str]:
-    """The weights that quantization covers: of the linear layers, except the output head."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    return [f"{name}.weight" for name in linear if "lm_head" not in name]
 
 
 def _activations(config: Any, text: Any, longest: int) -> tuple[float, str]:

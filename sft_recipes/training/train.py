@@ -85,7 +85,7 @@ def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
             raise TrainingFault(f"{checkpoint} holds code, which is not run: {error}. Fix: remove it.") from error
         if preemption.agreed:
             raise Preempted(f"stopped by a signal; checkpoint-{trainer.state.global_step} is sealed. Run it to go on.")
-        return save(recipe, trainer, renderer)
+        return save(recipe, trainer, consumption)
 
 
 def _resume_from(recipe: Recipe, facts: Mapping[str, Any], allow_changed: Sequence[str]) -> Path | None:
@@ -163,13 +163,16 @@ def check_active(recipe: Recipe, trainer: Any) -> None:
             raise InputError(Problem(recipe.name, "launch", what, "launch with another of accelerate_configs/"))
 
 
-def save(recipe: Recipe, trainer: RecipeTrainer, renderer: ChatRenderer) -> Path:
-    """Save the model (or adapter) and the tokenizer it is served with, then mark the run as finished."""
+def save(recipe: Recipe, trainer: RecipeTrainer, consumption: Consumption) -> Path:
+    """Save the model (or adapter), the tokenizer it is served with and how often each row was trained, over all ranks
+    and resumptions; then mark the run as finished.
+    """
     trainer.save_model(str(recipe.output_dir))
-    account = trainer.account_for_rows()
+    total = consumption.total(trainer.accelerator)
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.generation_config.save_pretrained(recipe.output_dir)
+        account = consumption.account(total, trainer.state.epoch or 0)
         run_folder.write_json(recipe.output_dir / run_folder.CONSUMPTION, account)
         record_state(recipe, "finished", step=trainer.state.global_step)
         write_card(recipe.output_dir)

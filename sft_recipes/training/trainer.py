@@ -10,7 +10,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from trl import SFTTrainer
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.errors import TrainingFault
-from sft_recipes.training.callbacks import Preemption, leave_signals_to_the_trainer
+from sft_recipes.training.callbacks import Preemption
 from sft_recipes.training.checkpoints import begin_save, require_space, rotate, seal
 from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.processes import on_main
@@ -66,11 +65,6 @@ class RecipeTrainer(SFTTrainer):
         self.add_callback(preemption)
         if checkpoint is not None:
             self._total_train_tokens = consumption.load(checkpoint, self.accelerator.is_main_process)
-
-    def account_for_rows(self) -> Mapping[str, Any]:
-        """How often each row was trained, over all ranks and resumptions; every rank must ask."""
-        counted: Any = self.consumption
-        return counted.account(counted.total(self.accelerator), self.state.epoch) if counted else {}
 
     @property
     def _core(self) -> Any:
@@ -129,12 +123,6 @@ class RecipeTrainer(SFTTrainer):
         if mode == "train":
             self._total_train_tokens += int(counts[2])
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-
-    def get_train_dataloader(self) -> Any:
-        """TRL's, with workers that outlive the signal that ends the run."""
-        loader: Any = super().get_train_dataloader()
-        loader.worker_init_fn = partial(leave_signals_to_the_trainer, loader.worker_init_fn)
-        return loader
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-step; remembers its rows, and whether its loss was finite."""

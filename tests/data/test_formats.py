@@ -366,6 +366,16 @@ def test_sharegpt_call_alone_and_several_at_once() -> None:
     assert [call["function"]["name"] for call in messages[1]["tool_calls"]] == ["f", "g"]
 
 
+def test_a_turn_without_text_takes_the_call_behind_it() -> None:
+    """A turn whose text is null is refused, unless a call joins it."""
+    row = sharegpt(("human", "q"), ("gpt", None), ("function_call", '{"name": "f"}'))
+    made = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    assert convert(row).messages[1:] == [{"role": "assistant", "content": "", "tool_calls": made}]
+    assert "messages[1].content: expected a string, got missing or null" in problem(
+        sharegpt(("human", "q"), ("gpt", None))
+    )
+
+
 def test_joined_turns_join_their_flags() -> None:
     """A call that must not be trained keeps the text it joins from being trained."""
     row = sharegpt(("human", "q"), ("gpt", "x"), ("function_call", '{"name": "f"}'), ("observation", "7"), ("gpt", "a"))

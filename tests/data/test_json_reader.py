@@ -61,6 +61,10 @@ def lines(rows: list[Row]) -> list[int | None]:
         ("[1, 2]", 'expected a JSON object, got list. Fix: write the row as {"column": value}.'),
         ("null", 'expected a JSON object, got null. Fix: write the row as {"column": value}.'),
         ('"text"', 'expected a JSON object, got str. Fix: write the row as {"column": value}.'),
+        (
+            '{"a": ' + "[" * 100 + "]" * 100 + "}",
+            "nested more than 100 deep. Fix: flatten the value, or remove the row.",
+        ),
     ],
     ids=lambda value: str(value)[:24],
 )
@@ -77,6 +81,12 @@ def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
     """A pair is one character, and a backslash before `ud800` that is itself escaped is no escape."""
     rows = read('{"a": "\\ud83d\\ude00", "b": "\\\\ud800", "c": "\\uD83D\\uDE00"}')
     assert values(rows) == [{"a": "\U0001f600", "b": "\\ud800", "c": "\U0001f600"}]
+
+
+def test_many_brackets_beside_each_other_are_not_deep() -> None:
+    """A row at the limit of depth is read, and so is one with any number of brackets side by side."""
+    deepest = '{"a": ' + "[" * 99 + "]" * 99 + "}"
+    assert not any(isinstance(row, RowProblem) for _, row, _ in read(deepest + '\n{"a": [' + "{}," * 500 + "{}]}"))
 
 
 def test_line_number_behind_ten_megabytes() -> None:

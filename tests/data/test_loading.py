@@ -330,6 +330,8 @@ def test_columns_are_kept_listed_or_dropped() -> None:
     assert examples[0].messages[0]["content"] == "q0"
     assert examples[0].columns == {"kind": "qa"}
     assert log.unused_columns == {"rows.jsonl": ["id"]}
+    list(iter_examples(DatasetSource("rows.jsonl", columns=["instruction", "output"]), settings, rejects=log))
+    assert log.unused_columns == {"rows.jsonl": []}  # of this pass, though the path is the same
 
 
 def test_format_and_mapping_reach_the_rows() -> None:

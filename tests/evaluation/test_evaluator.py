@@ -146,6 +146,16 @@ def test_half_a_surrogate_pair_can_be_written(tuned, tmp_path) -> None:
     assert read_evaluation(tmp_path).rows[0]["response"] == "a\ud800b"
 
 
+@pytest.mark.parametrize("line", ['{"messages": [], "respo', '{"messages": []}', "[]"])
+def test_samples_that_are_cut_or_foreign_are_refused(tuned, tmp_path, line: str) -> None:
+    """An earlier evaluation whose writing was cut short is named with its line, not a traceback."""
+    write_evaluation(tuned, tmp_path, info={"model": "tiny"})
+    with (tmp_path / "samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line)
+    with pytest.raises(InputError, match=rf"samples\.jsonl:{len(tuned.rows) + 1}: is no sample of an evaluation"):
+        read_evaluation(tmp_path)
+
+
 def test_comparison_is_paired_by_row(tuned) -> None:
     """Gained and lost rows are counted per prompt, tuned minus base."""
     differences = compare(answered(tuned, {0: True, 1: True}), answered(tuned, {1: True, 2: True, 3: True}))

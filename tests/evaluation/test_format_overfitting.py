@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template, load_chat_template
 from sft_recipes.evaluation.evaluator import evaluate, write_evaluation
-from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS, VARIANTS, FormatOverfitting, format_questions
+from sft_recipes.evaluation.format_overfitting import (
+    FORMAT_METRICS,
+    VARIANTS,
+    Answers,
+    format_questions,
+    measure_formats,
+)
 from sft_recipes.evaluation.training_rows import RUNS
 from sft_recipes.messages import Example
 from sft_recipes.recipe import TemplateSettings
@@ -61,7 +66,7 @@ def under_template(prompt: str) -> bool:
 
 def measure(
     tuned: Any, base: Any, renderer: ChatRenderer, examples: list[Example], native: str | None = None
-) -> FormatOverfitting:
+) -> dict[str, Answers]:
     """Both models under every format, as `evaluate --format_overfitting` asks them; base may be None."""
     options = {**OPTIONS, "template_segments": renderer.template_segments}
 
@@ -69,12 +74,12 @@ def measure(
         questions = format_questions(renderer, examples, native)
         return {name: evaluate(model, one, asked, **options) for name, (one, asked) in questions.items()}
 
-    return FormatOverfitting(ask(tuned), None if base is None else ask(base))
+    return {"tuned": ask(tuned)} | ({} if base is None else {"base": ask(base)})
 
 
 def measured(renderer: ChatRenderer, asked: list[Example], tuned: Answer, base: Answer | None = None) -> dict[str, Any]:
     other = base and model(renderer, base)
-    return measure(model(renderer, tuned), other, renderer, asked).as_json()
+    return measure_formats(measure(model(renderer, tuned), other, renderer, asked), {})[0]
 
 
 def test_a_model_that_stops_only_under_its_template(renderer: ChatRenderer, asked: list[Example]) -> None:
@@ -131,13 +136,13 @@ def test_the_native_template_is_asked_too_but_is_no_variant(renderer: ChatRender
         return ("### Response:\nBlue." if "<|im_start|>" in prompt else "Blue."), True
 
     tuned = model(renderer, answer)
-    content = measure(tuned, None, renderer, asked, native).as_json()
+    content, _ = measure_formats(measure(tuned, None, renderer, asked, native), {})
     assert list(content["formats"]) == ["template", "native", *VARIANTS]
     assert content["indicators"]["leak_rate_off_template"]["value"] == 0.25
     assert content["indicators"]["format_gap_exact_match"]["value"] == 0.0
     assert content["format_spread"]["exact_match"] == 1.0
     again = measure(tuned, None, renderer, asked, renderer.template_text)
-    assert list(again.tuned) == ["template", *VARIANTS]
+    assert list(again["tuned"]) == ["template", *VARIANTS]
 
 
 def test_each_format_puts_the_same_conversation_differently(renderer: ChatRenderer) -> None:
@@ -190,8 +195,7 @@ def test_conversations_that_the_native_template_refuses_are_left_out(
     system = Example([{"role": "system", "content": "Be brief."}, *asked[0].messages], "test.jsonl", 9)
     tuned = model(renderer, lambda prompt: ("Blue.", True))
     found = measure(tuned, tuned, renderer, [system, *asked], native)
-    assert found.base is not None
-    for one in [*found.tuned.values(), *found.base.values()]:
+    for one in [*found["tuned"].values(), *found["base"].values()]:
         assert [row["row"] for row in one.rows] == [0, 1, 2, 3]
 
 
@@ -212,10 +216,11 @@ def test_the_panel_shows_formats_indicators_and_the_worst_prompts(
         return ("Blue." if under_template(prompt) else "<b>Green"), True
 
     tuned = model(renderer, answer)
-    found = replace(measure(tuned, tuned, renderer, asked), memorised={name: [0.0, 1.0, 0.0, 0.0] for name in RUNS})
-    assert found.as_json()["indicators"]["memorised_share"]["value"] == 0.25
-    extra = {"format_overfitting": found.as_json()}
-    write_evaluation(found.tuned["template"], tmp_path, info={"model": "tiny"}, extra=extra)
+    found, copied = measure(tuned, tuned, renderer, asked), {name: [0.0, 1.0, 0.0, 0.0] for name in RUNS}
+    content, values = measure_formats(found, copied)
+    assert content["indicators"]["memorised_share"]["value"] == 0.25 and copied.items() <= values.items()
+    extra = {"format_overfitting": content}
+    write_evaluation(found["tuned"]["template"], tmp_path, info={"model": "tiny"}, extra=extra)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in (
         "Format overfitting",

@@ -145,10 +145,17 @@ def test_rows_are_drawn_and_equal_answers_left_out(tmp_path: Path) -> None:
     assert min(rows) >= 5 and set(rows) != set(range(5, 15))
 
 
+def test_half_a_surrogate_pair_is_shown(tmp_path: Path) -> None:
+    """What an evaluation could write can be reviewed."""
+    a, b = (write_folder(tmp_path / name, [text]) for name, text in {"a": "a\ud800", "b": "b"}.items())
+    assert build(a, b, tmp_path / "page.html")["items"] == 1
+    assert "U+D800" in (tmp_path / "page.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda b, out: (b / "samples.jsonl").unlink(), "there is no such file"),
+        (lambda b, out: (b / "samples.jsonl").unlink(), "there is no samples.jsonl"),
         (lambda b, out: (b / "samples.jsonl").write_text("{}\n{\n"), "samples.jsonl:1: is no sample"),
         (lambda b, out: write_lines(b, ["question 0"]), "messages: other prompts than in"),
         (lambda b, out: write_lines(b, [f"other {index}" for index in range(12)]), "messages: other prompts than in"),

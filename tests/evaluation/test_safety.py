@@ -14,7 +14,7 @@ from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, w
 from sft_recipes.evaluation.format_overfitting import TEMPLATE
 from sft_recipes.evaluation.gate import judge, parse_gate
 from sft_recipes.evaluation.metrics import Answer, score_row
-from sft_recipes.evaluation.safety import LEAST_PROMPTS, PROMPTS, SAFETY_METRICS, Safety, read_prompts
+from sft_recipes.evaluation.safety import LEAST_PROMPTS, PROMPTS, SAFETY_METRICS, measure_safety, read_prompts
 from sft_recipes.report.page import macros
 from sft_recipes.response_patterns import refusal_error
 
@@ -73,7 +73,8 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
 def test_refused_and_answered_by_hand() -> None:
     """Two of four safe prompts refused, one of three unsafe ones answered; neither by the base or off-template."""
     tuned = {TEMPLATE: answered("nnyy", "nny"), "plain": answered("yyyy", "yyy")}
-    content = Safety(tuned, {TEMPLATE: answered("yyyy", "yyy"), "plain": answered("yyyy", "yyy")}).as_json()
+    base = {TEMPLATE: answered("yyyy", "yyy"), "plain": answered("yyyy", "yyy")}
+    content, _ = measure_safety({"tuned": tuned, "base": base})
     assert values(content, model="tuned", format="template") == {"safe": (0.5, 4), "unsafe": (pytest.approx(2 / 3), 3)}
     assert values(content, model="tuned", format="plain") == {"safe": (0, 4), "unsafe": (0, 3)}
     assert values(content, model="base", format="template") == {"safe": (0, 4), "unsafe": (0, 3)}
@@ -94,7 +95,7 @@ def test_refused_and_answered_by_hand() -> None:
 
 def test_without_a_base_and_without_prompts() -> None:
     """No difference without a base; n = 0 gives no value, never 0."""
-    content = Safety({TEMPLATE: answered("", "")}).as_json()
+    content, _ = measure_safety({"tuned": {TEMPLATE: answered("", "")}})
     assert set(content["indicators"]) == {"unsafe_compliance", "over_refusal"}
     assert {(one["value"], one["n"]) for one in content["indicators"].values()} == {(None, 0)}
     assert content["complied"] == []
@@ -105,8 +106,8 @@ def test_too_few_prompts_decide_nothing() -> None:
     line = {"metric": "unsafe_compliance", "at_most": 0.05, "n": LEAST_PROMPTS}
     verdicts = {}
     for n, complied in ((199, 0), (200, 0), (200, 60)):
-        safety = Safety({TEMPLATE: answered("y", "n" * (n - complied) + "y" * complied)})
-        content = judge(parse_gate([line], ""), answered("y", "y"), None, safety.values())
+        _, values = measure_safety({"tuned": {TEMPLATE: answered("y", "n" * (n - complied) + "y" * complied)}})
+        content = judge(parse_gate([line], ""), answered("y", "y"), None, values)
         verdicts[n, complied] = content["verdict"]
     assert verdicts == {(199, 0): "insufficient_n", (200, 0): "pass", (200, 60): "fail"}
     assert pytest.approx(0.015, abs=5e-4) == 1 - 0.05 ** (1 / LEAST_PROMPTS)
@@ -116,7 +117,7 @@ def test_too_few_prompts_decide_nothing() -> None:
 
 def test_report_and_terminal_say_what_the_numbers_are_worth(tmp_path: Path) -> None:
     """Counts, the rule's error, report only; every unsafe answer is listed, as text."""
-    content = {"prompts": "packaged", **Safety({TEMPLATE: answered("nnyy", "nny")}).as_json()}
+    content = {"prompts": "packaged", **measure_safety({"tuned": {TEMPLATE: answered("nnyy", "nny")}})[0]}
     write_evaluation(answered("y", "y"), tmp_path, info={"model": "tiny"}, extra={"safety": content})
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     rule = refusal_error()

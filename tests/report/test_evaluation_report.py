@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sft_recipes.report.evaluation_report import METRIC_TEXTS, SHOWN_SAMPLES, order_rows, render_evaluation_report
+from sft_recipes.response_patterns import opener
 
 HOSTILE = "</pre><script>alert(1)</script>\u202e"
 
@@ -40,7 +41,7 @@ def metrics(value: float = 0.5, **rest: Any) -> dict[str, Any]:
 
 
 def sample(row: int, exact: bool, **rest: Any) -> dict[str, Any]:
-    return {
+    made = {
         "row": row,
         "source": "test.jsonl",
         "task_type": "count" if row % 2 else None,
@@ -52,6 +53,7 @@ def sample(row: int, exact: bool, **rest: Any) -> dict[str, Any]:
         "exact_match": exact,
         "length_ratio": [1.0, 0.0, 40.0, None][row % 4],
     } | rest
+    return {"opener": opener(made["response"])} | made
 
 
 SAMPLES = [sample(row, exact) for row, exact in enumerate((True, False, False, True))]

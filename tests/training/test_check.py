@@ -52,6 +52,8 @@ def test_packs_are_counted_as_they_are_trained(write_recipe: Callable[..., Path]
 CONFIGS = {
     "ddp": ("distributed_type: MULTI_GPU\n", (1, 1, 1)),
     "fsdp": ("distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: true\n", (4, 4, 4)),
+    "fsdp_kept": ("distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: false\n", (1, 4, 4)),
+    "zero1": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 1\n", (1, 1, 4)),
     "zero2": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 2\n", (1, 4, 4)),
     "zero3": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n", (4, 4, 4)),
 }

@@ -18,7 +18,7 @@ from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.train import main, train
 from sft_recipes.training.trainer import RecipeTrainer
 from tests.conftest import instruction_rows
-from tests.training.tiny import file_hashes, logged
+from tests.training.tiny import file_hashes, logged, trainer_for
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 CHATML = {"chat_template": "chatml"}
@@ -222,8 +222,6 @@ def test_contradictions_are_refused(write_recipe: Callable[..., Path], keys: dic
 
 def test_global_batch_size_sets_accumulation(write_recipe: Callable[..., Path]) -> None:
     """global_batch_size 16 with 4 rows per device means 4 accumulation steps."""
-    from tests.training.tiny import trainer_for
-
     trainer = trainer_for(write_recipe(global_batch_size=16, per_device_train_batch_size=4))
     assert trainer.args.gradient_accumulation_steps == 4
 
