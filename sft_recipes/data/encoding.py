@@ -26,7 +26,7 @@ from sft_recipes.errors import InputError, Problem
 
 # Private-use characters; a row that brings them itself cannot be marked and is refused by name.
 START, END = "\uf5e0", "\uf5e1"
-# Arrays, because Python integers cost more time than anything else here: a third of that of joining, measured.
+# Arrays: joining lists of Python integers takes more than twice as long.
 Ids = npt.NDArray[np.int32]
 
 
