@@ -113,7 +113,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show rows exactly as the trainer sees them; trained tokens are green."""
-    from sft_recipes.data.inspection import inspect_rows
+    from sft_recipes.data.inspection import inspect_rows, row_json
+    from sft_recipes.data.labels import DroppedRow
 
     renderer, data, labels, _ = _inspection(context)
     if renderer is None:
@@ -121,11 +122,11 @@ def inspect(
         raise InputError(Problem("command line", "--tokenizer", "is needed to inspect data", fix))
     if not as_json:
         return _show_rows(renderer, list(inspect_rows(renderer, data, labels, 3 if rows is None else rows)))
-    for row in inspect_rows(renderer, data, labels, rows):
-        if row.labelled is not None:
-            _print_json(row.as_json(renderer.tokenizer), indent=None)
-        elif row.dropped is not None:
-            print(f"{row.example.where}: dropped, {row.dropped.reason}: {row.dropped.detail}", file=sys.stderr)
+    for example, row in inspect_rows(renderer, data, labels, rows):
+        if isinstance(row, DroppedRow):
+            print(f"{example.where}: dropped, {row.reason}: {row.detail}", file=sys.stderr)
+        else:
+            _print_json(row_json(renderer, example, row), indent=None)
     return None
 
 
@@ -133,14 +134,15 @@ def _show_rows(renderer: Any, rows: Sequence[Any]) -> None:
     from rich.console import Console
 
     from sft_recipes.data.inspection import coloured, summary_line
+    from sft_recipes.data.labels import DroppedRow
 
     console = Console()
-    for row in rows:
-        console.rule(row.example.where, align="left", style="grey50")
-        if row.labelled is not None:
-            console.print(coloured(renderer, row.labelled), soft_wrap=True)
+    for example, row in rows:
+        console.rule(example.where, align="left", style="grey50")
+        if isinstance(row, DroppedRow):
+            console.print(f"dropped, {row.reason}: {row.detail}", style="red", markup=False)
         else:
-            console.print(f"dropped, {row.dropped.reason}: {row.dropped.detail}", style="red", markup=False)
+            console.print(coloured(renderer, row), soft_wrap=True)
     console.print(f"\n{summary_line(rows)} (green = trained)\n", markup=False)
 
 

@@ -35,24 +35,15 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class PairedDifference:
+class PairedDifference(Estimate):
     """Mean of `after - before` over the same rows. `gained` and `lost` count the rows that went up and down.
 
     `p_value`: exact two-sided McNemar test, None for values that are not 0 or 1.
     """
 
-    value: float | None
-    n: int
-    n_excluded: int = 0
-    ci_low: float | None = None
-    ci_high: float | None = None
     p_value: float | None = None
     gained: int = 0
     lost: int = 0
-    unit: str = ""
-    higher_is_better: bool | None = None
-
-    as_json = dataclasses.asdict  # plain data
 
 
 def proportion(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
@@ -154,7 +145,7 @@ def paired_difference(
         found = bootstrap_estimate(differences, statistic=np.mean, unit=unit)
     p_value = sign_test(gained, gained + lost) if binary and pairs else None
     ends, excluded = (found.ci_low, found.ci_high), len(before) - len(pairs)
-    return PairedDifference(found.value, found.n, excluded, *ends, p_value, gained, lost, unit, higher_is_better)
+    return PairedDifference(found.value, found.n, excluded, *ends, unit, higher_is_better, p_value, gained, lost)
 
 
 def sign_test(successes: int, n: int) -> float:

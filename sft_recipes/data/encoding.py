@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 from operator import itemgetter
 from threading import Lock
 from typing import Any
@@ -75,28 +76,41 @@ class ControlTokens:
     def mark(self, value: Any) -> Any:
         """A copy of `value` with every spelled control token between markers."""
         if isinstance(value, str):
-            return self._pattern.sub(f"{START}\\g<0>{END}", value.replace(START, "").replace(END, ""))
+            bare = value.replace(START, "").replace(END, "")
+            return self._pattern.sub(lambda token: START + token.group() + END, bare)
         if isinstance(value, Mapping):
             return {key: item if key == "role" else self.mark(item) for key, item in value.items()}
         return [self.mark(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Encode rendered texts, marked or not, in one batch. Safe to call from several threads."""
+    def encode(self, texts: Sequence[str], places: Iterable[Sequence[int]] = repeat(())) -> list[Encoded]:
+        """Encode rendered texts, marked or not, in one batch. Safe to call from several threads.
+
+        `places`: for each text the characters whose tokens will be asked for. Only the pieces that hold them are
+        encoded with offsets, which are a quarter of the tokenizer's work.
+        """
         split = [self._separators.split(text) for text in texts]
         # Where pieces depend on their place, those after the first follow a newline, so that no tokenizer adds the
         # prefix space of a text's beginning.
         before = "" if self._cuts_at_tokens else "\n"
-        wanted = dict.fromkeys(piece for pieces in split for piece in pieces[:1])
-        wanted |= dict.fromkeys(before + piece for pieces in split for piece in pieces[2::2])
-        encodings = self._encode_batch(list(wanted))
-        by_text = {text: (encoding, _array(encoding.ids)) for text, encoding in zip(wanted, encodings, strict=True)}
+        wanted: dict[str, bool] = {}
+        for pieces, characters in zip(split, places, strict=False):
+            asked = _pieces_with(characters, pieces)
+            for index in range(0, len(pieces), 2):
+                text = before + pieces[index] if index else pieces[index]
+                wanted[text] = index in asked or wanted.get(text, False)
+        by_text: dict[str, tuple[Any, Ids]] = {}
+        for offsets in (False, True):
+            some = [text for text, is_asked in wanted.items() if is_asked is offsets]
+            encodings = self._encode_batch(some, offsets)
+            by_text |= {text: (one, _array(one.ids)) for text, one in zip(some, encodings, strict=True)}
         return [self._join(pieces, by_text, before) for pieces in split]
 
-    def _encode_batch(self, texts: Sequence[str]) -> Any:
+    def _encode_batch(self, texts: Sequence[str], offsets: bool = True) -> Any:
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
         # Alone under the lock, so that while the tokenizer (Rust, all cores) works, another thread joins what it gave.
         with self._lock:
             self._reset()
-            return self._backend.encode_batch(texts, add_special_tokens=False)
+            return encode(texts, add_special_tokens=False)
 
     def _join(self, pieces: Sequence[str], by_text: Mapping[str, tuple[Any, Ids]], before: str) -> Encoded:
         """One text from its pieces: text, separator, text and so on."""
@@ -144,6 +158,12 @@ class ControlTokens:
         return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
 
 
+def _pieces_with(characters: Iterable[int], pieces: Sequence[str]) -> set[int]:
+    """Which pieces of a text hold the characters."""
+    starts = [0, *accumulate(map(len, pieces))]
+    return {bisect_right(starts, character) - 1 for character in characters}
+
+
 def _array(ids: Sequence[int]) -> Ids:
     return np.fromiter(ids, dtype=np.int32, count=len(ids))
 
@@ -155,7 +175,7 @@ _Part = tuple[int, int, Any, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Ids of one text, and which token covers which character."""
+    """Ids of one text, and which token covers a character, for those that were asked for."""
 
     ids: Ids
     parts: Sequence[_Part]

@@ -1,8 +1,8 @@
 """Rows exactly as the trainer sees them: ids, labels, and which tokens are trained."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any
 
 from rich.text import Text
@@ -14,25 +14,8 @@ from sft_recipes.data.prepare import batches
 from sft_recipes.messages import Example, visible
 from sft_recipes.recipe import DataSettings, LabelSettings
 
-
-@dataclass(frozen=True, slots=True)
-class InspectedRow:
-    """An input row with its training row, or with the reason why it has none."""
-
-    example: Example
-    labelled: LabelledRow | None
-    dropped: DroppedRow | None
-
-    def as_json(self, tokenizer: Any) -> dict[str, Any]:
-        """The row for `inspect --json`; `text` is what the ids decode to."""
-        assert self.labelled is not None
-        return {
-            "row": self.example.row,
-            "source": self.example.source,
-            "text": tokenizer.decode(self.labelled.input_ids, clean_up_tokenization_spaces=False),
-            "input_ids": self.labelled.input_ids,
-            "labels": self.labelled.labels,
-        }
+# An input row with its training row, or with the reason why it has none.
+InspectedRow = tuple[Example, LabelledRow | DroppedRow]
 
 
 def inspect_rows(
@@ -43,9 +26,16 @@ def inspect_rows(
     for source in data.datasets:
         for batch in batches(islice(iter_examples(source, data, rejects=rejects), limit)):
             labelled = labeller.label(batch)
-            for index, example in enumerate(batch):
-                yield from (InspectedRow(example, row, None) for row in labelled.rows if row.example == index)
-                yield from (InspectedRow(example, None, lost) for lost in labelled.dropped if lost.example == index)
+            every: list[LabelledRow | DroppedRow] = [*labelled.rows, *labelled.dropped]
+            for found in sorted(every, key=attrgetter("example")):
+                yield batch[found.example], found
+
+
+def row_json(renderer: ChatRenderer, example: Example, row: LabelledRow) -> dict[str, Any]:
+    """The row for `inspect --json`; `text` is what the ids decode to."""
+    text = renderer.tokenizer.decode(row.input_ids, clean_up_tokenization_spaces=False)
+    place = {"row": example.row, "source": example.source}
+    return {**place, "text": text, "input_ids": row.input_ids, "labels": row.labels}
 
 
 def pieces(renderer: ChatRenderer, row: LabelledRow) -> Iterator[tuple[str, bool, bool]]:
@@ -66,6 +56,6 @@ def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
 
 def summary_line(rows: Sequence[InspectedRow]) -> str:
     """How many rows were shown and what share of their tokens is trained."""
-    kept = [row.labelled for row in rows if row.labelled is not None]
+    kept = [row for _, row in rows if isinstance(row, LabelledRow)]
     trained, total = sum(row.trained_tokens for row in kept), sum(len(row.ids) for row in kept)
     return f"{len(kept)} rows shown, {trained} of {total} tokens trained, {len(rows) - len(kept)} dropped"

@@ -255,7 +255,8 @@ class Labeller:
     # -- from texts to ids -------------------------------------------------------------------------------------------
 
     def _encode(self, drafts: Sequence[_Draft]) -> list[Encoded]:
-        return self.renderer.control_tokens.encode([draft.text for draft in drafts])
+        places = [[place for span in draft.spans for place in (span.start, span.end - 1)] for draft in drafts]
+        return self.renderer.control_tokens.encode([draft.text for draft in drafts], places)
 
     def _spans(self, draft: _Draft, encoded: Encoded) -> list[tuple[int, int]] | DroppedRow:
         """Token spans of a draft, or why it is dropped."""

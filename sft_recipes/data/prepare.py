@@ -157,6 +157,7 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
         splits.append(("test", recipe.data.test_split))
     ledgers: list[SourceLedger] = []
     prompts: dict[int, str] = {}  # of each group, where a split is drawn
+    holds_out = bool(recipe.data.eval_split or recipe.data.test_split)  # else nobody asks which prompts are the same
     for name, split in splits:
         candidates: list[tuple[int, Example]] = []
         # Renamed when whole: another process may still read the old file from memory.
@@ -168,7 +169,7 @@ def _prepare(recipe: Recipe, renderer: ChatRenderer, folder: Path, progress: boo
                 title = f"preparing {Path(source.path).name}"
                 with tqdm(examples, title, unit=" rows", disable=not progress, leave=False) as bar:
                     for batch_examples, batch in labeller.label_batches(batches(bar)):
-                        texts = [prompt_text(example) for example in batch_examples]
+                        texts = [prompt_text(example) if holds_out else "" for example in batch_examples]
                         groups = [prompt_group(text, recipe.data.seed) for text in texts]
                         if recipe.data.eval_split:
                             prompts.update(zip(groups, texts, strict=True))

@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from sft_recipes import run_folder
 from sft_recipes.report import page
-from sft_recipes.report.page import Section
 
 Audit = Mapping[str, Any]
 
@@ -36,12 +35,12 @@ def render(audit: Audit) -> str:
         "kept": audit["rows_in"] - sum(step["rows"] for step in audit["waterfall"]),
         "checks": {one["check"]: one for one in (*audit["findings"], *audit["passed"])},
     }
-    sections = []
+    sections = {}
     for name, (title, checks) in parts.sections.items():
         names = {*content["checks"]} - placed if name == "rows" else checks
         found, passed = ([one for one in audit[kind] if one["check"] in names] for kind in ("findings", "passed"))
         figures = [page.figure_or_note(partial(draw, audit)) for draw in _FIGURES.get(name, ())]
-        sections.append(Section(title, getattr(parts, name)(content, found, passed, figures, compare)))
+        sections[title] = getattr(parts, name)(content, found, passed, figures, compare)
     summary = f"What is in {audit['source']}, what is wrong with which rows, and what to do about it."
     return page.render_page("Data quality", summary, sections)
 

@@ -12,7 +12,6 @@ import yaml
 from markupsafe import Markup
 
 from sft_recipes.report import page
-from sft_recipes.report.page import Section
 
 Row = Mapping[str, Any]
 
@@ -58,7 +57,7 @@ def render_evaluation_report(
     others = metrics.get("comparisons") or alone
     formats, curves = metrics.get("format_overfitting"), metrics.get("training_curves", {})
     openers = [Counter(filter(None, (row.get("opener") for row in rows))) for rows in (base_samples or (), samples)]
-    bodies = {
+    sections = {
         "Gate": parts.gate(metrics.get("gate")),
         "Differences": parts.differences(others, METRIC_TEXTS, _forest(others), _learning_curve(metrics, others)),
         "Metrics": parts.metrics(metrics, base, METRIC_TEXTS),
@@ -70,7 +69,6 @@ def render_evaluation_report(
         "Safety": parts.safety(metrics.get("safety")),
         "Provenance": parts.provenance(metrics["info"]),
     }
-    sections = [Section(title, body) for title, body in bodies.items() if body.strip()]
     model = metrics["info"].get("model", "model not recorded")
     summary = f"{metrics['n']} prompts, greedy decoding, two-sided 95 % intervals."
     return page.render_page(f"Evaluation of {model}", summary, sections, parts.script())

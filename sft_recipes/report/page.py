@@ -5,8 +5,7 @@ reorder it. A content security policy forbids the page to load anything.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,12 @@ _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "yti
 _STYLE: Any = {**dict.fromkeys(_INKED, INK), "font.size": 10, "font.family": "sans-serif", "text.parse_math": False}
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One part of a page with an entry in its table of contents."""
+def render_page(title: str, summary: str, sections: Mapping[str, Markup], script: Markup | None = None) -> str:
+    """A whole HTML document from the bodies of its sections by title; an empty one is left out.
 
-    title: str
-    body: Markup
-
-
-def render_page(title: str, summary: str, sections: Sequence[Section], script: Markup | None = None) -> str:
-    """A whole HTML document. `script` is our own code, never data."""
+    `script` is our own code, never data.
+    """
+    sections = {name: body for name, body in sections.items() if body.strip()}
     content = {"title": title, "summary": summary, "sections": sections, "script": script}
     return _ENVIRONMENT.get_template("page.html").render(content)
 

@@ -74,8 +74,7 @@ def write_recipe(model: str, data: str, format: str | None, output: Path, force:
     text = TEXTS.get_template("new_recipe.yaml.jinja").render(values)
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
-    shown = [InspectedRow(examples[row.example], row, None) for row in labelled.rows[:3]]
-    return NewRecipe(path, shown, renderer)
+    return NewRecipe(path, [(examples[row.example], row) for row in labelled.rows[:3]], renderer)
 
 
 def _smallest(lengths: list[int], share: float, choices: tuple[int, ...]) -> int:

@@ -91,3 +91,21 @@ def test_raw_text_keeps_control_tokens_as_text() -> None:
     assert [token for token in row.input_ids if token in added] == [renderer.tokenizer.eos_token_id]
     assert renderer.tokenizer.decode(row.input_ids[:-1]) == text
     assert row.labels == row.input_ids
+
+
+@pytest.mark.parametrize("cuts_at_tokens", [True, False])
+def test_offsets_are_there_where_asked_and_ids_are_the_same(cuts_at_tokens: bool) -> None:
+    """Whichever characters are asked for: the ids, their tokens, and where those begin are as with all asked for."""
+    renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
+    encoder = renderer.control_tokens
+    encoder._cuts_at_tokens = cuts_at_tokens
+    generator = random.Random(3)
+    texts = [renderer.render(encoder.mark(example.messages)) for example in hostile_examples(generator)]
+    everything = encoder.encode(texts, [range(len(text)) for text in texts])
+    places = [generator.sample(range(len(text)), 2) for text in texts]
+    for full, partial, asked in zip(everything, encoder.encode(texts, places), places, strict=True):
+        assert partial.ids.tolist() == full.ids.tolist()
+        for place in asked:
+            token = full.token_at(place)
+            assert partial.token_at(place) == token
+            assert token is None or partial.first_char(token) == full.first_char(token)

@@ -317,11 +317,20 @@ def stamp(data: PreparedData) -> int:
 
 def test_unchanged_data_is_not_prepared_again(write_recipe: Callable[..., Path]) -> None:
     """The second call loads what is there; keys that only choose among prepared rows do not prepare again either."""
-    path = write_recipe()
-    first = prepared(path)
-    assert stamp(prepared(path)) == stamp(first)
+    path = write_recipe(eval_split=6)
+    first = stamp(prepared(path))
+    assert stamp(prepared(path)) == first
     other = prepared(path, max_rows=5, eval_split=4, learning_rate=0.5, max_lost=0.05)
-    assert stamp(other) == stamp(first) and (len(other.train), len(other.eval or [])) == (5, 4)
+    assert stamp(other) == first and (len(other.train), len(other.eval or [])) == (5, 4)
+
+
+def test_split_asked_for_later_is_that_asked_for_at_once(write_recipe: Callable[..., Path]) -> None:
+    """Rows prepared without a split know nothing of equal prompts: asking for one prepares them again."""
+    path = write_recipe()
+    first = stamp(prepared(path))
+    later = prepared(path, eval_split=6)
+    assert stamp(later) != first
+    assert as_sets(later) == as_sets(prepared(path, eval_split=6, output_dir=str(path.parent / "at_once")))
 
 
 def test_any_change_prepares_again(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

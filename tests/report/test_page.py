@@ -15,7 +15,6 @@ from sft_recipes.messages import visible
 from sft_recipes.report.page import (
     ACCENT,
     INK,
-    Section,
     figure_or_note,
     figure_svg,
     format_estimate,
@@ -48,7 +47,7 @@ class Elements(HTMLParser):
 
 def page(text: str) -> str:
     parts = macros("parts.html")
-    return render_page(text, text, [Section(text, parts.figure(text, text) + parts.note(text))])
+    return render_page(text, text, {text: parts.figure(text, text) + parts.note(text)})
 
 
 def test_data_creates_no_element_and_no_attribute() -> None:
@@ -63,7 +62,7 @@ def test_the_page_asks_nothing_of_the_network() -> None:
     """No element refers to another file, no style imports one, and the policy forbids what slipped through."""
     figure, axes = new_figure(3, 2)
     axes.plot([0, 1], [1, 0])
-    html = render_page("t", "s", [Section("figure", figure_svg(figure, "a line"))], Markup("1;"))
+    html = render_page("t", "s", {"figure": figure_svg(figure, "a line")}, Markup("1;"))
     elements = Elements(html)
     for name, value in elements.attributes:
         if name in ("src", "href", "xlink:href", "action", "srcset"):

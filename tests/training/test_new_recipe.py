@@ -61,7 +61,7 @@ def test_a_tuned_models_template_is_kept_and_said(
     )
     assert load_recipe(made.path).template.chat_template is None
     assert "can lose what it knows" in made.path.read_text()
-    assert "<|im_end|>" in made.renderer.tokenizer.decode(made.rows[0].labelled.input_ids)  # type: ignore[union-attr]
+    assert "<|im_end|>" in made.renderer.tokenizer.decode(made.rows[0][1].input_ids)
 
 
 def test_nothing_is_overwritten(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
@@ -106,7 +106,6 @@ def test_rows_with_tools_are_said(write_rows: Callable[..., Path], tmp_path: Pat
     tokenizer_for("qwen2_5").save_pretrained(tmp_path / "model")
     made = write_recipe(str(tmp_path / "model"), str(data), None, tmp_path / "f", force=False)
     assert "3 of the rows looked at bring tools" in made.path.read_text()
-    row = made.rows[0].labelled
-    assert row is not None
+    _, row = made.rows[0]
     trained = made.renderer.tokenizer.decode([label for label in row.labels if label >= 0])
     assert '"name": "look_up"' in trained and "A colour." in trained and "a colour" not in trained
