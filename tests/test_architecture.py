@@ -159,7 +159,7 @@ def test_the_package_stays_small() -> None:
     """The package stays small; documentation is not rationed. The aim is 6,000 lines of code, which the whole set of
     features has overshot: from here on the limit only falls.
     """
-    assert sum(map(code_lines, MODULES)) < 7335
+    assert sum(map(code_lines, MODULES)) < 7333
 
 
 @pytest.mark.parametrize("name", [name for name in FOUNDATION if (PACKAGE / f"{name}.py").is_file()])

@@ -94,23 +94,22 @@ class ControlTokens:
         before = "" if self._cuts_at_tokens else "\n"
         wanted: dict[str, bool] = {}
         for pieces, characters in zip(split, places, strict=False):
-            asked = _pieces_with(characters, pieces)
+            held = _pieces_with(characters, pieces)
             for index in range(0, len(pieces), 2):
                 text = before + pieces[index] if index else pieces[index]
-                wanted[text] = index in asked or wanted.get(text, False)
-        by_text: dict[str, tuple[Any, Ids]] = {}
-        for offsets in (False, True):
-            some = [text for text, is_asked in wanted.items() if is_asked is offsets]
-            encodings = self._encode_batch(some, offsets)
-            by_text |= {text: (one, _array(one.ids)) for text, one in zip(some, encodings, strict=True)}
+                wanted[text] = index in held or wanted.get(text, False)
+        plain, asked = ([text for text in wanted if wanted[text] is offsets] for offsets in (False, True))
+        encodings = self._encode_batch(plain, asked)
+        by_text = {text: (one, _array(one.ids)) for text, one in zip(plain + asked, encodings, strict=True)}
         return [self._join(pieces, by_text, before) for pieces in split]
 
-    def _encode_batch(self, texts: Sequence[str], offsets: bool = True) -> Any:
-        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+    def _encode_batch(self, plain: Sequence[str], asked: Sequence[str]) -> list[Any]:
+        """Encodings of texts without offsets, then of those with."""
         # Alone under the lock, so that while the tokenizer (Rust, all cores) works, another thread joins what it gave.
         with self._lock:
             self._reset()
-            return encode(texts, add_special_tokens=False)
+            encodings = self._backend.encode_batch_fast(plain, add_special_tokens=False)
+            return encodings + self._backend.encode_batch(asked, add_special_tokens=False)
 
     def _join(self, pieces: Sequence[str], by_text: Mapping[str, tuple[Any, Ids]], before: str) -> Encoded:
         """One text from its pieces: text, separator, text and so on."""
@@ -129,7 +128,7 @@ class ControlTokens:
             encoding, own = by_text[before + text]
             shift, skipped = (1, len(self._newline)) if before else (0, 0)
             if skipped and not np.array_equal(own[:skipped], self._newline):
-                encoding, shift, skipped = self._encode_batch([text])[0], 0, 0
+                encoding, shift, skipped = self._encode_batch([], [text])[0], 0, 0
                 own = _array(encoding.ids)
             parts.append((position, count, encoding, shift, skipped))
             arrays.append(own[skipped:])
