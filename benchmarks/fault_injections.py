@@ -91,9 +91,10 @@ def change_rows(change: RowChange) -> Callable[[], None]:
             pairs = [change(list(row["input_ids"]), list(row["labels"]), renderer) for row in rows]
             return Dataset.from_dict({"input_ids": [pair[0] for pair in pairs], "labels": [pair[1] for pair in pairs]})
 
-        def build_on_changed(recipe: Any, renderer: Any, data: Any) -> Any:
-            held_out = changed(data.eval, renderer) if data.eval is not None else None
-            return build(recipe, renderer, replace(data, train=changed(data.train, renderer), eval=held_out))
+        def build_on_changed(recipe: Any, labeller: Any, data: Any) -> Any:
+            held_out = changed(data.eval, labeller.renderer) if data.eval is not None else None
+            train_rows = changed(data.train, labeller.renderer)
+            return build(recipe, labeller, replace(data, train=train_rows, eval=held_out))
 
         train.build_trainer = build_on_changed
 
@@ -106,8 +107,9 @@ def mask_padding_that_is_eos() -> None:
 
     build = train.build_trainer
 
-    def build_with_collator(recipe: Any, renderer: Any, data: Any) -> Any:
-        trainer = build(recipe, renderer, data)
+    def build_with_collator(recipe: Any, labeller: Any, data: Any) -> Any:
+        trainer = build(recipe, labeller, data)
+        renderer = labeller.renderer
         renderer.tokenizer.pad_token = renderer.tokenizer.eos_token
         trainer.data_collator = masking_collator(trainer.data_collator, renderer.tokenizer.pad_token_id)
         return trainer

@@ -24,9 +24,9 @@ import pyarrow as pa
 from benchmarks.material import chatml_tokenizer, small_model
 from sft_recipes import run_folder
 from sft_recipes.data import prepare
-from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data import prepared as prepared_files
+from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.row_fingerprint import row_fingerprints
-from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe_keys import load_recipe
 
 CHUNK = 10_000
@@ -35,7 +35,7 @@ CHUNK = 10_000
 def write_prepared(folder: Path, rows: int, mean_tokens: int) -> None:
     """A prepared training split of `rows` rows, the last fifth of each trained."""
     generator = np.random.default_rng(0)
-    with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_stream(sink, prepare._SCHEMA) as writer:
+    with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_stream(sink, prepared_files.SCHEMA) as writer:
         for start in range(0, rows, CHUNK):
             count = min(CHUNK, rows - start)
             lengths = generator.integers(mean_tokens // 2, mean_tokens * 3 // 2, size=count).astype(np.int32)
@@ -55,7 +55,7 @@ def write_prepared(folder: Path, rows: int, mean_tokens: int) -> None:
                 pa.array(trained.astype(np.int32)),
                 pa.array(row_fingerprints(ids, labels, np.concatenate([[0], ends]))),
             ]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=prepare._SCHEMA))
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=prepared_files.SCHEMA))
 
 
 def main() -> None:
@@ -83,11 +83,12 @@ def main() -> None:
         prepared = folder / "run" / run_folder.PREPARED
         prepared.mkdir(parents=True)
         write_prepared(prepared, options.rows, options.tokens)
-        (prepared / "eval_examples.jsonl").write_text("")
-        np.save(prepared / prepare.JOINED, np.empty((0, 2), dtype=np.int64))
-        renderer = attach_chat_template(load_tokenizer(recipe.model_name), recipe.template)
+        (prepared / prepared_files.EVAL_EXAMPLES).write_text("")
+        (prepared / prepared_files.CHECK_EXAMPLES).write_text("")
+        np.save(prepared / prepared_files.JOINED, np.empty((0, 2), dtype=np.int64))
+        renderer = open_labeller(recipe).renderer
         run_folder.write_json(
-            prepared / prepare.MANIFEST, {"fingerprint": prepare.fingerprint(recipe, renderer), "sources": []}
+            prepared / prepared_files.MANIFEST, {"fingerprint": prepare.fingerprint(recipe, renderer), "sources": []}
         )
         size = (prepared / "train.arrow").stat().st_size
         print(f"{options.rows:,} rows, {size / 1e9:.2f} GB prepared, source file {data.stat().st_size / 1e9:.2f} GB")

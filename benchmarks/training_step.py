@@ -20,10 +20,9 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.material import chatml_tokenizer, small_model, write_rows
-from sft_recipes.data.chat_templates import attach_chat_template
-from sft_recipes.data.prepare import PreparedData, prepare
-from sft_recipes.models import load_tokenizer
-from sft_recipes.recipe import TemplateSettings
+from sft_recipes.data.opening import open_labeller
+from sft_recipes.data.prepare import prepare
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.recipe_keys import make_recipe
 from sft_recipes.training.flattening import flattening_pays
 from sft_recipes.training.trainer import RecipeTrainer
@@ -81,15 +80,16 @@ def main() -> None:
         folder = Path(name)
         data_path = options.data or write_rows(folder / "rows.jsonl", 1000)
         tokenizer_folder = str(options.tokenizer or chatml_tokenizer(folder / "tokenizer"))
-        renderer = attach_chat_template(load_tokenizer(tokenizer_folder), TemplateSettings())
         keys = {"model_name_or_path": tokenizer_folder, "dataset_name": str(data_path), "max_length": 512}
         recipe = make_recipe({**keys, "output_dir": name, "max_lost": 1.0, "max_rows": 1000})
-        data = prepare(recipe, renderer, folder / "prepared", progress=False)
+        labeller = open_labeller(recipe)
+        renderer = labeller.renderer
+        data = prepare(recipe, labeller, folder / "prepared", progress=False)
         renderer.tokenizer.pad_token = renderer.tokenizer.convert_ids_to_tokens(1)
         # The vocabulary of the model, not of the tokenizer, sets the cost; ids are folded into it.
         vocabulary = 32_000
         train = data.train.map(lambda row: {key: _fold(row[key], vocabulary) for key in ("input_ids", "labels")})
-        data = replace(data, train=train, eval=None, eval_examples=[])
+        data = replace(data, train=train, eval=None, eval_examples=[], check_examples=[])
         _compare(data, renderer.tokenizer, vocabulary, folder, options)
         _share_of_peak(data, renderer.tokenizer, vocabulary, folder, options.steps)
 

@@ -14,7 +14,7 @@ import typer
 
 from sft_recipes import run_folder
 from sft_recipes.errors import InputError, Problem, SFTRecipesError
-from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings, parse_overrides
+from sft_recipes.recipe import DatasetSource, parse_overrides, parse_value
 from sft_recipes.recipe_files import copy_recipe, shipped_recipes
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.recipe_rewrite import rewrite
@@ -38,6 +38,9 @@ RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
 DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
 TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")]
 LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")]
+MappingOption = Annotated[
+    str | None, typer.Option("--column_mapping", help="Your columns, as in '{instruction: Question, output: Answer}'")
+]
 TemplateOption = Annotated[str | None, typer.Option("--chat_template", help="Shipped name or .jinja file")]
 
 
@@ -47,18 +50,24 @@ def init(
     model: Annotated[str | None, typer.Option(help="Your model: writes a recipe for it; needs --data")] = None,
     data: Annotated[str | None, typer.Option(help="Your data: file, folder or Hub name")] = None,
     format: FormatOption = None,
+    column_mapping: MappingOption = None,
+    chat_template: TemplateOption = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write to (default: named after the recipe)")] = None,
     force: Annotated[bool, typer.Option(help="Overwrite files that exist")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the shipped recipes, copy one with everything that belongs to it, or write one for your model and data."""
     if model and data and not recipe:
-        from sft_recipes.training.new_recipe import write_recipe
+        from sft_recipes.data.inspection import show_rows
+        from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
 
-        made = write_recipe(model, data, format, output or Path(Path(data).stem), force)
+        options = _data_options(format=format, column_mapping=column_mapping, chat_template=chat_template)
+        folder = output or Path(Path(data).stem)
+        made = write_recipe(RecipeRequest(model, data, options, folder, force), progress=not as_json)
         files = [made.path]
         if not as_json:
-            _show_rows(made.renderer, made.rows)
+            show_rows(made.renderer, made.rows)
+            print(*made.notes, sep="\n", end="\n\n")
     elif model or data:
         what = "a shipped recipe is copied as it is" if recipe else "--model and --data go together"
         raise InputError(Problem("command line", "init", what, "give --model M --data D and no RECIPE"))
@@ -76,7 +85,8 @@ def init(
         return _print_json({"files": [str(file) for file in files]})
     path = files[0]
     commands = [f"  sft-recipes {verb} {path}" for verb in ("inspect", "check", "train")]
-    return print(f"wrote {len(files)} files to {path.parent}\n\nnext:", *commands, sep="\n")
+    written = path if len(files) == 1 else f"{len(files)} files to {path.parent}"
+    return print(f"wrote {written}\n\nnext:", *commands, sep="\n")
 
 
 @app.command(context_settings=OVERRIDES)
@@ -109,65 +119,45 @@ def inspect(
     chat_template: TemplateOption = None,
     max_length: LengthOption = None,
     format: FormatOption = None,
+    column_mapping: MappingOption = None,
     rows: Annotated[int | None, typer.Option(help="Input rows to show (default: 3; with --json all)")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show rows exactly as the trainer sees them; trained tokens are green."""
-    from sft_recipes.data.inspection import inspect_rows, row_json
+    """Show rows exactly as the trainer sees them; trained tokens are green. `--key value` sets a key of a recipe."""
+    from sft_recipes.data.inspection import inspect_rows, row_json, show_rows
     from sft_recipes.data.labels import DroppedRow
+    from sft_recipes.data.loading import RejectLog
+    from sft_recipes.data.opening import open_data
 
-    renderer, data, labels, _ = _inspection(context)
-    if renderer is None:
+    options = _data_options(
+        context.args, chat_template=chat_template, max_length=max_length, format=format, column_mapping=column_mapping
+    )
+    opened = open_data(recipe_or_data, tokenizer, options)
+    if opened.labeller is None:
         fix = "add --tokenizer DIR_OR_ID"
         raise InputError(Problem("command line", "--tokenizer", "is needed to inspect data", fix))
+    rejects = RejectLog(opened.settings.data)
+    shown = 3 if rows is None and not as_json else rows
+    inspected = inspect_rows(opened.labeller, opened.settings.data, rejects, shown)
+    renderer = opened.labeller.renderer
     if not as_json:
-        return _show_rows(renderer, list(inspect_rows(renderer, data, labels, 3 if rows is None else rows)))
-    for example, row in inspect_rows(renderer, data, labels, rows):
-        if isinstance(row, DroppedRow):
-            print(f"{example.where}: dropped, {row.reason}: {row.detail}", file=sys.stderr)
+        show_rows(renderer, list(inspected))
+        print(*rejects.lines(), sep="\n")
+        return
+    for row in inspected:
+        if isinstance(row.result, DroppedRow):
+            print(f"{row.example.where}: dropped, {row.result.reason}: {row.result.detail}", file=sys.stderr)
         else:
-            _print_json(row_json(renderer, example, row), indent=None)
-    return None
+            _print_json(row_json(renderer, row.example, row.result), indent=None)
+    print(*rejects.lines(), sep="\n", file=sys.stderr)
 
 
-def _show_rows(renderer: Any, rows: Sequence[Any]) -> None:
-    from rich.console import Console
-
-    from sft_recipes.data.inspection import coloured, summary_line
-    from sft_recipes.data.labels import DroppedRow
-
-    console = Console()
-    for example, row in rows:
-        console.rule(example.where, align="left", style="grey50")
-        if isinstance(row, DroppedRow):
-            console.print(f"dropped, {row.reason}: {row.detail}", style="red", markup=False)
-        else:
-            console.print(coloured(renderer, row), soft_wrap=True)
-    console.print(f"\n{summary_line(rows)} (green = trained)\n", markup=False)
-
-
-def _inspection(context: typer.Context) -> tuple[Any, DataSettings, LabelSettings, Any]:
-    """Renderer, settings and the recipe, by the options that `inspect` and `audit` share.
-
-    For a data path there is no recipe, and without a tokenizer no renderer.
-    """
-    from sft_recipes.data.chat_templates import attach_chat_template
-    from sft_recipes.models import load_tokenizer
-
-    path, tokenizer = context.params["recipe_or_data"], context.params["tokenizer"]
-    given = {key: context.params[key] for key in ("chat_template", "max_length", "format")}
-    if path.suffix in (".yaml", ".yml"):
-        stated = {key: value for key, value in given.items() if value is not None}
-        recipe = load_recipe(path, parse_overrides(context.args) | stated)
-        loaded = load_tokenizer(tokenizer or recipe.model_name, recipe.model.get("model_revision"))
-        return attach_chat_template(loaded, recipe.template), recipe.data, recipe.labels, recipe
-    if context.args:
-        fix = f"see sft-recipes {context.command.name} --help"
-        raise InputError(Problem("command line", context.args[0], "unknown option", fix))
-    template = TemplateSettings(given["chat_template"])
-    renderer = attach_chat_template(load_tokenizer(tokenizer), template) if tokenizer is not None else None
-    source = DatasetSource(path=str(path), format=given["format"])
-    return renderer, DataSettings(datasets=(source,)), LabelSettings(max_length=given["max_length"]), None
+def _data_options(arguments: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+    """Recipe keys that were set on the command line; a mapping is written as in YAML."""
+    stated = {key: value for key, value in options.items() if value is not None}
+    if "column_mapping" in stated:
+        stated["column_mapping"] = parse_value(stated["column_mapping"])
+    return {**parse_overrides(arguments), **stated}
 
 
 @app.command(context_settings=OVERRIDES)
@@ -178,6 +168,7 @@ def audit(
     chat_template: TemplateOption = None,
     max_length: LengthOption = None,
     format: FormatOption = None,
+    column_mapping: MappingOption = None,
     eval_data: Annotated[list[str] | None, typer.Option("--eval_data", help="Data that no row may repeat")] = None,
     clean: Annotated[Path | None, typer.Option(help="New folder for kept.jsonl and dropped.jsonl")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Check whose rows --clean drops (default: see report)")] = None,
@@ -186,15 +177,31 @@ def audit(
 ) -> None:
     """Say what is wrong with a data set, row by row, in an HTML report; --clean writes the rows without it."""
     from sft_recipes.audit.audit import REPORT, AuditRequest, run_audit
+    from sft_recipes.data.opening import open_data
     from sft_recipes.report.page import macros
 
-    renderer, data, labels, recipe = _inspection(context)
+    options = _data_options(
+        context.args, chat_template=chat_template, max_length=max_length, format=format, column_mapping=column_mapping
+    )
+    opened = open_data(recipe_or_data, tokenizer, options)
+    recipe, settings = opened.recipe, opened.settings
     evals = {path: DatasetSource(path) for path in eval_data or []}
     if recipe is not None and recipe.evaluation.data is not None:
         evals[recipe.evaluation.data.path] = recipe.evaluation.data
     folder = recipe.output_dir / run_folder.AUDIT if recipe is not None else Path(f"audit-{recipe_or_data.stem}")
     folder = output or folder
-    request = AuditRequest(str(recipe_or_data), data, labels, folder, renderer, evals, clean, drop or (), not as_json)
+    renderer = None if opened.labeller is None else opened.labeller.renderer
+    request = AuditRequest(
+        name=str(recipe_or_data),
+        data=settings.data,
+        labels=settings.labels,
+        output=folder,
+        renderer=renderer,
+        eval_data=evals,
+        clean=clean,
+        drop=drop or (),
+        progress=not as_json,
+    )
     content = run_audit(request)
     if as_json:
         _print_json(content)
@@ -206,15 +213,13 @@ def audit(
 @app.command(context_settings=OVERRIDES)
 def prepare(context: typer.Context, recipe: RecipeArgument, as_json: JsonOption = False) -> None:
     """Tokenize a recipe's data once into its run folder; training and all ranks then load it."""
-    from sft_recipes.data.chat_templates import attach_chat_template
     from sft_recipes.data.ledger import ledger_lines
+    from sft_recipes.data.opening import open_labeller
     from sft_recipes.data.prepare import prepare as prepare_data
-    from sft_recipes.models import load_tokenizer
 
     loaded = load_recipe(recipe, parse_overrides(context.args))
-    tokenizer = load_tokenizer(loaded.model_name, loaded.model.get("model_revision"))
-    renderer = attach_chat_template(tokenizer, loaded.template)
-    data = prepare_data(loaded, renderer, loaded.output_dir / run_folder.PREPARED, progress=not as_json)
+    folder = loaded.output_dir / run_folder.PREPARED
+    data = prepare_data(loaded, open_labeller(loaded), folder, progress=not as_json)
     if as_json:
         return _print_json(data.summary)
     print("\n".join(ledger_lines(data.summary["sources"])))
@@ -256,6 +261,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Data to answer (default: the run's own eval rows)")] = None,
     split: Annotated[str, typer.Option(help="Split of the data folder")] = "test",
     format: FormatOption = None,
+    column_mapping: MappingOption = None,
     base: Annotated[str | None, typer.Option(help="Model, run or earlier evaluation folder to compare with")] = None,
     chat_template: TemplateOption = None,
     max_rows: Annotated[int | None, typer.Option("--max_rows", help="Answer only the first rows")] = None,

@@ -26,7 +26,7 @@ class SFTRecipesError(Exception):
 class Problem:
     """One thing that is wrong, where it is, and what to do about it.
 
-    `where` is `FILE:LINE`, `SOURCE row N` or the name of a recipe; `field` may be empty.
+    `where` is `FILE:LINE`, `SOURCE:row N (counted from 0)` or the name of a recipe; `field` may be empty.
     """
 
     where: str
@@ -60,6 +60,10 @@ class InputError(SFTRecipesError):
         if self.total > len(lines):
             lines.append(f"... {len(lines)} of {self.total} problems shown.")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type, tuple[list[Problem], int]]:
+        # Workers that prepare rows raise it in another process.
+        return InputError, (self.problems, self.total)
 
 
 class CheckFailed(SFTRecipesError):

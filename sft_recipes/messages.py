@@ -4,8 +4,9 @@ Formats convert at the door (`data/formats.py`); everything behind it sees an `E
 
 Rules that `find_message_problem` checks, after role aliases were mapped:
 - at least one message, at least one assistant turn, the last message is an assistant's;
-- roles are system, user, assistant or tool; a system message stands only first;
-- user and assistant alternate; a tool message follows an assistant's tool call or another tool message;
+- roles are system, user, assistant or tool; a system message may stand anywhere, the template decides later;
+- no two turns of one role in a row but a tool's; a user speaks before the assistant does;
+- a tool message follows an assistant's tool call or another tool message;
 - content is text; a row whose assistant only calls a tool may leave it out, and gets an empty one at the door.
 """
 
@@ -19,26 +20,40 @@ Message = dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# Names other formats and projects give the same roles (ShareGPT, Vicuna, LLaMA-Factory, OpenAI, Gemini).
-ROLE_ALIASES: Mapping[str, str] = {
-    **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai", "function_call"), "assistant"),
-    **dict.fromkeys(("observation", "function", "ipython"), "tool"),
-    "developer": "system",
+# Names other formats and projects give the same roles (ShareGPT, Vicuna, LLaMA-Factory, ms-swift, OpenAI, Gemini).
+_OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "user": ("human", "prompter"),
+    "assistant": ("gpt", "chatgpt", "bot", "model", "ai"),
+    "tool": ("observation", "function", "ipython", "tool_response", "function_response", "environment"),
+    "system": ("developer",),
+    "function_call": ("tool_call", "tool_calls"),
 }
+# Turns of these roles hold nothing but a call that the assistant makes, as JSON.
+CALL_ROLES = ("function_call", *_OTHER_NAMES["function_call"])
+ROLE_ALIASES: Mapping[str, str] = {
+    **{alias: role for role, aliases in _OTHER_NAMES.items() for alias in aliases},
+    **dict.fromkeys(CALL_ROLES, "assistant"),
+}
+
+# How models spell a call inside their text (Hermes and Qwen, Mistral, Llama, and XML of others).
+_INLINE_CALL = re.compile(r"<\|?tool_call|\[TOOL_CALLS\]|<\|python_tag\|>|<function")
 
 
 def place(source: str, row: int, line: int | None = None) -> str:
-    """`FILE:LINE` where the line is known, else `SOURCE row N` (0-based, as in `inspect --json`)."""
-    return f"{source}:{line}" if line is not None else f"{source} row {row}"
+    """`FILE:LINE` where the line is known, else `SOURCE:row N (counted from 0)`, the row of `inspect --json`."""
+    if line is not None:
+        return f"{source}:{line}"
+    return f"{source}:row {row} (counted from 0)"
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row of data on its way to the trainer.
 
-    `messages` ends with an assistant turn. `train[i]` says whether assistant message `i` may be trained
-    (the per-message `train: false` of the data). `text` is set instead for `format: raw`, where messages is empty.
+    `messages` ends with an assistant turn. `train` is empty where the data says nothing; else `train[i]` says whether
+    assistant message `i` may be trained, and of any other message whether the data asks to train it, which only
+    `train_on: all` does. `text` is set instead for `format: raw` and `rendered`, where messages is empty.
+    `rendered`: that text is the rendering of a chat template, control tokens and all.
     `row` counts from 0, `line` from 1 where the reader knows it. `columns` are extra columns somebody asked for.
     """
 
@@ -50,6 +65,15 @@ class Example:
     train: Sequence[bool] = ()
     text: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    rendered: bool = False
+
+    @property
+    def asks_to_train_others(self) -> int | None:
+        """The first message that the data asks to train although no assistant wrote it, or None."""
+        for index, message in enumerate(self.messages):
+            if self.train and self.train[index] and message["role"] != "assistant":
+                return index
+        return None
 
     @property
     def where(self) -> str:
@@ -80,30 +104,41 @@ def find_message_problem(messages: Sequence[Message]) -> tuple[str, str, str] | 
     """Return `(field, what, fix)` for the first broken rule of the module docstring, or None."""
     if not messages:
         return "messages", "the conversation is empty", "remove the row or add messages"
+    before: Message = {}
+    speaker: Message = {}  # the last message that is no system's
     for index, message in enumerate(messages):
-        if problem := _role_problem(message, messages[index - 1] if index else {}):
+        problem = _role_problem(message, before, speaker)
+        if problem is not None:
             return f"messages[{index}].role", *problem
-        if not isinstance(content := message.get("content"), str):
+        before = message
+        if message["role"] != "system":
+            speaker = message
+        content = message.get("content")
+        if not isinstance(content, str):
             kind = "missing or null" if content is None else type(content).__name__
             return f"messages[{index}].content", f"expected a string, got {kind}", "write the text as one string"
     if not any(message["role"] == "assistant" for message in messages):
         return "messages", "there is no assistant turn", "remove the row or add an answer"
-    if (last := messages[-1]["role"]) != "assistant":
+    last = messages[-1]["role"]
+    if last != "assistant":
         return f"messages[{len(messages) - 1}].role", f"the last turn is {last!r}, not 'assistant'", "cut the row there"
     return None
 
 
-def _role_problem(message: Message, previous: Message) -> tuple[str, str] | None:
-    role, before = message.get("role"), previous.get("role")
+def _role_problem(message: Message, before: Message, speaker: Message) -> tuple[str, str] | None:
+    role = message.get("role")
     if role not in ROLES:
         aliases = ", ".join(f"{alias}={name}" for alias, name in ROLE_ALIASES.items())
         return f"unknown role {role!r}", f"use one of {', '.join(ROLES)} (aliases: {aliases})"
-    if role == "system" and previous:
-        return "a system message stands in the middle", "put it first or remove it"
-    if role == before and role != "tool":
-        return f"two {role} messages in a row", "join them into one"
-    if role == "assistant" and before in (None, "system"):
+    if role == before.get("role") and role != "tool":
+        return f"two {role} messages in a row", "join them into one, or set `consecutive_turns: merge`"
+    if role == "assistant" and not speaker:
         return "the assistant speaks before any user", "remove that turn or add the user's"
-    if role == "tool" and before != "tool" and not previous.get("tool_calls"):
+    if role == "tool" and speaker.get("role") != "tool" and not _calls_tool(speaker):
         return "a tool message without a tool call before it", "add the assistant's tool_calls or remove it"
     return None
+
+
+def _calls_tool(message: Message) -> bool:
+    """Whether a message calls a tool, in its own field or inline in the way of some model."""
+    return bool(message.get("tool_calls")) or _INLINE_CALL.search(message.get("content") or "") is not None

@@ -1,4 +1,4 @@
-"""Load models and tokenizers, make them agree on the special tokens, and describe the LoRA that is put on top."""
+"""Load models, make them and their tokenizers agree on the special tokens, and describe the LoRA that is put on top."""
 
 import importlib.util
 import re
@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sft_recipes import run_folder
+from sft_recipes.data.opening import check_folder, load_tokenizer, not_loadable
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
 
@@ -26,15 +27,6 @@ class InferenceModel:
     model: PreTrainedModel
     tokenizer: Any
     kind: str  # "model", "adapter"
-
-
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The tokenizer of a local folder or Hub name. Raises InputError if there is none to be had."""
-    _check_folder(name)
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise not_loadable(name, "tokenizer", error) from error
 
 
 def load_weights(name: str, dtype: Any, revision: str | None = None, **settings: Any) -> Any:
@@ -176,24 +168,10 @@ def load_for_inference(name: str) -> InferenceModel:
     return InferenceModel(model.to(device).eval(), tokenizer, "adapter" if adapter else "model")
 
 
-def _check_folder(name: str) -> None:
-    looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).is_dir():
-        fix = "check the path; ./ and ../ are relative to the recipe file"
-        raise InputError(Problem(name, "model_name_or_path", "no such folder", fix))
-
-
 def _check_name(name: str) -> None:
-    _check_folder(name)
+    check_folder(name)
     path = Path(name)
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
         unfinished = run_folder.is_run_folder(path)
         fix = "let the run finish first" if unfinished else "name a folder with config.json or adapter_config.json"
         raise InputError(Problem(name, "model_name_or_path", "the folder holds no model", fix))
-
-
-def not_loadable(name: str, what: str, error: Exception) -> InputError:
-    """The error for a model, tokenizer or config that the library could not load, with its first line."""
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    fix = "check the name, or download it first and give the folder"
-    return InputError(Problem(name, "model_name_or_path", f"the {what} could not be loaded ({first_line})", fix))

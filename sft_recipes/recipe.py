@@ -25,6 +25,10 @@ class DatasetSource:
 
     `fraction` is TRL's: this set's share of the final mixture (all sets or none). `weight` is ours: 2.5 means every
     row twice plus a seeded half of the rows a third time.
+
+    How rows are read: `column_mapping` is {our column: their column, or a list of columns to join}, `message_mapping`
+    {our key inside a turn: their key}, `role_mapping` {our role: their name or names}. `consecutive_turns: merge`
+    joins turns of one role in a row by a blank line; by default they are an error.
     """
 
     path: str
@@ -35,7 +39,10 @@ class DatasetSource:
     fraction: float | None = None
     weight: float = 1.0
     format: str | None = None
-    column_mapping: Mapping[str, str] = field(default_factory=dict)
+    column_mapping: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    message_mapping: Mapping[str, str] = field(default_factory=dict)
+    role_mapping: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    consecutive_turns: Literal["error", "merge"] = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,7 @@ class DataSettings:
     max_rejected: float = 0.05
     allow_empty_output: bool = False
     seed: int = 42
+    dataset_num_proc: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ class LabelSettings:
     overlength: Literal["drop", "truncate", "error"] = "drop"
     max_length: int | None = 1024
     max_lost: float = 0.05
-    control_tokens: Literal["neutralize", "drop", "error"] = "neutralize"
+    control_tokens: Literal["neutralize", "strip_end", "drop", "error"] = "neutralize"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import enum
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,38 @@ def make_recipe(values: Mapping[str, Any], path: Path | None = None, places: Map
     )
 
 
+@dataclass(frozen=True, slots=True)
+class DataRecipe:
+    """What a recipe says of its data, for data that has no recipe."""
+
+    data: DataSettings
+    labels: LabelSettings
+    template: TemplateSettings
+
+
+def make_data_recipe(path: str, options: Mapping[str, Any]) -> DataRecipe:
+    """Settings for a data file, folder or Hub name. `options` are a recipe's keys for data, labels and template; rows
+    may have any length unless `max_length` is set. Raises InputError listing all problems found.
+    """
+    where = "command line"
+    known: dict[str, Any] = {**DATA_KEYS, "max_length": int | None, "data_seed": int}
+    for settings in (DatasetSource, DataSettings, LabelSettings, TemplateSettings):
+        for key, kind in typing.get_type_hints(settings).items():
+            if key in OWN_KEYS:
+                known[key] = kind
+    for key in ("dataset_name", "datasets"):
+        del known[key]
+    problems = _problems(options, known, dict.fromkeys(options, where), where)
+    if problems:
+        raise InputError(problems)
+    given = {"max_length": None, **options, "dataset_name": path}
+    return DataRecipe(
+        data=_data_settings(given, where),
+        labels=LabelSettings(**_fields(LabelSettings, given)),
+        template=TemplateSettings(**_fields(TemplateSettings, given)),
+    )
+
+
 def _fields(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: given[field.name] for field in dataclasses.fields(settings) if field.name in given}
 
@@ -164,9 +197,16 @@ def fits_type(value: Any, kind: Any) -> bool:
         return any(fits_type(value, one) for one in arguments)
     if origin in (list, Sequence):
         return isinstance(value, list) and all(fits_type(item, one) for one in arguments for item in value)
+    if origin is Mapping and arguments:
+        return isinstance(value, Mapping) and all(_fits_entry(entry, arguments) for entry in value.items())
     if origin in (int, float):
         return isinstance(value, (int, origin)) and not isinstance(value, bool)
     return origin is Any or isinstance(value, origin)
+
+
+def _fits_entry(entry: tuple[Any, Any], kinds: Sequence[Any]) -> bool:
+    """Whether a key of a mapping and its value fit the two type hints."""
+    return all(fits_type(part, kind) for part, kind in zip(entry, kinds, strict=True))
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:
@@ -183,13 +223,15 @@ def _type_name(kind: Any) -> str:
         return "one of " + ", ".join(map(str, choices))
     kinds = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else [kind]
     names = {bool: "true or false", Mapping: "dict", Sequence: "list"}
+    if typing.get_origin(kind) is Mapping and typing.get_args(kind)[-1] is not Any:
+        return "a mapping of names to names, {ours: theirs}"
     plain = [typing.get_origin(one) or one for one in kinds if one is not types.NoneType]
     return " or ".join(names.get(one) or one.__name__ for one in plain)
 
 
 def _data_settings(given: Mapping[str, Any], where: str) -> DataSettings:
     single = {"dataset_config": "name", "dataset_train_split": "split"}
-    single |= {key: key for key in ("format", "column_mapping", "weight")}
+    single |= {key: key for key in _OTHER_KEYS["set_keys"]}
     if "datasets" in given:
         sources = [_source(entry, where, "datasets.") for entry in given["datasets"]]
         faults = [(key, "belongs to one data set", "write it inside `datasets:`") for key in single if key in given]

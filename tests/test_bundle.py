@@ -10,10 +10,11 @@ import pytest
 
 import sft_recipes
 from sft_recipes.data import prepare as page
-from sft_recipes.data.chat_templates import attach_chat_template
-from sft_recipes.data.prepare import PreparedData, load_prepared, prepare
+from sft_recipes.data import prepared as prepared_files
+from sft_recipes.data.opening import load_tokenizer, open_labeller
+from sft_recipes.data.prepare import prepare
+from sft_recipes.data.prepared import PreparedData, load_prepared
 from sft_recipes.errors import InputError
-from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.train import train
 from tests.conftest import instruction_rows
@@ -28,8 +29,7 @@ TEMPLATE = (
 def prepared(path: Path, **overrides: Any) -> PreparedData:
     """The recipe's data, in its run folder, as `sft-recipes prepare` makes it."""
     recipe = load_recipe(path, overrides)
-    renderer = attach_chat_template(load_tokenizer(recipe.model_name), recipe.template)
-    return prepare(recipe, renderer, recipe.output_dir / "prepared", progress=False)
+    return prepare(recipe, open_labeller(recipe), recipe.output_dir / "prepared", progress=False)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_other_ranks_read_the_folder_and_nothing_else(copy: Path, monkeypatch: p
     def refused(_: Path) -> str:
         raise AssertionError("a file was hashed")
 
-    monkeypatch.setattr(page, "_sha256", refused)
+    monkeypatch.setattr(prepared_files, "file_sha256", refused)
     found = load_prepared(recipe, copy.parent / "run/prepared")
     assert found.train.to_dict() == expected.train.to_dict() and found.eval is not None
     assert found.summary == expected.summary and found.eval_examples == expected.eval_examples

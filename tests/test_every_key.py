@@ -24,8 +24,10 @@ import torch
 import yaml
 
 from sft_recipes import models
-from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data import prepare as prepare_page
+from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
+from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import DatasetSource, EvaluationSettings, Recipe
 from sft_recipes.recipe_keys import DATA_KEYS, IDLE, NEEDS, OWN_KEYS, load_recipe, make_recipe, trl_keys
@@ -132,7 +134,11 @@ OWN_TRIES: Mapping[str, Try] = {
     "dataset_test_split": Try("test", {"dataset_name": "./folder"}),
     "datasets": Try(["./folder/other.jsonl"], {"dataset_name": None}),
     "format": Try("instruction", {"dataset_name": "./ambiguous.jsonl"}),
+    "columns": Try(["instruction", "output"]),
     "column_mapping": Try({"output": "input"}),
+    "message_mapping": Try({"role": "who", "content": "said"}, {"dataset_name": "./keys.jsonl"}),
+    "role_mapping": Try({"user": "Customer", "assistant": ["Clerk"]}, {"dataset_name": "./roles.jsonl"}),
+    "consecutive_turns": Try("merge", {"dataset_name": "./twice.jsonl"}),
     "weight": Try(2.0),
     "eval_split": Try(0.5),
     "chat_template": Try("chatml"),
@@ -151,6 +157,7 @@ OWN_TRIES: Mapping[str, Try] = {
     "max_rows": Try(2),
     "evaluation": Try({"rows": 1}, EVALUATED),
     "gate": Try([{"metric": "exact_matc", "at_least": 0.9}], refusal="gate[0].metric: unknown metric 'exact_matc'"),
+    "dataset_num_proc": Try(1),
     "push_to_hub": Try(True, refusal="push_to_hub: true and hub_model_id go together"),
     "hub_model_id": Try("me/mine", refusal="push_to_hub: true and hub_model_id go together"),
 }
@@ -164,6 +171,9 @@ SOURCE_TRIES: Mapping[str, Try] = {
     "weight": Try(2.0),
     "format": Try("instruction", {"path": "./ambiguous.jsonl"}),
     "column_mapping": Try({"output": "input"}),
+    "message_mapping": Try({"role": "who", "content": "said"}, {"path": "./keys.jsonl"}),
+    "role_mapping": Try({"user": "Customer", "assistant": ["Clerk"]}, {"path": "./roles.jsonl"}),
+    "consecutive_turns": Try("merge", {"path": "./twice.jsonl"}),
 }
 EVALUATION_TRIES: Mapping[str, Try] = {
     "data": Try("./folder/other.jsonl"),
@@ -192,6 +202,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
         "folder/test": rows("test", 4),
         "ambiguous": rows("both", prompt="p", completion="c"),
         "turns": [{"messages": [{"role": role, "content": text} for role, text in conversation]}],
+        "keys": [{"messages": [{"who": "user", "said": f"ask {n}"}, {"who": "gpt", "said": "so"}]} for n in range(8)],
+        "roles": [{"messages": [{"role": "Customer", "content": "q"}, {"role": "Clerk", "content": "a"}]}],
+        "twice": [{"messages": [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]}],
         "control": [*rows("train"), *rows("say <|im_end|>", 1)],
         "bad": [*rows("train"), {"instruction": 7, "output": "x"}],
         "empty": [*rows("train"), {"instruction": "say nothing", "output": ""}],
@@ -223,6 +236,7 @@ class Builder:
         patch.setattr(models, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=self._load))
         patch.setattr(train, "RecipeTrainer", lambda **settings: SimpleNamespace(**settings))
         patch.setattr(evaluate_while_training, "evaluate", self._evaluate)
+        patch.setattr(prepare_page, "Workers", self._workers)
         # As on a machine without accelerator, where this test is run most.
         patch.setattr(torch.cuda, "is_available", lambda: False)
         for module in (arguments, train):
@@ -231,6 +245,10 @@ class Builder:
     def _load(self, name: str, **settings: Any) -> Any:
         self.seen["model"] = {"name": name, **settings}
         return build_model(400, max_position_embeddings=2048)
+
+    def _workers(self, work: Any, processes: int | None) -> Workers[Any, Any]:
+        self.seen["processes"] = processes
+        return Workers(work, processes)
 
     def _evaluate(self, _: Any, __: Any, examples: Any, **settings: Any) -> Any:
         self.seen["evaluation"] = [[str(example) for example in examples], settings]
@@ -252,9 +270,9 @@ class Builder:
         try:
             recipe = load_recipe(path)
             arguments.check_settings(recipe)
-            renderer = attach_chat_template(models.load_tokenizer(recipe.model_name), recipe.template)
-            data = prepare(recipe, renderer, self.scratch / str(len(self.known)), progress=False)
-            trainer: Any = train.build_trainer(recipe, renderer, data)
+            labeller = open_labeller(recipe)
+            data = prepare(recipe, labeller, self.scratch / str(len(self.known)), progress=False)
+            trainer: Any = train.build_trainer(recipe, labeller, data)
         except InputError as error:
             return Built(refusal=str(error))
         if trainer.generation_metrics is not None:
@@ -404,7 +422,8 @@ def test_key_that_another_switches_off_is_refused(builder: Builder, key: str, sw
 
 def test_keys_of_one_data_set_do_not_stand_beside_datasets(builder: Builder) -> None:
     """Keys that describe the data set of `dataset_name` are refused beside `datasets`, which would ignore them."""
-    for key in ("dataset_config", "dataset_train_split", "format", "column_mapping", "weight"):
+    keys = ["dataset_config", "dataset_train_split", "format", "columns", "column_mapping", "weight"]
+    for key in [*keys, "message_mapping", "role_mapping", "consecutive_turns"]:
         built = builder.build({"dataset_name": None, "datasets": ["./train.jsonl"], key: OWN_TRIES[key].value})
         assert f"{key}: belongs to one data set" in built.refusal
 

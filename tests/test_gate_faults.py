@@ -21,7 +21,7 @@ Labelled = tuple[list[int], list[int]]
 def renderer() -> Any:
     """The quickstart's tokenizer with its template."""
     from sft_recipes.data.chat_templates import attach_chat_template
-    from sft_recipes.models import load_tokenizer
+    from sft_recipes.data.opening import load_tokenizer
     from sft_recipes.recipe import TemplateSettings
 
     return attach_chat_template(load_tokenizer(str(QUICKSTART / "base")), TemplateSettings())
@@ -104,14 +104,15 @@ def test_the_trainer_gets_the_changed_rows(
     """The patch changes training and eval rows on their way to the trainer, and nothing else of the data."""
     from datasets import Dataset
 
-    from sft_recipes.data.prepare import PreparedData
+    from sft_recipes.data.prepared import PreparedData
     from sft_recipes.training import train
 
-    monkeypatch.setattr(train, "build_trainer", lambda recipe, renderer, data: data)
+    monkeypatch.setattr(train, "build_trainer", lambda recipe, labeller, data: data)
     fault_injections.change_rows(fault_injections.prompt_trained)()
     rows = Dataset.from_dict({"input_ids": [ids for ids, _ in labelled], "labels": [labels for _, labels in labelled]})
-    data = PreparedData(Path(), rows, rows, [], {"rows": 10}, np.empty(0, dtype=np.int64))
-    given: Any = train.build_trainer(None, renderer, data)  # type: ignore[arg-type]
+    data = PreparedData(Path(), rows, rows, [], [], {"rows": 10}, np.empty(0, dtype=np.int64))
+    labeller = SimpleNamespace(renderer=renderer)
+    given: Any = train.build_trainer(None, labeller, data)  # type: ignore[arg-type]
     assert given.summary == data.summary and given.train["input_ids"][:] == rows["input_ids"][:]
     assert given.train["labels"][:] == given.eval["labels"][:] == rows["input_ids"][:] != rows["labels"][:]
 
@@ -127,8 +128,9 @@ def test_pad_is_eos(renderer: Any, labelled: list[Labelled], monkeypatch: pytest
 
     monkeypatch.setattr(train, "build_trainer", lambda *_: SimpleNamespace(data_collator=collate))
     tokenizer = SimpleNamespace(eos_token="<|endoftext|>", pad_token="<|pad|>", pad_token_id=0)
+    labeller = SimpleNamespace(renderer=SimpleNamespace(tokenizer=tokenizer))
     fault_injections.mask_padding_that_is_eos()
-    trainer: Any = train.build_trainer(None, SimpleNamespace(tokenizer=tokenizer), None)  # type: ignore[arg-type]
+    trainer: Any = train.build_trainer(None, labeller, None)  # type: ignore[arg-type]
     labels = labelled[0][1]
     found = trainer.data_collator([labels])["labels"].tolist()
     assert tokenizer.pad_token == tokenizer.eos_token

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.errors import InputError
-from sft_recipes.models import check_vocabulary, load_for_inference, load_tokenizer
+from sft_recipes.models import check_vocabulary, load_for_inference
 from sft_recipes.recipe import TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.train import train

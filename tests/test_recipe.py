@@ -149,7 +149,7 @@ def test_no_key_of_trl_is_unknown() -> None:
         ("train_on", "user", "one of assistant, last_assistant, all"),
         ("lr_scheduler_type", "cosinus", "cosine"),
         ("eval_strategy", "often", "one of no, steps, epoch"),
-        ("column_mapping", "text", "dict"),
+        ("column_mapping", "text", "mapping of names"),
         ("evaluation", "7", "dict"),
         ("eval_split", "a", "float"),
     ],
@@ -308,3 +308,39 @@ def test_lines_of_keys(recipe_file: Callable[[str], Path]) -> None:
     """Each top-level key comes with the line it stands in."""
     _, lines = read_yaml(recipe_file("# one\na: 1\n\nb:\n  c: 2\n  d: 3\ne: 5\n"))
     assert lines == {"a": 2, "b": 4, "e": 7}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "column_mapping: {output: 5}",
+            "column_mapping: expected a mapping of names to names, {ours: theirs}, got {'output': 5}",
+        ),
+        ("column_mapping: {output: [a, 5]}", "column_mapping: expected a mapping of names to names, "),
+        ("message_mapping: {role: [from]}", "message_mapping: expected a mapping of names to names, "),
+        ("role_mapping: {user: {a: b}}", "role_mapping: expected a mapping of names to names, "),
+        ("consecutive_turns: join", "consecutive_turns: expected one of error, merge, got 'join'"),
+        ("columns: messages", "columns: expected list, got 'messages'"),
+    ],
+)
+def test_mappings_hold_names(recipe_file: Callable[[str], Path], line: str, expected: str) -> None:
+    """A mapping with something else than names in it is refused when the recipe is read."""
+    (problem,) = problems(recipe_file(f"{MINIMAL}{line}\n"))
+    assert f": {expected}" in problem
+
+
+def test_how_rows_are_read_stands_beside_the_data_set_or_inside(recipe_file: Callable[[str], Path]) -> None:
+    """The keys that say how the rows of a data set are read mean the same in both places."""
+    keys = (
+        "columns: [chat]",
+        "column_mapping: {messages: chat, tools: [a, b]}",
+        "message_mapping: {role: who}",
+        "role_mapping: {user: [A, B], assistant: C}",
+        "consecutive_turns: merge",
+    )
+    beside = load_recipe(recipe_file(MINIMAL + "\n".join(keys))).data.datasets
+    inside = "".join(f"    {key}\n" for key in keys)
+    minimal = MINIMAL.replace("dataset_name: ./data\n", "")
+    assert load_recipe(recipe_file(f"{minimal}datasets:\n  - path: ./data\n{inside}")).data.datasets == beside
+    assert beside[0].role_mapping == {"user": ["A", "B"], "assistant": "C"}

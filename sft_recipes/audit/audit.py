@@ -23,9 +23,9 @@ from sft_recipes.audit import cleaning, contamination, diversity, duplicates, le
 from sft_recipes.audit.finding import SEVERITIES, AuditRow, Finding, FlaggedRow, audit_rows, excerpt, flag, make_finding
 from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.data.inspection import pieces
+from sft_recipes.data.inspection import token_runs
 from sft_recipes.data.json_reader import append_json_lines, display_path
-from sft_recipes.data.labels import Labeller
+from sft_recipes.data.labels import LONGEST_MEASURED, Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import place
@@ -70,9 +70,13 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
     checks = cleaning.dropping(request.drop)
     labeller, template = None, None
     if (renderer := request.renderer) is not None:
-        # As in training, but no row is dropped for its length or for the control tokens that it spells.
+        # As in training, but no row is dropped for the control tokens that it spells, nor for its length unless that is
+        # too much to be measured.
         labels = dataclasses.replace(request.labels, max_length=None, control_tokens="neutralize")
-        labeller, template = Labeller(renderer, labels), hashlib.sha256(renderer.template_text.encode()).hexdigest()
+        labeller, template = (
+            Labeller(renderer, labels, LONGEST_MEASURED),
+            hashlib.sha256(renderer.template_text.encode()).hexdigest(),
+        )
     rows, malformed, files = read_rows(request.data)
     findings, content = _check(request, rows, malformed, labeller)
     findings.sort(key=lambda one: (SEVERITIES.index(one.severity), -len(one.rows)))
@@ -142,7 +146,7 @@ def _check(
         if labeller is not None:
             tokens = lengths.measure_tokens(labeller, rows, bar)
             added = (token.content for token in labeller.renderer.tokenizer.added_tokens_decoder.values())
-            own = list(filter(labeller.renderer.control_tokens.occur_in, added))
+            own = [token for token in added if labeller.renderer.encoder.first_control_token(token)]
         text, private = text_findings(rows, own, bar)
     findings = [make_finding("malformed", malformed, len(rows) + len(malformed))]
     if tokens is not None:
@@ -205,7 +209,7 @@ def _pieces(row: AuditRow, labeller: Labeller | None) -> list[tuple[str, bool]]:
     turns = (((f"\n{role}: ", False), (text, role == "assistant" and not labeller)) for role, text in row.turns)
     parts = list(chain.from_iterable(turns))
     if labeller is not None and (labelled := labeller.label([row.example]).rows):
-        parts = [(text, trained) for text, trained, _ in pieces(labeller.renderer, labelled[-1])]
+        parts = [(run.text, run.is_trained) for run in token_runs(labeller.renderer, labelled[-1])]
     return [(excerpt(text, _LONGEST), trained) for text, trained in parts]
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sft_recipes.audit.finding import AuditRow, excerpt
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, Labeller
+from sft_recipes.data.workers import Workers
 
 Numbers = npt.NDArray[np.int64]
 CANDIDATE_LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -40,7 +41,7 @@ def measure_tokens(labeller: Labeller, rows: Sequence[AuditRow], bar: Any) -> To
     """
     at, masks, dropped = list[int](), list[npt.NDArray[np.bool_]](), list[tuple[int, DroppedRow]]()
     batches = ([row.example for row in rows[first : first + _BATCH]] for first in range(0, len(rows), _BATCH))
-    for number, (examples, batch) in enumerate(labeller.label_batches(batches)):
+    for number, (examples, batch) in enumerate(Workers(labeller.label).map(batches)):
         at += [number * _BATCH + row.example for row in batch.rows]
         masks += [np.array(row.labels) != IGNORE_INDEX for row in batch.rows]
         dropped += [(number * _BATCH + lost.example, lost) for lost in batch.dropped]

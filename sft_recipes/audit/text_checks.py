@@ -57,6 +57,15 @@ def _repetition(answer: str, *_: Any) -> str:
     return patterns.find("letter_run", answer)
 
 
+def _end_text(answer: str, *_: Any) -> str:
+    """The text of an end token with which the answer ends; with nothing before it, it is an empty answer."""
+    stripped = answer.strip()
+    for token in patterns.PATTERNS["end_texts"]:
+        if stripped.endswith(token) and stripped != token:
+            return str(token)
+    return ""
+
+
 def _open_fence(answer: str, *_: Any) -> str:
     fences = [line for line in answer.splitlines() if line.lstrip().startswith("```")] if "```" in answer else []
     return fences[-1].strip() if len(fences) % 2 else ""
@@ -70,6 +79,7 @@ def _dead_link(question: str, *_: Any) -> str:
 # A check gets the text of a turn, that of the turn before it, and the control tokens; it returns what it found.
 _ANSWER: dict[str, _Look] = {
     "empty_answer": lambda text, _, spelled: "" if spelled.sub("", text).strip() else text.strip() or "no text",
+    "end_text": _end_text,
     "placeholder": lambda text, *_: text.strip() if patterns.pattern("placeholder").fullmatch(text.strip()) else "",
     "refusal": lambda text, *_: patterns.find_refusal(text),
     "identity": lambda text, *_: patterns.find("identity", text),

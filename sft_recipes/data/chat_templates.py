@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.encoding import ControlTokens
+from sft_recipes.data.encoding import Encoder, SegmentedText, all_text
+from sft_recipes.data.fitting import LOOK_UP, TemplateNeeds, find_needs, fit_messages
 from sft_recipes.data.turns import Tools, TurnLayout, TurnLayouts
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Message
@@ -22,8 +23,6 @@ SHIPPED_TEMPLATES = Path(__file__).parent / "chat_templates"
 PROBE: Sequence[Message] = ({"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."})
 _CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
 TOOL_PROBE: Sequence[Message] = (PROBE[0], {"role": "assistant", "content": "", "tool_calls": [_CALL]})
-_WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "A word."}}, "required": ["word"]}
-LOOK_UP = {"type": "function", "function": {"name": "look_up", "description": "Looks a word up.", "parameters": _WORD}}
 
 
 def shipped_template_names() -> list[str]:
@@ -33,7 +32,8 @@ def shipped_template_names() -> list[str]:
 
 def load_chat_template(name_or_path: str) -> str:
     """The text of a shipped template or of a `.jinja` file."""
-    path, names = Path(name_or_path), shipped_template_names()
+    path = Path(name_or_path)
+    names = shipped_template_names()
     if name_or_path in names:
         return (SHIPPED_TEMPLATES / f"{name_or_path}.jinja").read_text(encoding="utf-8").strip("\n")
     if path.suffix in (".jinja", ".j2") and path.is_file():
@@ -46,10 +46,12 @@ class ChatRenderer:
     """Renders conversations with one tokenizer, its template and the recipe's `chat_template_kwargs`.
 
     `stop_ids`: the ids that end an assistant turn when served: turn terminators, then the tokenizer's EOS.
+    `has_own_template`: the tokenizer brought the template.
     """
 
     def __init__(self, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
+        self.has_own_template = True
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._layouts = TurnLayouts(self.special_tokens)
 
@@ -65,22 +67,31 @@ class ChatRenderer:
         return {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @cached_property
-    def control_tokens(self) -> ControlTokens:
-        """Special tokens and the added tokens that the template writes: text of a message must not become one."""
-        tokens = [
-            token.content
-            for token in self.tokenizer.added_tokens_decoder.values()
-            if token.special or (token.content in self.template_text and not token.content.isspace())
-        ]
-        return ControlTokens(self.tokenizer, tokens)
+    def encoder(self) -> Encoder:
+        """Encodes what is rendered. Text of a message becomes no special token and none that the template writes."""
+        template = self.tokenizer.chat_template
+        templates = template.values() if isinstance(template, dict) else [template]
+        tokens: dict[str, None] = {}
+        for text in templates:
+            # transformers' own choice, so that ids are those of its `sanitize_control_tokens`.
+            tokens |= dict.fromkeys(self.tokenizer._get_control_tokens(text))
+        return Encoder(self.tokenizer, list(tokens))
+
+    @cached_property
+    def needs(self) -> TemplateNeeds:
+        """The form in which the template reads reasoning and tool calls."""
+        return find_needs(self.render)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a turn when served, the usual terminator first."""
         layouts = [self.layout(PROBE)]
-        if "tool_calls" in self.template_text:
-            layouts.append(self.layout(TOOL_PROBE, [LOOK_UP]))
-        ids = [self.special_tokens[layout.terminator] for layout in layouts if layout is not None and layout.terminator]
+        if self.needs.writes_calls:
+            layouts.append(self.layout(fit_messages(TOOL_PROBE, self.needs), [LOOK_UP]))
+        ids: list[int] = []
+        for layout in layouts:
+            if layout is not None and layout.terminator.token is not None:
+                ids.append(self.special_tokens[layout.terminator.token])
         if self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
         return tuple(dict.fromkeys(ids))
@@ -98,15 +109,9 @@ class ChatRenderer:
         self, conversations: Sequence[Sequence[Message]], tools: Tools = None, add_generation_prompt: bool = False
     ) -> list[str]:
         """Render conversations that share `tools`. Raises one of TEMPLATE_ERRORS if the template refuses one."""
-        from transformers.utils.chat_template_utils import _compile_jinja_template  # imports torch
-
-        tools = list(tools) if tools else None
-        # jinja makes one mapping of the template's layers of globals at each rendering; made here it halves the time.
-        compiled = _compile_jinja_template(self.tokenizer.get_chat_template(None, tools))
-        compiled.globals = dict(compiled.globals)
         return self.tokenizer.apply_chat_template(
             [list(conversation) for conversation in conversations],
-            tools=tools,
+            tools=list(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **self.chat_template_kwargs,
@@ -118,12 +123,26 @@ class ChatRenderer:
 
     def layout(self, messages: Sequence[Message], tools: Tools = None) -> TurnLayout | None:
         """How the template lays out the last turn of `messages`, an assistant's; None where it gives no clear place."""
-        return self._layouts.find(lambda some, prompt: self.render(some, tools, prompt), messages, bool(tools))
+
+        def render(some: Sequence[Message], prompt: bool) -> str:
+            return self.render(some, tools, prompt)
+
+        return self._layouts.find(render, messages, bool(tools))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a rendered text, as the tokenizer makes them."""
+        return self.encoder.encode([SegmentedText([text])])[0].ids[0].tolist()
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids of the generation prompt after `messages`, as served: no second BOS, text never a control token."""
-        messages, tools = self.control_tokens.mark(messages), self.control_tokens.mark(tools)
-        return self.control_tokens.encode([self.render(messages, tools, add_generation_prompt=True)])[0].ids.tolist()
+        markers = None
+        given = all_text(messages, tools)
+        if self.encoder.first_control_token(given) is not None:
+            markers = self.encoder.markers_for(given)
+            messages = self.encoder.mark(messages, markers)
+            tools = self.encoder.mark(tools, markers)
+        text = self.render(messages, tools, add_generation_prompt=True)
+        return self.encoder.encode([SegmentedText([text], markers)])[0].ids[0].tolist()
 
 
 def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRenderer:
@@ -135,7 +154,7 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
     """
     if not getattr(tokenizer, "is_fast", False):
         fix = "use a model whose tokenizer has a tokenizer.json"
-        raise InputError(Problem("recipe", "model_name_or_path", "its tokenizer has no character offsets", fix))
+        raise InputError(Problem("recipe", "model_name_or_path", "its tokenizer is not a fast one", fix))
     name = settings.chat_template or ("tokenizer" if tokenizer.chat_template else "instruction")
     if name != "tokenizer":
         template = load_chat_template(name)
@@ -146,6 +165,7 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
         fix = f"set chat_template to one of {', '.join(shipped_template_names())}"
         raise InputError(Problem("recipe", "chat_template", "the tokenizer has no chat template of its own", fix))
     renderer = ChatRenderer(tokenizer, settings.chat_template_kwargs)
+    renderer.has_own_template = name == "tokenizer"
     _agree_on_end_of_turn(renderer, name)
     _choose_pad_token(renderer)
     return renderer
@@ -164,13 +184,13 @@ def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:
         fix = "use a tokenizer with an EOS token or a template that ends turns with a special token"
         raise CheckFailed(str(Problem(name, "chat_template", "the model would not learn to stop: no EOS token", fix)))
     layout = renderer.layout(PROBE)
-    if layout is None or layout.terminator is None:
+    if layout is None or layout.terminator.token is None:
         what = "the model would not learn to stop: no special token ends an assistant turn"
         fix = "end the assistant turn with {{ eos_token }}, or use chat_template: instruction"
         raise CheckFailed(str(Problem(name, "chat_template", what, fix)))
     # A closing is the next role's token, which ends turns without being an end of text.
-    if not layout.closing and "eos_token" not in renderer.template_text:
-        tokenizer.eos_token = layout.terminator
+    if not layout.terminator.closing and "eos_token" not in renderer.template_text:
+        tokenizer.eos_token = layout.terminator.token
 
 
 def _choose_pad_token(renderer: ChatRenderer) -> None:

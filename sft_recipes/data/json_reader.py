@@ -1,7 +1,8 @@
 """Strict reader for `.jsonl` files and `.json` arrays: rows come out one by one, each with its line.
 
 `datasets` counts bad lines from the start of a 10 MB block, turns NaN into null and lets later rows change type; here
-every deviation is reported with its own file and line. Memory stays at one line, or at the text of an array.
+every deviation is reported with its own file and line. Memory stays at one line, or at the text of an array. A row
+that is a bare list of messages is read as `{"messages": [...]}`.
 """
 
 import codecs
@@ -9,17 +10,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.data.row_files import display_path, file_kind, open_bytes
 from sft_recipes.errors import InputError, Problem
 
-# In JSON that parses: a surrogate pair, a surrogate without its other half, any other escape.
-_ESCAPES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..)|\\.")
+# In JSON that parses: a surrogate pair, or a surrogate without its other half. An even number of backslashes before it
+# are escaped themselves; all else is skipped without a stop, for a line may hold millions of escapes.
+_SURROGATES = re.compile(r"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..))")
 _SPACE = re.compile(r"[ \t\n\r]*")
 # What renders, compares and copies a value later on goes down level by level, and Python has few hundred of them.
 DEEPEST = 100
+# Keys of which a turn of a conversation has at least one.
+_TURN_KEYS = ("role", "from")
 
 
 class RowProblem(Exception):
@@ -38,11 +42,6 @@ class RowProblem(Exception):
 Row = tuple[int | None, dict[str, Any] | RowProblem, str]
 
 
-def display_path(path: Path) -> str:
-    """The path as messages show it: relative when it lies below the working directory, else as it was given."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def append_json_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Add a line for each entry to a JSON Lines file, which is made where there is none."""
     with path.open("a", encoding="utf-8") as file:
@@ -56,7 +55,7 @@ def type_name(value: Any) -> str:
 
 def text_lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file, without a byte order mark. Raises InputError where it is not UTF-8."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for line, raw in enumerate(file, 1):
             try:
                 yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
@@ -68,7 +67,8 @@ def parse_json(text: str) -> Any:
     """Parse one strict JSON text. Raises RowProblem, with the 1-based column where it is broken."""
     try:
         value, end = _scan(text, _skip_space(text, 0))
-        if (end := _skip_space(text, end)) != len(text):
+        end = _skip_space(text, end)
+        if end != len(text):
             raise json.JSONDecodeError("Extra data", text, end)
     except json.JSONDecodeError as error:
         fix = "write one complete JSON object per line, or remove the line"
@@ -77,29 +77,67 @@ def parse_json(text: str) -> Any:
 
 
 def read_json_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file or of a JSON array of objects; the content decides which one it is.
+    """Yield the rows of a JSON Lines file or of a JSON array of rows; the content decides which one it is.
 
     A UTF-8 byte order mark, CRLF, blank lines and a missing final newline change nothing. Raises InputError for no
     rows, one object alone in a `.json` file, and at the first element of an array that is not strict JSON.
     """
-    name, line = display_path(path), None
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        starts = "".join(text.lstrip()[0] for text in islice(filter(str.strip, file), 2))
-    if starts[:1] == "{" and starts != "{{" and path.suffix.lower() != ".jsonl":
+    name = display_path(path)
+    is_json_lines = file_kind(path) == "jsonl"
+    first, second = _first_lines(path)
+    if first.startswith("{") and not second.startswith("{") and not is_json_lines:
         fix = "put the rows into an array [...], or rename a file of one object per line to .jsonl"
         raise InputError(Problem(name, "", "one JSON object alone, not an array of rows", fix))
-    for line, value, text in _elements(path) if starts[:1] == "[" else _lines(path):
-        if not isinstance(value, dict | RowProblem):
-            what = f"expected a JSON object, got {type_name(value)}"
-            value = RowProblem("", what, 'write the row as {"column": value}')
-        yield line, value, text.strip()
+    is_array = first.startswith("[") and not _is_list_of_messages(first, second, is_json_lines)
+    line = None
+    for line, value, text in _elements(path) if is_array else _lines(path):
+        yield line, _row(value), text.strip()
     if line is None:
         raise InputError(Problem(name, "", "no rows", "write at least one row into the file"))
 
 
+def _row(value: Any) -> dict[str, Any] | RowProblem:
+    if isinstance(value, dict | RowProblem):
+        return value
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {"messages": value}
+    return RowProblem("", f"expected a JSON object, got {type_name(value)}", 'write the row as {"column": value}')
+
+
+def _first_lines(path: Path) -> tuple[str, str]:
+    """The first line that is not blank, and the next; "" where there is none."""
+    lines: list[str] = []
+    with open_bytes(path) as file:
+        for raw in file:
+            text = raw.removeprefix(codecs.BOM_UTF8).decode(errors="replace").strip()
+            if text:
+                lines.append(text)
+            if len(lines) == 2:
+                return lines[0], lines[1]
+    return (lines[0], "") if lines else ("", "")
+
+
+def _is_list_of_messages(first: str, second: str, is_json_lines: bool) -> bool:
+    """Whether the line that begins with a bracket is one row, a bare list of messages, and no array of rows."""
+    if second and not second.startswith("["):
+        return False
+    if second:
+        try:
+            return isinstance(parse_json(first), list)
+        except RowProblem:
+            return False
+    if not is_json_lines:
+        return False
+    try:
+        element, _ = _scan(first, _skip_space(first, 1))
+    except (json.JSONDecodeError, RowProblem):
+        return False
+    return isinstance(element, dict) and any(key in element for key in _TURN_KEYS)
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
     """Number, value (or the RowProblem in its place) and text of every line that is not blank."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         for line, raw in enumerate(file, 1):
             raw = raw.removeprefix(codecs.BOM_UTF8)
             if not raw.strip():
@@ -116,20 +154,24 @@ def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
 
 def _elements(path: Path) -> Iterator[tuple[int, Any, str]]:
     """The same of every element of an array. Raises InputError where one is broken or refused."""
-    text, line, counted = "".join(text_lines(path)), 1, 0
+    text = "".join(text_lines(path))
+    line, counted = 1, 0
     at = _skip_space(text, text.index("[") + 1)
     try:
         more = text[at : at + 1] != "]"
         while more:
-            line, counted = line + text.count("\n", counted, at), at
+            line += text.count("\n", counted, at)
+            counted = at
             value, end = _scan(text, at)
             yield line, value, text[at:end]
             at = _skip_space(text, end)
-            if more := text[at : at + 1] == ",":
+            more = text[at : at + 1] == ","
+            if more:
                 at = _skip_space(text, at + 1)
         if text[at : at + 1] != "]":
             raise json.JSONDecodeError("Expecting ','", text, at)
-        if (at := _skip_space(text, at + 1)) != len(text):
+        at = _skip_space(text, at + 1)
+        if at != len(text):
             raise json.JSONDecodeError("Extra data", text, at)
     except json.JSONDecodeError as error:
         problem = _broken(error.msg, error.colno, "repair the array there")
@@ -147,22 +189,32 @@ def _scan(text: str, start: int) -> tuple[Any, int]:
             raise
         raise json.JSONDecodeError(str(error), text, start) from None
     brackets = text.count("{", start, end) + text.count("[", start, end)
-    if brackets > DEEPEST and _depth(value) > DEEPEST:
+    if brackets > DEEPEST and _is_too_deep(value):
         raise RowProblem("", f"nested more than {DEEPEST} deep", "flatten the value, or remove the row")
     if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
-        for escape in _ESCAPES.finditer(text, start, end):
-            if lone := escape["lone"]:
-                what = f"lone surrogate {lone} at character {escape.start() - start + 1} of the row"
-                raise RowProblem("", what, "write the whole character, or remove the escape")
+        _refuse_lone_surrogates(text, start, end)
     return value, end
 
 
-def _depth(value: Any) -> int:
-    level, depth = [value], 0
-    while level:
-        inside = (one.values() if isinstance(one, dict) else one for one in level)
-        level, depth = [part for parts in inside for part in parts if isinstance(part, dict | list)], depth + 1
-    return depth
+def _refuse_lone_surrogates(text: str, start: int, end: int) -> None:
+    for match in _SURROGATES.finditer(text, start, end):
+        lone = match["lone"]
+        if lone:
+            what = f"lone surrogate {lone} at character {match.start('lone') - start + 1} of the row"
+            raise RowProblem("", what, "write the whole character, or remove the escape")
+
+
+def _is_too_deep(value: Any) -> bool:
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        inside: list[Any] = []
+        for container in level:
+            children = container.values() if isinstance(container, dict) else container
+            inside.extend(child for child in children if isinstance(child, dict | list))
+        if not inside:
+            return False
+        level = inside
+    return True
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from sft_recipes.data.labels import LabelledBatch
+from sft_recipes.data.rejects import RejectLog
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 
@@ -31,6 +32,8 @@ class SourceLedger:
     rows_dropped: int = 0
     rows_cut: int = 0
     rows_neutralized: int = 0
+    rows_stripped: int = 0
+    rows_joined: int = 0
     training_rows: int = 0
     turns_masked: int = 0
     tokens_kept: int = 0
@@ -39,6 +42,7 @@ class SourceLedger:
     dropped: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
     unused_columns: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def add(self, examples: Sequence[Example], batch: LabelledBatch) -> None:
         """Account for a labelled batch."""
@@ -54,17 +58,30 @@ class SourceLedger:
         self.trained_tokens_lost += sum(row.lost_tokens for row in batch.rows)
         self.rows_cut += len({row.example for row in batch.rows if row.lost_tokens})
         self.rows_neutralized += len({row.example for row in batch.rows if row.neutralized})
+        self.rows_stripped += len(batch.stripped & kept)
+        self.rows_joined += len({row.example for row in batch.rows if row.joined})
         for lost in batch.dropped:
             self.dropped[lost.reason] += 1
             places = self.places.setdefault(lost.reason, [])
             if len(places) < SHOWN_PLACES:
                 places.append(f"{examples[lost.example].where} ({lost.detail})")
 
-    def add_rejected(self, rows: int, unused_columns: Sequence[str]) -> None:
-        """Account for the rows of the source that were no examples, and for the columns nobody asked for."""
+    def merge(self, part: "SourceLedger") -> None:
+        """Account for rows that another process has counted."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.dropped.update(part.dropped)
+        for reason, places in part.places.items():
+            known = self.places.setdefault(reason, [])
+            known += places[: SHOWN_PLACES - len(known)]
+
+    def add_rejected(self, rejects: RejectLog, source: str) -> None:
+        """Account for the rows of the source that were no examples, and for what its columns were read as."""
+        rows = rejects.rejected[source].total()
         self.rows_in += rows
         self.rows_rejected = rows
-        self.unused_columns = unused_columns
+        self.unused_columns = rejects.unused_columns[source]
+        self.notes = rejects.notes(source)
 
     @property
     def lost_share(self) -> float:
@@ -92,6 +109,10 @@ class SourceLedger:
         """Plain data for `data.json`."""
         fields = {name: getattr(self, name) for name in self.__slots__ if name != "dropped"}
         return {**fields, "dropped": dict(self.dropped.most_common())}
+
+
+# The counts of a ledger that add up over parts of a source.
+COUNTS = tuple(counted.name for counted in fields(SourceLedger) if counted.type is int)
 
 
 def ledger_lines(ledgers: Sequence[Mapping[str, Any]]) -> list[str]:

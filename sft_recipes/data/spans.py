@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.data.encoding import Encoded
 from sft_recipes.data.turns import TEMPLATE_ERRORS, TurnLayout
 from sft_recipes.messages import Example, Message
 
@@ -19,60 +18,68 @@ class Span:
     end: int
     text: str
 
+    @property
+    def verified_text(self) -> str:
+        """The rendering up to the end of the turn."""
+        return self.text[: self.end]
+
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One trained turn: the example's position in the batch, and the message index."""
+
+    example: int
+    index: int
+
+
+@dataclass(slots=True)
 class Renderings:
-    """What a batch of examples needs, by (position in the batch, number of messages): `prompts` end with the
-    generation prompt, `texts` with the last of the messages. `failed`: by position, what the template refused.
+    """What a batch needs, by turn: `prompts` end with the generation prompt before it, `texts` with the turn itself.
+
+    `failed`: by position of the example, what the template refused.
     """
 
-    prompts: Mapping[tuple[int, int], str]
-    texts: Mapping[tuple[int, int], str]
-    failed: Mapping[int, str]
+    prompts: dict[Turn, str] = field(default_factory=dict)
+    texts: dict[Turn, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 def render_examples(
     renderer: ChatRenderer, examples: Mapping[int, Example], trained_turns: Callable[[Example], Sequence[int]]
 ) -> Renderings:
-    """Render each example whole, and up to each of its trained turns, in two batched calls per set of tools."""
-    prompts: list[tuple[int, int]] = []
-    texts: list[tuple[int, int]] = []
-    for index, example in examples.items():
-        turns = trained_turns(example)
-        prompts += [(index, turn) for turn in turns]
-        texts += [(index, length) for length in {*[turn + 1 for turn in turns], len(example.messages)}]
-    failed: dict[int, str] = {}
-    before = _render_all(renderer, examples, prompts, True, failed)
-    after = _render_all(renderer, examples, texts, False, failed)
-    return Renderings(before, after, failed)
+    """Render each example before and after each of its trained turns, in two batched calls per set of tools."""
+    by_tools: dict[str, list[Turn]] = {}
+    for position, example in examples.items():
+        tools = json.dumps(example.tools, sort_keys=True) if example.tools else ""
+        by_tools.setdefault(tools, []).extend(Turn(position, index) for index in trained_turns(example))
+    renderings = Renderings()
+    for turns in by_tools.values():
+        _render_turns(renderer, examples, turns, renderings)
+    return renderings
 
 
-def _render_all(
-    renderer: ChatRenderer,
-    examples: Mapping[int, Example],
-    wanted: Sequence[tuple[int, int]],
-    add_generation_prompt: bool,
-    failed: dict[int, str],
-) -> dict[tuple[int, int], str]:
-    """Render the first `length` messages of example `index` for each (index, length), batched by tools."""
-    by_tools: dict[str, list[tuple[int, int]]] = {}
-    for index, length in wanted:
-        tools = examples[index].tools
-        by_tools.setdefault(json.dumps(tools, sort_keys=True) if tools else "", []).append((index, length))
-    rendered: dict[tuple[int, int], str] = {}
-    for group in by_tools.values():
-        tools = examples[group[0][0]].tools
-        conversations = [examples[index].messages[:length] for index, length in group]
-        try:
-            rendered |= zip(group, renderer.render_batch(conversations, tools, add_generation_prompt), strict=True)
-        except TEMPLATE_ERRORS:
-            # One row stopped the batch: render one by one to name it and to keep the others.
-            for key, conversation in zip(group, conversations, strict=True):
-                try:
-                    rendered[key] = renderer.render(conversation, tools, add_generation_prompt)
-                except TEMPLATE_ERRORS as error:
-                    failed.setdefault(key[0], f"the template refuses this row: {error}")
-    return rendered
+def _render_turns(
+    renderer: ChatRenderer, examples: Mapping[int, Example], turns: Sequence[Turn], renderings: Renderings
+) -> None:
+    """Render turns whose examples share their tools."""
+    if not turns:
+        return
+    tools = examples[turns[0].example].tools
+    before = [examples[turn.example].messages[: turn.index] for turn in turns]
+    after = [examples[turn.example].messages[: turn.index + 1] for turn in turns]
+    try:
+        prompts = renderer.render_batch(before, tools, add_generation_prompt=True)
+        texts = renderer.render_batch(after, tools)
+    except TEMPLATE_ERRORS as error:
+        if len(turns) == 1:
+            renderings.failed.setdefault(turns[0].example, f"the template refuses this row: {error}")
+            return
+        # One row stopped the batch: render one by one to name it and to keep the others.
+        for turn in turns:
+            _render_turns(renderer, examples, [turn], renderings)
+        return
+    renderings.prompts.update(zip(turns, prompts, strict=True))
+    renderings.texts.update(zip(turns, texts, strict=True))
 
 
 def verified_span(
@@ -80,24 +87,27 @@ def verified_span(
 ) -> Span | str:
     """The trained span of one turn, or what could not be verified.
 
-    `prompt` and `text`: the renderings that end just before and just after the turn. The span lies in
-    `text + layout.closing`, which the returned `Span.text` holds.
+    `prompt` and `text`: the renderings that end just before and just after the turn. Where the template leaves the
+    turn open, the span's text ends in the layout's closing.
     """
     if layout is None:
         return "the template gives no clear place for the answer"
-    if layout.terminator is None:
+    terminator = layout.terminator
+    if terminator.token is None:
         return "no special token ends the turn: the model would not learn to stop"
-    cut = len(prompt) - len(layout.prompt_rest)
-    if not (prompt.endswith(layout.prompt_rest) and text.startswith(prompt[:cut])):
+    start = len(prompt) - len(layout.prompt_rest)
+    if not (prompt.endswith(layout.prompt_rest) and text.startswith(prompt[:start])):
         return "the generation prompt is not where the template put it for a turn of this shape"
-    if not text.startswith(layout.header, cut):
+    if not text.startswith(layout.header, start):
         return "the text before the answer differs from the template's"
     if not text.endswith(layout.tail):
         return "the text after the answer differs from the template's"
-    start = cut + len(layout.header)
+    start += len(layout.header)
     content_end = len(text) - len(layout.tail)
-    text += layout.closing
-    end = content_end + layout.stop + len(layout.closing)
+    end = content_end + terminator.stop
+    if terminator.closing:
+        text = text[:end] + terminator.closing
+        end = len(text)
     if mask_empty_think and layout.empty_think and text.startswith(layout.empty_think, start):
         start += len(layout.empty_think)
     if start > content_end or not _holds_answer(text[start:end], message):
@@ -107,22 +117,17 @@ def verified_span(
 
 def _holds_answer(span: str, message: Message) -> bool:
     """Whether the message stands in the span: the name of every tool it calls, and its content, allowing for trimming
-    and for reasoning moved to its place.
+    and for what a template does with reasoning.
     """
-    if any(call["function"]["name"] not in span for call in message.get("tool_calls") or ()):
-        return False
+    for call in message.get("tool_calls") or ():
+        if call["function"]["name"] not in span:
+            return False
     content = message.get("content") or ""
     if content in span or content.strip() in span:
         return True
-    # Reasoning written inline is taken out of the content and put back in the template's own way.
-    parts = [part.strip() for part in content.replace("<think>", "</think>").split("</think>")]
-    return all(part in span for part in parts)
-
-
-def token_span(encoded: Encoded, span: Span, special_ids: set[int]) -> tuple[int, int] | None:
-    """Token positions `start:end` of a character span, or None if a token straddles its beginning or its end."""
-    start, last = encoded.token_at(span.start), encoded.token_at(span.end - 1)
-    if start is None or last is None or last < start or encoded.first_char(start) != span.start:
-        return None
-    # A special token may swallow the whitespace after it (Phi-3), so where it ends is not compared.
-    return (start, last + 1) if int(encoded.ids[last]) in special_ids else None
+    # Reasoning written inline is moved to its place by some templates and left out by others, which a check says.
+    parts = content.replace("<think>", "</think>").split("</think>")
+    if all(part.strip() in span for part in parts):
+        return True
+    answer = content.partition("</think>")[2]
+    return content.lstrip().startswith("<think>") and answer.strip() in span

@@ -16,7 +16,8 @@ from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import read_held_out
-from sft_recipes.data.prepare import MANIFEST, load_prepared
+from sft_recipes.data.opening import load_tokenizer
+from sft_recipes.data.prepared import MANIFEST, load_prepared
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator, format_overfitting, safety
 from sft_recipes.evaluation.comparison import System, compare_all, earlier, facts_of, task_table, training_curves
@@ -26,9 +27,9 @@ from sft_recipes.evaluation.gate import Bound, check_possible, judge, read_gate
 from sft_recipes.evaluation.generation import check_prompts
 from sft_recipes.evaluation.training_rows import TrainingRows, memorised, read_training_rows
 from sft_recipes.messages import Example
-from sft_recipes.models import InferenceModel, check_vocabulary, load_for_inference, load_tokenizer
-from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, Recipe, TemplateSettings
-from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.models import InferenceModel, check_vocabulary, load_for_inference
+from sft_recipes.recipe import LabelSettings, Recipe, TemplateSettings, parse_value
+from sft_recipes.recipe_keys import load_recipe, make_data_recipe
 from sft_recipes.report.page import macros
 
 
@@ -40,6 +41,7 @@ class EvaluationRequest:
     data: str | None = None
     split: str = "test"
     format: str | None = None
+    column_mapping: str | None = None
     base: str | None = None
     chat_template: str | None = None
     max_rows: int | None = None
@@ -277,8 +279,11 @@ def _examples(request: EvaluationRequest, recipe: Recipe | None, labeller: Label
     found: Sequence[Example]
     if request.data is not None:
         split = request.split if Path(request.data).is_dir() else "train"
-        source = DatasetSource(path=request.data, split=split, format=request.format)
-        found = read_held_out([source], DataSettings(datasets=(source,)))
+        options: dict[str, Any] = {"dataset_train_split": split, "format": request.format}
+        if request.column_mapping is not None:
+            options["column_mapping"] = parse_value(request.column_mapping)
+        settings = make_data_recipe(request.data, options).data
+        found = read_held_out(settings.datasets, settings)
     elif recipe is None:
         raise InputError(Problem("command line", "--data", "is needed to evaluate a model", "add --data FILE"))
     elif recipe.evaluation.data is not None:

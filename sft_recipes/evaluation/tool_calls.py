@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from sft_recipes.data.fitting import fit_messages
 from sft_recipes.data.spans import verified_span
 from sft_recipes.data.turns import TEMPLATE_ERRORS
 from sft_recipes.errors import InputError, Problem
@@ -23,9 +24,12 @@ def answer_text(renderer: Any, example: Example, answer: Message) -> str:
 
     `renderer` is the `ChatRenderer` of training. Raises InputError where the template has no clear place for it.
     """
-    messages, turn = [*example.messages[:-1], answer], len(example.messages) - 1
+    answer = fit_messages([answer], renderer.needs)[0]
+    messages = [*example.messages[:-1], answer]
+    turn = len(example.messages) - 1
     try:
-        prompt, text = renderer.render(messages[:-1], example.tools, True), renderer.render(messages, example.tools)
+        prompt = renderer.render(messages[:-1], example.tools, True)
+        text = renderer.render(messages, example.tools)
         layout = renderer.layout(messages, example.tools)
         span = verified_span(prompt, text, layout, answer, turn, mask_empty_think=True)
     except TEMPLATE_ERRORS as error:
@@ -33,7 +37,7 @@ def answer_text(renderer: Any, example: Example, answer: Message) -> str:
     if isinstance(span, str):
         fix = "evaluate with a template that has a place for tool calls, or remove the row"
         raise InputError(Problem(example.where, f"messages[{turn}].tool_calls", span, fix))
-    return span.text[span.start : span.end].removesuffix(layout.terminator)
+    return span.text[span.start : span.end].removesuffix(layout.terminator.token)
 
 
 def calls_match(renderer: Any, example: Example, response: str, control_tokens: Sequence[str]) -> bool | None:
@@ -49,7 +53,10 @@ def calls_match(renderer: Any, example: Example, response: str, control_tokens: 
         if function["name"] in words:
             words = words[words.index(function["name"]) + 1 :]
         # An argument that the answer does not name may come last: the answer is wrong anyway.
-        arguments = sorted(function["arguments"].items(), key=lambda item: (*words, item[0]).index(item[0]))
+        arguments = function["arguments"]
+        if isinstance(arguments, str):  # the form that some templates need
+            arguments = json.loads(arguments)
+        arguments = sorted(arguments.items(), key=lambda item: (*words, item[0]).index(item[0]))
         ordered.append({**call, "function": {**function, "arguments": dict(arguments)}})
     wanted = answer_text(renderer, example, {"role": "assistant", "content": "", "tool_calls": ordered})
     expected, given = (_words(text, control_tokens) for text in (wanted, response))

@@ -12,7 +12,7 @@ from sft_recipes import run_folder
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
 from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples
 from sft_recipes.data.mixture import prompt_group, prompt_text
-from sft_recipes.data.prepare import load_prepared
+from sft_recipes.data.prepared import load_prepared
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example, Message
 from sft_recipes.recipe import Recipe

@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
+from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.data.template_checks import Outcome, TemplateCheck, check_template, require
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Example
-from sft_recipes.models import agree_on_special_tokens, load_tokenizer, load_weights
+from sft_recipes.models import agree_on_special_tokens, load_weights
 from sft_recipes.recipe import LabelSettings
 from sft_recipes.release.model_card import ADAPTER_CONFIG, EXPORT, TEXTS, finished_run, recipe_text, write_card
 
@@ -99,7 +100,7 @@ def lint(
 ) -> list[TemplateCheck]:
     """Checks of an exported folder as a server loads it. `trained` renders as in training; `examples` are real rows."""
     served, stops = ChatRenderer(load_tokenizer(str(folder))), trained.stop_ids
-    checks = check_template(served, Labeller(served, settings), examples)
+    checks = check_template(Labeller(served, settings), examples)
     # A template whose generation prompt does not begin the trained text was accepted, with a note, before training.
     noted = any(check.name == "training equals serving" and check.outcome == "note" for check in checks)
     places = (served.tokenizer, model.config.get_text_config(), model.generation_config)

@@ -8,7 +8,7 @@ import jinja2
 
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.ledger import ledger_lines
-from sft_recipes.data.prepare import PreparedData
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import TemplateCheck
 from sft_recipes.recipe import Recipe
 

@@ -17,12 +17,12 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import pack_dataset
 
-from sft_recipes.data.chat_templates import attach_chat_template
-from sft_recipes.data.labels import Labeller
 from sft_recipes.data.ledger import ledger_lines
-from sft_recipes.data.prepare import PreparedData, prepare
+from sft_recipes.data.opening import not_loadable, open_labeller
+from sft_recipes.data.prepare import prepare
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
-from sft_recipes.models import freeze_unfed_encoders, load_tokenizer, lora_config, model_dtype, not_loadable
+from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_files import launch_config
 from sft_recipes.training.announce import TEXTS, unusual
@@ -50,16 +50,15 @@ def check_recipe(
     """
     strategy = read_strategy(launch_config(launch), processes) if launch else Strategy(processes=launched_processes())
     check_settings(recipe, strategy.processes, zero3=strategy.master_weights and strategy.stage == 3)
-    tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
-    renderer = attach_chat_template(tokenizer, recipe.template)
+    labeller = open_labeller(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare(recipe, renderer, Path(folder), progress)
-        checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
+        data = prepare(recipe, labeller, Path(folder), progress)
+        checks = check_template(labeller, data.check_examples)
         require(checks)
         config = sft_config(recipe, flatten=False, processes=strategy.processes)
         planned = make_plan(recipe, data, config, strategy)
         if measure:
-            planned |= measure_steps(recipe, renderer, data, measure, planned["steps"])
+            planned |= measure_steps(recipe, labeller, data, measure, planned["steps"])
     notes = unusual(recipe, config, planned["longest row"], planned["model context"])
     if planned.get("trained in experts") == 0:
         notes.append("no parameter of the experts is trained; lora_target_parameters names fused ones")

@@ -17,8 +17,9 @@ from accelerate.utils import gather_object
 
 from sft_recipes.data.json_reader import display_path
 from sft_recipes.data.labels import IGNORE_INDEX
-from sft_recipes.data.prepare import PreparedData
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.row_fingerprint import multipliers
+from sft_recipes.messages import place
 from sft_recipes.recipe import Recipe
 
 FILE = "consumption.npz"
@@ -110,7 +111,7 @@ class Consumption:
             for batch in batches if wanted else ():
                 keys, sources, rows = (np.asarray(batch.column(name)) for name in ("fingerprint", "source", "row"))
                 for index in np.flatnonzero(np.isin(keys, list(wanted))):
-                    found.setdefault(wanted[keys[index]], f"{self._sources[sources[index]]} row {rows[index]}")
+                    found.setdefault(wanted[keys[index]], place(self._sources[sources[index]], int(rows[index])))
         return found
 
     def rows_of_step(self, guilty: Sequence[bool]) -> list[str]:

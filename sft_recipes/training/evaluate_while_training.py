@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from transformers import ProgressCallback
 
-from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import read_held_out
-from sft_recipes.data.prepare import PreparedData
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.evaluator import evaluate
 from sft_recipes.evaluation.generation import check_prompts
@@ -18,18 +17,17 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.trainer import GenerationMetrics, RecipeTrainer
 
 
-def generation_metrics(
-    recipe: Recipe, renderer: ChatRenderer, data: PreparedData, model: Any
-) -> GenerationMetrics | None:
+def generation_metrics(recipe: Recipe, labeller: Labeller, data: PreparedData, model: Any) -> GenerationMetrics | None:
     """A function of the model for `RecipeTrainer`, or None where nothing is to be generated.
 
     Raises InputError for prompts that `model` has no room for: now, not at the first evaluation.
     """
     settings = recipe.evaluation
     wanted = settings.during_training and settings.rows > 0 and recipe.training.get("eval_strategy", "no") != "no"
-    examples = _fixed_examples(recipe, renderer, data) if wanted else []
+    examples = _fixed_examples(recipe, labeller, data) if wanted else []
     if not examples:
         return None
+    renderer = labeller.renderer
     prompts = [renderer.prompt_ids(example.messages[:-1], example.tools) for example in examples]
     check_prompts(model, prompts, settings.max_new_tokens, [example.where for example in examples])
 
@@ -73,9 +71,8 @@ def rehearse_evaluation(trainer: RecipeTrainer) -> None:
         raise InputError(Problem("recipe", "metric_for_best_model", f"no evaluation gives {best!r}", fix))
 
 
-def _fixed_examples(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> Sequence[Example]:
+def _fixed_examples(recipe: Recipe, labeller: Labeller, data: PreparedData) -> Sequence[Example]:
     """The first `evaluation.rows` held-out conversations that end with an answer to generate."""
-    labeller = Labeller(renderer, recipe.labels)
     found: Sequence[Example] = data.eval_examples
     if recipe.evaluation.data is not None:
         found = read_held_out([recipe.evaluation.data], recipe.data)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.data.prepare import PreparedData
+from sft_recipes.data.labels import Labeller
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.train import build_trainer
 
@@ -33,7 +33,7 @@ class _Clock(TrainerCallback):
 
 
 def measure_steps(
-    recipe: Recipe, renderer: ChatRenderer, data: PreparedData, steps: int, planned: int
+    recipe: Recipe, labeller: Labeller, data: PreparedData, steps: int, planned: int
 ) -> Mapping[str, Any]:
     """Train `steps` steps after two to warm up, in a folder that is thrown away; nothing of the run is touched.
 
@@ -45,7 +45,7 @@ def measure_steps(
         quiet = {"max_steps": steps + WARM_UP, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
         quiet |= {"output_dir": folder, "disable_tqdm": True, "load_best_model_at_end": False, "eval_on_start": False}
         short = dataclasses.replace(recipe, training={**recipe.training, **quiet})
-        trainer = build_trainer(short, renderer, data)
+        trainer = build_trainer(short, labeller, data)
         trainer.add_callback(clock)
         trainer.train()
     seconds = (clock.ends[-1] - clock.ends[WARM_UP - 1]) / steps

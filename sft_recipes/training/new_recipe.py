@@ -1,86 +1,203 @@
-"""`init --model M --data D`: a commented recipe for your own model and data, from a look at the first rows."""
+"""`init --model M --data D`: a commented recipe for your own model and data, from a look at its rows.
 
-from dataclasses import dataclass
+Every setting that the data asks for is written with the reason, so that what follows runs without an edit: which
+columns are which, how long rows may be, what share of them is lost, and what is to be done with rows that are broken.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from tqdm import tqdm
+
+from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.inspection import InspectedRow
-from sft_recipes.data.labels import Labeller
+from sft_recipes.data.labels import LONGEST_MEASURED, LabelledRow, Labeller
+from sft_recipes.data.ledger import SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples
+from sft_recipes.data.opening import open_renderer
+from sft_recipes.data.prepare import batches
+from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.models import load_tokenizer
-from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings, relative_path
+from sft_recipes.messages import Example
+from sft_recipes.recipe import DataSettings, LabelSettings, relative_path
+from sft_recipes.recipe_keys import make_data_recipe
 from sft_recipes.training.announce import TEXTS
 
-LOOKED_AT = 2000
+# More rows than this are not looked at; `sft-recipes check` reads them all.
+LOOKED_AT = 20_000
 NEW_TOKENS = (32, 64, 128, 256)
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+SHOWN_ROWS = 3
+# What a recipe loses without being asked (`max_lost`, `max_rejected`).
+DEFAULT_LOSS = 0.05
 # What templates of hybrid models call the switch between answering at once and reasoning first (Qwen3 and SmolLM3;
 # DeepSeek-V3.1).
 REASONING_SWITCHES = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True)
+class RecipeRequest:
+    """What `init` was asked for. `options`: recipe keys of the data set and the template."""
+
+    model: str
+    data: str
+    options: Mapping[str, Any]
+    output: Path
+    force: bool = False
+
+
+@dataclass(frozen=True)
 class NewRecipe:
-    """The file written, its first rows as the trainer would see them, and the renderer that made them."""
+    """The file written, its first rows as the trainer would see them, the renderer that made them, and what a user has
+    to know about the data, a line each.
+    """
 
     path: Path
-    rows: list[InspectedRow]
+    rows: Sequence[InspectedRow]
     renderer: ChatRenderer
+    notes: Sequence[str]
 
 
-def write_recipe(model: str, data: str, format: str | None, output: Path, force: bool) -> NewRecipe:
+@dataclass
+class _Look:
+    """What was seen of the data: counts over the examples, lengths of the rows they make."""
+
+    ledger: SourceLedger
+    examples: list[Example] = field(default_factory=list)
+    rows: list[LabelledRow] = field(default_factory=list)
+    first_rows: list[InspectedRow] = field(default_factory=list)
+    answers_ending_in_text: int = 0
+    reasoned: int = 0
+    with_tools: int = 0
+
+    def add(self, labeller: Labeller, examples: Sequence[Example], labelled: Any) -> None:
+        """Account for a batch."""
+        self.ledger.add(examples, labelled)
+        self.rows += labelled.rows
+        for row in labelled.rows[: SHOWN_ROWS - len(self.first_rows)]:
+            self.first_rows.append(InspectedRow(examples[row.example], row))
+        for original in examples:
+            example = labeller.for_template(original)
+            self.examples.append(example)
+            self.with_tools += bool(example.tools)
+            self.reasoned += any(message.get("reasoning_content") for message in example.messages)
+            last = example.text if example.text is not None else example.messages[-1].get("content")
+            self.answers_ending_in_text += labeller.end_texts.at_end_of(last or "") is not None
+
+    def lost_share(self, max_length: int) -> float:
+        """What a recipe loses with this `max_length`: the larger share, of trained tokens or of rows (`ledger.py`)."""
+        kept = sum(row.trained_tokens for row in self.rows if len(row.ids) <= max_length)
+        total = self.ledger.trained_tokens_kept + self.ledger.trained_tokens_lost
+        dropped = self.ledger.rows_dropped / max(self.ledger.rows_kept + self.ledger.rows_dropped, 1)
+        return max(1 - kept / total, dropped)
+
+
+def write_recipe(request: RecipeRequest, progress: bool = True) -> NewRecipe:
     """Write `output/recipe.yaml` for a model and a data set. `max_length` is the smallest that 99 % of rows fit.
 
-    Looks at the first 2,000 rows only; `sft-recipes check` reads them all. Raises InputError, with nothing written,
-    for data or a model that cannot be read and for a file that exists.
+    Broken rows do not stop it: the recipe skips them and says how many there are. Raises InputError, with nothing
+    written, for data or a model that cannot be read, data without a row that can be trained, and a file that exists.
     """
-    path = output / "recipe.yaml"
-    if path.is_symlink() or (path.exists() and not force):
+    path = request.output / "recipe.yaml"
+    if path.is_symlink() or (path.exists() and not request.force):
         raise InputError(Problem(str(path), "", "exists already", "choose another --output, or add --force"))
-    tokenizer = load_tokenizer(model)
-    own_template = bool(tokenizer.chat_template)
-    renderer = attach_chat_template(tokenizer, TemplateSettings())
-    source = DatasetSource(path=data, format=format)
-    settings = DataSettings(datasets=(source,))
-    rejects = RejectLog(settings)
-    examples = list(islice(iter_examples(source, settings, rejects=rejects), LOOKED_AT))
-    labeller = Labeller(renderer, LabelSettings(max_length=None))
-    labelled = labeller.label(examples)
-    lengths = sorted(len(row.ids) for row in labelled.rows)
-    if not lengths:
-        raise InputError(Problem(data, "", f"no row can be trained: {labelled.dropped[0].detail}", "look at the rows"))
+    settings = make_data_recipe(request.data, {**request.options, "on_bad_rows": "skip", "max_rejected": 1.0})
+    renderer = open_renderer(request.model, settings.template)
+    labeller = Labeller(renderer, LabelSettings(max_length=None), longest_text=LONGEST_MEASURED)
+    rejects = RejectLog(settings.data)
+    look = _look(labeller, settings.data, rejects, progress)
+    values = _values(request, renderer, look, rejects)
+    text = TEXTS.get_template("new_recipe.yaml.jinja").render(values)
+    request.output.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    return NewRecipe(path, look.first_rows, renderer, [*rejects.lines(), *_notes(values)])
+
+
+def _look(labeller: Labeller, data: DataSettings, rejects: RejectLog, progress: bool) -> _Look:
+    """Label the rows that are looked at. Raises InputError where none can be trained."""
+    source = data.datasets[0]
+    look = _Look(SourceLedger(source.path, source.split))
+    examples = islice(iter_examples(source, data, rejects=rejects), LOOKED_AT)
+    with tqdm(examples, f"reading {Path(source.path).name}", unit=" rows", disable=not progress, leave=False) as bar:
+        for batch, labelled in Workers(labeller.label).map(batches(bar)):
+            look.add(labeller, batch, labelled)
+    if not look.rows:
+        reasons = "; ".join(f"{reason}: {places[0]}" for reason, places in look.ledger.places.items())
+        fix = f"look at its rows: sft-recipes audit {source.path}"
+        raise InputError(Problem(source.path, "", f"no row can be trained ({reasons})", fix))
+    return look
+
+
+def _values(request: RecipeRequest, renderer: ChatRenderer, look: _Look, rejects: RejectLog) -> dict[str, Any]:
+    """What the recipe's text is made of."""
+    source = request.data
+    lengths = sorted(len(row.ids) for row in look.rows)
     max_length = _smallest(lengths, 0.99, LENGTHS)
-    rendered = [labeller.for_template(example) for example in examples]
-    answers = sorted(row.trained_tokens for row in labelled.rows)
-    values: dict[str, Any] = {
-        "name": output.name,
-        "rows": "the" if len(examples) == LOOKED_AT else f"{len(examples):,}",
-        "data_name": Path(data).name,
-        "format": format or rejects.formats[data],
-        "model": _yaml_path(model, output),
-        "own_template": own_template,
-        "data": _yaml_path(data, output),
+    rejected = rejects.rejected[source].total()
+    read = len(look.examples)
+    lost = look.lost_share(max_length)
+    rejected_share = rejected / (rejected + read)
+    answers = sorted(row.trained_tokens for row in look.rows)
+    switch = [name for name in REASONING_SWITCHES if name in renderer.template_text]
+    return {
+        "name": request.output.name,
+        "rows": f"{read:,}" if read < LOOKED_AT else "the",
+        "data_name": Path(source).name,
+        "format": request.options.get("format") or rejects.formats[source],
+        "options": {key: value for key, value in request.options.items() if key != "format"},
+        "column_mapping": request.options.get("column_mapping") or rejects.recognised.get(source) or {},
+        "unused_columns": rejects.unused_columns[source],
+        "model": _yaml_path(request.model, request.output),
+        "own_template": renderer.has_own_template,
+        "data": _yaml_path(source, request.output),
         "looked_at": f"{len(lengths):,}",
         "fitting": f"{sum(length <= max_length for length in lengths):,}",
+        "unmeasured": look.ledger.dropped["overlength"],
+        "longest": lengths[-1],
         "max_length": max_length,
         "max_new_tokens": _smallest(answers, 0.95, NEW_TOKENS),
-        "switch": next((name for name in REASONING_SWITCHES if name in renderer.template_text), None),
-        "reasoned": sum(any(turn.get("reasoning_content") for turn in one.messages) for one in rendered),
-        "tools": sum(bool(example.tools) for example in examples),
+        "lost": lost,
+        "max_lost": _with_room(lost) if lost > DEFAULT_LOSS else None,
+        "rejected": rejected,
+        "reasons": rejects.rejected[source].most_common(3),
+        "max_rejected": _with_room(rejected_share) if rejected_share > DEFAULT_LOSS else None,
+        "ending_in_text": look.answers_ending_in_text,
+        "strip_end": look.answers_ending_in_text > read / 2,
+        "eval_split": 0.05,
+        "switch": switch[0] if switch else None,
+        "reasoned": look.reasoned,
+        "tools": look.with_tools,
     }
-    text = TEXTS.get_template("new_recipe.yaml.jinja").render(values)
-    output.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-    return NewRecipe(path, [(examples[row.example], row) for row in labelled.rows[:3]], renderer)
 
 
-def _smallest(lengths: list[int], share: float, choices: tuple[int, ...]) -> int:
+def _with_room(share: float) -> float:
+    """A limit that this share stays below although the rows of a split differ from the rest."""
+    return min(1.0, math.ceil(share * 110) / 100)
+
+
+def _notes(values: Mapping[str, Any]) -> list[str]:
+    """What a user has to know before training, in words."""
+    notes: list[str] = []
+    if values["rejected"]:
+        notes.append(f"{values['rejected']} rows are broken: on_bad_rows: skip leaves them out and lists them")
+    if values["max_lost"]:
+        notes.append(f"{values['lost']:.0%} of what could be trained is lost: max_lost: {values['max_lost']}")
+    if values["strip_end"]:
+        notes.append("answers end in the text of an end token: control_tokens: strip_end takes it off")
+    return notes
+
+
+def _smallest(lengths: Sequence[int], share: float, choices: Sequence[int]) -> int:
     """The smallest choice that this share of the sorted lengths fits, or the largest choice."""
     needed = lengths[min(len(lengths) - 1, int(share * len(lengths)))]
-    return next((choice for choice in choices if choice >= needed), choices[-1])
+    for choice in choices:
+        if choice >= needed:
+            return choice
+    return choices[-1]
 
 
 def _yaml_path(name: str, folder: Path) -> str:

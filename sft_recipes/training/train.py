@@ -19,12 +19,14 @@ from typing import Any
 from accelerate import PartialState
 
 from sft_recipes import run_folder
-from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import Labeller
-from sft_recipes.data.prepare import PreparedData, load_prepared, prepare
+from sft_recipes.data.opening import open_labeller
+from sft_recipes.data.prepare import write_prepared
+from sft_recipes.data.prepared import PreparedData, load_prepared
 from sft_recipes.data.template_checks import check_template, require
 from sft_recipes.errors import InputError, Preempted, Problem, SFTRecipesError, TrainingFault
-from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, load_tokenizer, lora_config
+from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, lora_config
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.release.hub import push_after_training
@@ -60,22 +62,21 @@ def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
         if process.is_main_process:
             record_start(recipe, before.get("allowed_changes", {}))
 
-        tokenizer = load_tokenizer(recipe.model_name, recipe.model.get("model_revision"))
-        renderer = attach_chat_template(tokenizer, recipe.template)
+        labeller = open_labeller(recipe)
         folder = recipe.output_dir / run_folder.PREPARED
-        on_main(lambda: prepare(recipe, renderer, folder) and None)  # the others neither read nor hash the sources
+        on_main(lambda: write_prepared(recipe, labeller, folder))  # the others neither read nor hash the sources
         data = load_prepared(recipe, folder)
-        checks = check_template(renderer, Labeller(renderer, recipe.labels), data.eval_examples[:50])
+        checks = check_template(labeller, data.check_examples)
         require(checks)
         consumption = Consumption(data, recipe, process.device)
         facts = run_facts(recipe, process.num_processes, consumption.fingerprint)
         checkpoint = on_main(lambda: _resume_from(recipe, facts, allow_changed))
 
-        trainer = build_trainer(recipe, renderer, data)
+        trainer = build_trainer(recipe, labeller, data)
         check_active(recipe, trainer)
         if process.is_main_process:
             run_folder.write_json(recipe.output_dir / run_folder.DATA, data.summary)
-            print(banner(recipe, renderer, data, trainer, checks), flush=True)
+            print(banner(recipe, labeller.renderer, data, trainer, checks), flush=True)
         trainer.secure(facts, preemption, consumption, checkpoint)
         if trainer.args.eval_strategy != "no":
             trainer.rehearsal = partial(rehearse_evaluation, trainer)
@@ -97,10 +98,11 @@ def _resume_from(recipe: Recipe, facts: Mapping[str, Any], allow_changed: Sequen
     return checkpoint
 
 
-def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) -> RecipeTrainer:
+def build_trainer(recipe: Recipe, labeller: Labeller, data: PreparedData) -> RecipeTrainer:
     """The model with its adapter, TRL's arguments, and the trainer that holds them together."""
     # Transformers holds the arguments weakly and asks them, while a model loads, whether ZeRO-3 is to partition it.
     arguments = sft_config(recipe, flatten=False)
+    renderer = labeller.renderer
     model = load_model(recipe)
     check_vocabulary(model, renderer.tokenizer)
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
@@ -117,7 +119,7 @@ def build_trainer(recipe: Recipe, renderer: ChatRenderer, data: PreparedData) ->
     )
     # TRL mirrors its own idea of EOS and PAD onto the model while it is built; ours is the one that is served.
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
-    trainer.generation_metrics = generation_metrics(recipe, renderer, data, model)
+    trainer.generation_metrics = generation_metrics(recipe, labeller, data, model)
     chosen_by_loss = str(config.metric_for_best_model or "loss").endswith("loss")
     trainer.generation_share = recipe.evaluation.max_share if chosen_by_loss else None
     return trainer

@@ -139,6 +139,10 @@ def personal(random: Random) -> str:
 
 FAULTS: Mapping[str, Change] = {
     "empty_answer": _whole_answer("<|endoftext|>", " </s> ", "<|im_end|>\n"),
+    "end_text": lambda random, prompt, response: (
+        prompt,
+        response + random.choice(["<|endoftext|>", "</s>\n", " <|im_end|>"]),
+    ),
     "placeholder": _whole_answer("N/A", "<nooutput>", "TODO", "[Insert answer here]", "nan", "No output."),
     "identity": _in_answer("As an AI language model, I like it.", "I am ChatGPT.", "I was trained by OpenAI to help."),
     "cutoff": _in_answer(

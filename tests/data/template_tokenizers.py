@@ -109,5 +109,28 @@ def build_tokenizer(template: str, bos: str | None, eos: str, pad: str) -> PreTr
 
 def tokenizer_for(name: str) -> PreTrainedTokenizerFast:
     """A fresh tokenizer for one of trl's templates (a new object per call: attaching a template changes it)."""
-    identity = max((prefix for prefix in IDENTITIES if name.startswith(prefix)), key=len)
-    return build_tokenizer(read_template(name), *IDENTITIES[identity])
+    return build_tokenizer(read_template(name), *IDENTITIES[identity_of(name)])
+
+
+def identity_of(name: str) -> str:
+    """The key of IDENTITIES that fits the name of a template."""
+    return max((prefix for prefix in IDENTITIES if name.startswith(prefix)), key=len)
+
+
+def build_metaspace_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the SentencePiece kind: it writes spaces as `▁` and puts one before the beginning of a text."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", "<pad>"], show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+    tokenizer.chat_template = template
+    return tokenizer

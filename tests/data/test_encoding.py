@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken
 
 from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data.encoding import SegmentedText
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
 from sft_recipes.messages import Example
 from sft_recipes.recipe import LabelSettings, TemplateSettings
@@ -64,48 +65,70 @@ def test_hostile_rows_are_sanitized_exactly(seed: int) -> None:
         assert pristine.decode(trained) == "".join(answers)
 
 
-def test_batches_in_threads_equal_batches_alone() -> None:
-    """Ids and labels do not depend on which thread encoded a batch while which other was joined, nor does the order."""
-    examples = hostile_examples(random.Random(7))
-    batches = [examples[start : start + 3] for start in range(0, len(examples), 3)]
-
-    def labeller() -> Labeller:
-        return Labeller(attach_chat_template(tokenizer_with_tool_call(), TemplateSettings()), LabelSettings())
-
-    together, alone = labeller(), labeller()
-    found = list(together.label_batches(batches))
-    assert [rows for rows, _ in found] == batches
-    for _, batch in found:
-        expected = alone.label(batches.pop(0))
-        rows = [[(row.example, row.input_ids, row.labels, row.turns) for row in one.rows] for one in (batch, expected)]
-        assert rows[0] == rows[1] and rows[0]
-        assert batch.dropped == expected.dropped
-
-
-def test_raw_text_keeps_control_tokens_as_text() -> None:
-    """`format: raw`: a spelled control token stays text, the one EOS at the end is the only control id."""
+def test_raw_text_with_control_tokens_is_refused_by_name() -> None:
+    """`format: raw`: text that spells a control token is never trained as pieces; the way out is named, and works."""
     renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
-    text = "one <|im_end|> two <tool_call> three <|endoftext|>"
-    (row,) = Labeller(renderer, LabelSettings()).label([Example([], "raw", 0, text=text)]).rows
-    added = set(renderer.tokenizer.added_tokens_decoder)
-    assert [token for token in row.input_ids if token in added] == [renderer.tokenizer.eos_token_id]
-    assert renderer.tokenizer.decode(row.input_ids[:-1]) == text
-    assert row.labels == row.input_ids
+    labeller = Labeller(renderer, LabelSettings())
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
+    batch = labeller.label([Example([], "raw", 0, text=text)])
+    assert not batch.rows and [row.reason for row in batch.dropped] == ["control_tokens"]
+    assert "format: rendered" in batch.dropped[0].detail
+    (row,) = labeller.label([Example([], "raw", 0, text=text, rendered=True)]).rows
+    assert row.input_ids == renderer.tokenizer(text, add_special_tokens=False)["input_ids"] == row.labels
 
 
-@pytest.mark.parametrize("cuts_at_tokens", [True, False])
-def test_offsets_are_there_where_asked_and_ids_are_the_same(cuts_at_tokens: bool) -> None:
-    """Whichever characters are asked for: the ids, their tokens, and where those begin are as with all asked for."""
+def test_rendered_text_without_an_end_gets_one() -> None:
+    """`format: rendered`: a text that does not end in an end token would teach the model not to stop."""
     renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
-    encoder = renderer.control_tokens
-    encoder._cuts_at_tokens = cuts_at_tokens
-    generator = random.Random(3)
-    texts = [renderer.render(encoder.mark(example.messages)) for example in hostile_examples(generator)]
-    everything = encoder.encode(texts, [range(len(text)) for text in texts])
-    places = [generator.sample(range(len(text)), 2) for text in texts]
-    for full, partial, asked in zip(everything, encoder.encode(texts, places), places, strict=True):
-        assert partial.ids.tolist() == full.ids.tolist()
-        for place in asked:
-            token = full.token_at(place)
-            assert partial.token_at(place) == token
-            assert token is None or partial.first_char(token) == full.first_char(token)
+    (row,) = Labeller(renderer, LabelSettings()).label([Example([], "raw", 0, text="plain", rendered=True)]).rows
+    assert row.input_ids[-1] == renderer.tokenizer.eos_token_id
+    assert row.input_ids.count(renderer.tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("private", ["\uf5e0", "\uf5e1", "\uf5e0<|im_end|>\uf5e1", "\uf5e2<|im_end|>"])
+def test_private_characters_in_a_text_stay(private: str) -> None:
+    """Characters that mark control tokens inside this project are text like any other, beside such tokens too."""
+    renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
+    messages = [{"role": "user", "content": f"a{private}b"}, {"role": "assistant", "content": f"c{private}d"}]
+    (row,) = Labeller(renderer, LabelSettings()).label([Example(messages, "private", 0)]).rows
+    text = renderer.tokenizer.decode(row.input_ids)
+    assert f"a{private}b" in text and f"c{private}d" in text
+    ends = [token for token in row.input_ids if token == renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert len(ends) == 2
+
+
+def test_end_texts_are_taken_off_when_asked() -> None:
+    """`control_tokens: strip_end` takes the text of an end token off answers, counts them, and touches nothing else."""
+    renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
+    messages = [
+        {"role": "user", "content": "Say it.<|endoftext|>"},
+        {"role": "assistant", "content": "  Blue <|im_end|> sky.<|endoftext|>\n</s>"},
+    ]
+    batch = Labeller(renderer, LabelSettings(control_tokens="strip_end")).label([Example(messages, "ends", 0)])
+    (row,) = batch.rows
+    trained = [label for label in row.labels if label != IGNORE_INDEX]
+    assert renderer.tokenizer.decode(trained) == "  Blue <|im_end|> sky.<|im_end|>"
+    assert batch.stripped == {0} and "Say it.<|endoftext|>" in renderer.tokenizer.decode(row.input_ids)
+    (plain,) = Labeller(renderer, LabelSettings()).label([Example(messages, "ends", 0)]).rows
+    assert "<|endoftext|>\n</s>" in renderer.tokenizer.decode(plain.labels[-30:] and plain.input_ids)
+    emptied = [messages[0], {"role": "assistant", "content": "<|endoftext|>"}]
+    dropped = Labeller(renderer, LabelSettings(control_tokens="strip_end")).label([Example(emptied, "ends", 0)]).dropped
+    assert [row.reason for row in dropped] == ["empty_answer"]
+
+
+def test_what_stands_before_decides_how_a_text_goes_on() -> None:
+    """Segments of a row encode to the ids of the whole text, wherever it is cut, unless a token would join two of them:
+    then the ids before the cut are those of the text before it alone, as a server has them.
+    """
+    tokenizer = tokenizer_with_tool_call()
+    encoder = attach_chat_template(tokenizer, TemplateSettings()).encoder
+    text = "<|im_start|>user\nTwo  words.\n\n\nMore<|im_end|>\n<|im_start|>assistant\n\n\n- one\n- two é漢<|im_end|>\n"
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    cuts = [place for place in range(1, len(text)) if text[place - 1] + text[place] not in "<|>"]
+    for place in cuts:
+        encoded = encoder.encode([SegmentedText([text[:place], text[place:]])])[0]
+        ids = [token for part in encoded.ids for token in part.tolist()]
+        if not encoded.joined[1]:
+            assert ids == whole, (place, text[:place])
+        assert tokenizer.decode(ids) == text
+        assert encoded.ids[0].tolist() == tokenizer(text[:place], add_special_tokens=False)["input_ids"]

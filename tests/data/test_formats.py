@@ -65,16 +65,17 @@ def test_unknown_columns_are_explained() -> None:
         detect_format(["id", "text"], {}, "f.jsonl:1")
     assert str(error.value) == (
         "f.jsonl:1: format: the columns (id, text) fit no format; known are instruction (instruction, output); "
-        "messages (messages); sharegpt (conversations); prompt_completion (prompt, completion); raw (text). "
-        "Fix: name the columns, as in `column_mapping: {instruction: question, output: answers.0.text}`, "
-        "or set `format` (raw is never assumed)."
+        "messages (messages); sharegpt (conversations); prompt_completion (prompt, completion); raw (text); "
+        "rendered (text). Fix: write the rows in one of these formats; no column holds text."
     )
+    with pytest.raises(InputError, match=r"Fix: to train the text as it stands: set `format: raw` \(on the command "):
+        detect_format({"id": 1, "text": "x"}, {}, "f.jsonl:1")
 
 
 def test_several_fitting_formats_are_not_guessed() -> None:
     """Columns of two formats need a word from the user."""
     with pytest.raises(
-        InputError, match=r"\(messages, prompt, completion\) fit messages and prompt_completion; known "
+        InputError, match=r"\(messages, prompt, completion\) fit messages and prompt_completion. Fix: set `format: mess"
     ):
         detect_format(["messages", "prompt", "completion"], {}, "f.jsonl:1")
 
@@ -129,7 +130,12 @@ def test_prompt_kept_in_input() -> None:
     ("change", "message"),
     [
         ({"output": 5}, "output: expected a string, got int. Fix: write a string."),
-        ({"output": ["b"]}, "output: expected a string, got list. Fix: write a string."),
+        (
+            {"output": ["b"]},
+            "output: expected a string, got list. Fix: write a string, or join the lines: "
+            "set `column_mapping: {output: output}` ",
+        ),
+        ({"output": [1]}, "output: expected a string, got list. Fix: write a string."),
         ({"output": None}, "output: expected a string, got null. Fix: write a string."),
         ({"instruction": 1.5}, "instruction: expected a string, got float. Fix: write a string."),
         ({"input": {}}, "input: expected a string, got dict. Fix: write a string."),
@@ -187,8 +193,11 @@ def test_columns_that_steer_training_are_refused(name: str) -> None:
     row = ALPACA | {name: "x"}
     assert problem(row) == (
         f"f.jsonl:7: {name}: this column is refused because labels and templates are made here, not taken from rows. "
-        "Fix: remove the column, or list the columns to read under `columns`."
+        "Fix: remove the column, or set `columns: [instruction, output]` "
+        "(on the command line `--columns '[instruction, output]'`)."
     )
+    for empty in (None, [], "", {}):
+        assert convert(ALPACA | {name: empty}).messages[-1]["content"] == "Hi"
     assert convert(row, extra=[name]).columns == {name: "x"}
     assert convert({"instruction": "i", name: "a"}, column_mapping={"output": name}).messages[-1]["content"] == "a"
 
@@ -296,8 +305,9 @@ def test_turns_may_be_left_untrained(flag: dict[str, Any]) -> None:
         (chat(ASK, {"role": "assistant"}), "messages[1].content: expected a string, got missing or null."),
         (chat({"role": 3, "content": "x"}), "messages[0].role: expected a string, got int."),
         (
-            chat({"from": "human", "value": "x"}),
-            "messages[0]: no 'role' (found: from, value). Fix: write who speaks in every turn.",
+            chat({"who": "human", "said": "something"}),
+            "messages[0]: no 'role' (found: who, said). Fix: say which key is which, as in "
+            "`message_mapping: {role: who, content: said}` ",
         ),
         (chat(ASK, ANSWER | {"train": 0}), "messages[1].train: expected true or false, got int."),
         (chat(ASK, ANSWER | {"weight": 0.5}), "messages[1].weight: expected 0 or 1, got 0.5."),
@@ -326,13 +336,13 @@ def test_turns_may_be_left_untrained(flag: dict[str, Any]) -> None:
         ),
         (chat(ASK, ANSWER, ASK), "messages[2].role: the last turn is 'user', not 'assistant'."),
         (chat(ASK, ASK, ANSWER), "messages[1].role: two user messages in a row."),
-        (
-            chat(ASK, {"role": "system", "content": "s"}, ANSWER),
-            "messages[1].role: a system message stands in the middle.",
-        ),
         (chat(ASK), "messages: there is no assistant turn."),
         (chat(ASK | {"content": " "}, ANSWER), "messages[0].content: the prompt is empty."),
         (chat(ASK, ANSWER | {"content": " "}), "messages[1].content: the answer is empty."),
+        (
+            chat(ASK, ANSWER | {"content": ""}, ASK, ANSWER),
+            "messages[1].content: the answer is empty. Fix: write it, remove the row, or set `allow_empty_output",
+        ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
@@ -406,7 +416,6 @@ def test_empty_tools_are_none(tools: Any) -> None:
             sharegpt(("human", "q"), ("gpt", "x"), ("function_call", "[]")),
             "conversations[2].tool_calls[0].name: expected a string, got",
         ),
-        ({"conversations": [ASK, ANSWER]}, "conversations[0]: no 'from' (found: role, content)."),
         (sharegpt(("human", "q"), ("gpt", "a")) | {"tools": "x"}, "tools: invalid JSON at column 1 (expecting value)"),
         (
             sharegpt(("human", "q"), ("gpt", "a")) | {"tools": {"a": 1}},
@@ -426,6 +435,8 @@ def test_bad_sharegpt(row: dict[str, Any], message: str) -> None:
 def test_prompt_completion() -> None:
     """Text becomes a user and an assistant turn; of conversations only the completion is trained."""
     assert convert({"prompt": "q", "completion": "a"}).messages == [ASK, ANSWER]
+    assert convert({"prompt": "q", "completion": [ANSWER]}).messages == [ASK, ANSWER]
+    assert convert({"prompt": [ASK], "completion": "a"}).messages == [ASK, ANSWER]
     example = convert({"prompt": [ASK, ANSWER, ASK], "completion": [ANSWER]})
     assert example.messages == [ASK, ANSWER, ASK, ANSWER]
     assert [example.is_trainable(index) for index in range(4)] == [False, False, False, True]
@@ -435,8 +446,7 @@ def test_prompt_completion() -> None:
     ("row", "message"),
     [
         ({"prompt": "q", "completion": 3}, "completion: expected a string, got int."),
-        ({"prompt": "q", "completion": [ANSWER]}, "completion: expected a string, got list."),
-        ({"prompt": [ASK], "completion": "a"}, "completion: expected a list of messages, got str."),
+        ({"prompt": "q", "completion": ["a"]}, "completion[0]: expected an object with role and content, got str."),
         ({"prompt": [ASK], "completion": []}, "messages: there is no assistant turn."),
         ({"prompt": "q", "completion": ""}, "completion: the answer is empty."),
         ({"prompt": "", "completion": "a"}, "prompt: the prompt is empty."),

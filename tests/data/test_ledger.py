@@ -23,7 +23,7 @@ def test_every_loss_has_a_line() -> None:
     """Each kind of loss is said with its number; dropped rows by reason with their first two places."""
     losses: dict[str, Any] = {"rows_cut": 1000, "rows_neutralized": 2, "turns_masked": 3, "trained_tokens_lost": 4}
     places = {"overlength": ["a:1 (long)", "a:2 (long)", "a:3 (long)"]}
-    lost = losses | {"dropped": {"overlength": 3}, "places": places, "unused_columns": ["id", "kind"]}
+    lost = losses | {"dropped": {"overlength": 3}, "places": places, "notes": ["columns not used: id, kind"]}
     assert ledger_lines([NO_LOSS.as_json() | lost])[1:] == [
         "  1,000 rows lost whole trailing turns to max_length",
         "  2 rows spell control tokens; the text stays text",

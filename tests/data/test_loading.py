@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
+import os
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
@@ -124,7 +129,10 @@ def test_arrow_nulls_do_not_become_arguments() -> None:
 def test_broken_tables(suffix: str) -> None:
     """A file that is no table says so in our words."""
     Path(f"rows.{suffix}").write_text("no table")
-    assert refusal(f"rows.{suffix}").startswith(f"rows.{suffix}: neither files here nor a data set we can read (")
+    message = refusal(f"rows.{suffix}")
+    assert message.startswith(f"rows.{suffix}: this is no {suffix.capitalize()} file that can be read (")
+    Path(f"rows.{suffix}").write_bytes(b"")
+    assert refusal(f"rows.{suffix}").startswith(f"rows.{suffix}: the file is empty.")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +228,144 @@ def test_data_files(path: str) -> None:
     assert answers(load(path, data_files=by_split, which="test")) == ["a1", "a2"]
 
 
+def test_names_are_no_patterns() -> None:
+    """A file or folder whose name holds brackets is opened itself, never another one that the name would match."""
+    for folder, row in (("run1", ROWS[0]), ("run[1]", ROWS[1])):
+        write(f"{folder}/train.jsonl", [row])
+        table = datasets.Dataset.from_list([row])
+        table.to_parquet(f"{folder}/rows.parquet")
+        table.save_to_disk(f"{folder}/saved")
+    assert answers(load("run[1]/rows.parquet")) == ["a1"]
+    assert answers(load("run[1]/train.jsonl")) == ["a1"]
+    assert answers(load("run[1]")) == ["a1"]
+    assert answers(load("run[1]/saved")) == ["a1"]
+    for pattern in ("rows.parquet", "*.parquet", "r*s.parquet"):
+        assert answers(load("run[1]", data_files=pattern)) == ["a1"]
+        assert answers(load("parquet", data_files=f"run[1]/{pattern}")) == ["a1"]
+    write("many[0-9].jsonl", [ROWS[2]])
+    write("many3.jsonl")
+    assert answers(load("json", data_files="many[0-9].jsonl")) == ["a2"]
+    assert answers(load("json", data_files="many[3].jsonl")) == ["a0", "a1", "a2"]
+
+
+@pytest.mark.parametrize("packer", ["gz", "bz2", "xz", "zst"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
+def test_packed_files(kind: str, packer: str) -> None:
+    """Text files may be packed, alone or as the files of a split; lines are those of the text."""
+    separator = "\t" if kind == "tsv" else ","
+    text = "\n".join(separator.join(row.values()) for row in ({"i": "instruction", "o": "output"}, *ROWS)) + "\n"
+    if kind.startswith("json"):
+        text = Path(write(f"plain.{kind}")).read_text()
+    name = f"train.{kind}.{packer}"
+    if packer == "zst":
+        with pyarrow.CompressedOutputStream(name, "zstd") as file:
+            file.write(text.encode())
+    else:
+        opener: Any = {"gz": gzip, "bz2": bz2, "xz": lzma}[packer]
+        with opener.open(name, "wb") as file:
+            file.write(text.encode())
+    assert answers(load(name)) == ["a0", "a1", "a2"]
+    assert load(name)[1].line == load_plain(text, kind)[1].line
+    Path("folder").mkdir()
+    Path(name).rename(f"folder/{name}")
+    assert answers(load("folder")) == ["a0", "a1", "a2"]
+
+
+def load_plain(text: str, kind: str) -> list[Example]:
+    Path(f"unpacked.{kind}").write_text(text)
+    return load(f"unpacked.{kind}")
+
+
+def test_torn_archives() -> None:
+    """A packed file that was cut off, or is none, is no list of rows that ends early."""
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS * 1000).encode())
+    Path("torn.jsonl.gz").write_bytes(whole[:-100])
+    assert refusal("torn.jsonl.gz").startswith("torn.jsonl.gz: cannot be read to its end (")
+    for name in ("none.jsonl.gz", "none.jsonl.zst", "none.jsonl.xz", "none.csv.bz2"):
+        Path(name).write_bytes(b"no archive at all")
+        assert refusal(name).startswith(f"{name}: cannot be read to its end (")
+
+
+def test_what_is_no_file() -> None:
+    """A pipe is refused by name and never waited for; a folder named like a file says how to name its parts."""
+    os.mkfifo("rows.jsonl")
+    assert refusal("rows.jsonl").startswith("rows.jsonl: this is no file but a pipe or a device")
+    Path("empty.jsonl").mkdir()
+    assert refusal("empty.jsonl").startswith("empty.jsonl: this is a folder, and no file of it is jsonl.")
+    Path("spark.parquet").mkdir()
+    datasets.Dataset.from_list(ROWS).to_parquet("spark.parquet/part-00000-abc.snappy.parquet")
+    message = refusal("spark.parquet")
+    assert message == (
+        "spark.parquet: this is a folder, named like a file. "
+        "Fix: name the parts, as in `datasets: [{path: spark.parquet, data_files: '*.parquet'}]`."
+    )
+    assert answers(load("spark.parquet", data_files="*.parquet")) == ["a0", "a1", "a2"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet", "rows.arrow"])
+def test_files_that_may_not_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing permission is said as such."""
+    Path(name).write_text("x")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    monkeypatch.setattr("pyarrow.memory_map", refuse)
+    assert (
+        refusal(name)
+        == f"{name}: permission denied. Fix: give yourself the right to read it, as in `chmod u+r {name}`."
+    )
+
+
+def test_both_kinds_of_arrow_files() -> None:
+    """The stream that `datasets` writes and the indexed file that others write are told apart by content."""
+    table = pyarrow.Table.from_pylist(ROWS)
+    with pyarrow.OSFile("file.arrow", "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    with pyarrow.OSFile("stream.arrow", "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+    assert answers(load("file.arrow")) == answers(load("stream.arrow")) == ["a0", "a1", "a2"]
+
+
+def test_rows_of_a_table_are_counted_from_zero() -> None:
+    """A row without a line cannot be taken for a line: the place says from where it is counted."""
+    datasets.Dataset.from_list([ROWS[0], {"instruction": "q", "output": ""}]).to_parquet("rows.parquet")
+    assert refusal("rows.parquet").startswith("rows.parquet:row 1 (counted from 0): output: the answer is empty.")
+
+
+def test_removed_nulls_are_counted() -> None:
+    """Rows that lost a null inside tool calls or tools are counted; JSON keeps nulls that somebody wrote."""
+    calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": None}}]
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]} for c in calls]
+    settings = DataSettings([])
+    datasets.Dataset.from_list(rows).to_parquet("rows.parquet")
+    log = RejectLog(settings)
+    load("rows.parquet", log)
+    assert log.nulls_removed == {"rows.parquet": 2}
+    assert log.lines() == ["rows.parquet: 2 rows had nulls inside tool calls or tools, which the table adds; removed"]
+    log = RejectLog(settings)
+    examples = load(write("rows.jsonl", rows), log)
+    assert examples[1].messages[-1]["tool_calls"][0]["function"]["arguments"] == {"y": None}
+    assert log.nulls_removed == {"rows.jsonl": 0}
+    datasets.Dataset.from_list(ROWS).to_parquet("plain.parquet")
+    load("plain.parquet", log)
+    assert log.nulls_removed["plain.parquet"] == 0
+
+
+def test_csv_is_never_called_json() -> None:
+    """Messages for rows of a CSV file speak of cells and columns; JSON is spoken of only inside a cell of JSON text."""
+    Path("rows.csv").write_text('instruction,output\nq,\nq,a,b\n"q",{\n')
+    assert "JSON" not in refusal("rows.csv")
+    Path("chats.csv").write_text(
+        'messages\n"[{""role"": ""user"", ""content"": ""q""}, {""from"": ""gpt"", ""value"": ""a""}]"\n'
+    )
+    assert answers(load("chats.csv")) == ["a"]
+    Path("chats.csv").write_text("messages\n[{\n")
+    assert refusal("chats.csv").startswith("chats.csv:2: messages: invalid JSON at column 3 (")
+
+
 def test_hub_names_go_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is no path is loaded by `datasets`, and its rows are checked like any others."""
     asked = {}
@@ -231,7 +377,7 @@ def test_hub_names_go_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = load("org/set", name="main", which="test")
     assert asked == {"names": ("org/set", "main"), "data_files": None, "split": "test"}
-    assert [example.where for example in examples] == ["org/set row 0", "org/set row 1", "org/set row 2"]
+    assert [example.where for example in examples] == [f"org/set:row {row} (counted from 0)" for row in range(3)]
     assert source_files(DatasetSource("org/set")) == []
 
 
@@ -260,11 +406,16 @@ def test_all_bad_rows_of_a_pass_are_reported_at_once() -> None:
     lines = [ROWS[0], "{", {"instruction": "x"}, {"messages": []}] + [BAD] * 30
     message = refusal(write("rows.jsonl", lines)).splitlines()
     assert len(message) == 21
-    assert message[0].startswith("rows.jsonl:2: invalid JSON at column 2 (expecting property name")
-    assert message[1].startswith("rows.jsonl:3: output: the column is missing (found: instruction).")
-    assert message[2].startswith("rows.jsonl:4: this row looks like messages (messages), the file is instruction (")
-    assert message[3] == "rows.jsonl:5: output: expected a string, got int. Fix: write a string."
-    assert message[20] == "... 20 of 33 problems shown."
+    assert message[0] == (
+        "rows.jsonl: on_bad_rows: 33 of 34 rows cannot be trained. Fix: set `on_bad_rows: skip` and "
+        "`max_rejected: 0.98` to leave them out, write the others to a file with "
+        "`sft-recipes audit rows.jsonl --clean OUT`, or repair them."
+    )
+    assert message[1].startswith("rows.jsonl:2: invalid JSON at column 2 (expecting property name")
+    assert message[2].startswith("rows.jsonl:3: output: the column is missing (found: instruction).")
+    assert message[3].startswith("rows.jsonl:4: this row looks like messages (messages), the file is instruction (")
+    assert message[4] == "rows.jsonl:5: output: expected a string, got int. Fix: write a string."
+    assert message[20] == "... 20 of 34 problems shown."
 
 
 def test_types_are_checked_behind_ten_megabytes() -> None:
@@ -272,7 +423,9 @@ def test_types_are_checked_behind_ten_megabytes() -> None:
     row = json.dumps({"instruction": "q", "output": "x" * 1000})
     write("rows.jsonl", [row] * 11_000 + [{"instruction": "q", "output": ["b"]}])
     assert Path("rows.jsonl").stat().st_size > 10 << 20
-    assert refusal("rows.jsonl") == ("rows.jsonl:11001: output: expected a string, got list. Fix: write a string.")
+    assert refusal("rows.jsonl").startswith(
+        "rows.jsonl:11001: output: expected a string, got list. Fix: write a string"
+    )
 
 
 def test_skipped_rows_are_written_with_reasons() -> None:
@@ -306,7 +459,8 @@ def test_too_many_rejected_rows() -> None:
         "rows.jsonl: max_rejected: 3 of 6 rows are rejected, the limit is 0.4 of them:\n"
         "       2 x output: expected a string, got int\n"
         "       1 x output: the column is missing (found: instruction). "
-        "Fix: repair the rows or raise `max_rejected`."
+        "Fix: set `max_rejected: 0.5` to leave them out, write the others to a file with "
+        "`sft-recipes audit rows.jsonl --clean OUT`, or repair them."
     )
     assert len(load("rows.jsonl", on_bad_rows="skip", max_rejected=0.5)) == 3
 

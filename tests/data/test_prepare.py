@@ -10,25 +10,20 @@ from typing import Any
 
 import pytest
 
-from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import IGNORE_INDEX
-from sft_recipes.data.prepare import PreparedData, fingerprint, prepare
+from sft_recipes.data.opening import load_tokenizer, open_labeller
+from sft_recipes.data.prepare import fingerprint, prepare
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.errors import InputError
-from sft_recipes.models import load_tokenizer
-from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import load_recipe
 from tests.conftest import instruction_rows
-
-
-def renderer_of(recipe: Recipe) -> ChatRenderer:
-    """The recipe's renderer on its base tokenizer."""
-    return attach_chat_template(load_tokenizer(recipe.model_name), recipe.template)
 
 
 def prepared(path: Path, **overrides: Any) -> PreparedData:
     """The recipe's data, prepared in its run folder."""
     recipe = load_recipe(path, overrides)
-    return prepare(recipe, renderer_of(recipe), recipe.output_dir / "prepared", progress=False)
+    return prepare(recipe, open_labeller(recipe), recipe.output_dir / "prepared", progress=False)
 
 
 def turn(question: str, answer: str, **keys: Any) -> list[dict[str, Any]]:
@@ -129,7 +124,7 @@ def test_control_tokens_drop_is_counted(write_recipe: Callable[..., Path], write
     data = prepared(write_recipe(control_tokens="drop", max_lost=0.95, max_length=96))
     (source,) = data.summary["sources"]
     assert source["dropped"] == {"overlength": 1, "control_tokens": 1} and source["rows_kept"] == 10
-    with pytest.raises(InputError, match=r"train\.jsonl:12: messages: the text spells control tokens"):
+    with pytest.raises(InputError, match=r"train\.jsonl:12: messages: the text spells the control token"):
         prepared(write_recipe(control_tokens="error", max_length=96))
 
 
@@ -282,7 +277,10 @@ def test_overlap_of_train_and_test_is_refused(
     leaked = {**rows[4], "instruction": f"  {rows[4]['instruction'].upper()}", "output": "another answer"}
     write_rows([{"instruction": "New.", "input": "", "output": "x"}, leaked], "data/test.jsonl")
     path = write_recipe(dataset_name="./data", dataset_test_split="test")
-    with pytest.raises(InputError, match="row 4: dataset_test_split: the same prompt stands in the 'test' split"):
+    with pytest.raises(
+        InputError,
+        match=r"data:row 4 \(counted from 0\): dataset_test_split: the same prompt stands in the 'test' split",
+    ):
         prepared(path)
     write_rows([{"instruction": "New.", "input": "", "output": "x"}], "data/test.jsonl")
     data = prepared(path)
@@ -346,7 +344,7 @@ def test_any_change_prepares_again(write_recipe: Callable[..., Path], tmp_path: 
 
     def changed(**overrides: Any) -> None:
         recipe = load_recipe(path, overrides)
-        seen.append(fingerprint(recipe, renderer_of(recipe)))
+        seen.append(fingerprint(recipe, open_labeller(recipe).renderer))
         assert len(set(seen)) == len(seen)
 
     changed()

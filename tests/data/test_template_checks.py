@@ -40,7 +40,7 @@ def renderer_for(template: str | None = None) -> ChatRenderer:
 
 def outcomes(renderer: ChatRenderer, labeller: Any, *examples: Example) -> dict[str, TemplateCheck]:
     """The checks by name."""
-    return {check.name: check for check in check_template(renderer, labeller, examples)}
+    return {check.name: check for check in check_template(labeller, examples)}
 
 
 @pytest.mark.parametrize("template", [None, "chatml", "chapter_chat"])
@@ -48,7 +48,9 @@ def test_shipped_templates_pass(template: str | None) -> None:
     """All checks of a shipped template are ok, on the probe and on a conversation of two turns."""
     renderer = renderer_for(template)
     found = outcomes(renderer, Labeller(renderer, LabelSettings()), TWO_TURNS)
-    assert [check.outcome for check in found.values()] == ["ok"] * len(found) and found, found
+    unseen = {"reasoning rendered", "tools rendered", "tool calls rendered"}
+    assert {name for name, check in found.items() if check.outcome == "unseen"} == unseen, found
+    assert {check.outcome for name, check in found.items() if name not in unseen} == {"ok"}, found
     assert "2 of 2 rows" in found["stop token trained"].detail
     require(list(found.values()))
 
@@ -76,7 +78,7 @@ def test_missing_stop_token_stops_the_run() -> None:
     found = outcomes(renderer, labeller, TWO_TURNS)
     assert found["stop token trained"].outcome == "failed"
     assert "the model would not learn to stop" in found["stop token trained"].detail
-    with pytest.raises(CheckFailed, match="stop token trained: probe row 0: 1 trained turns, 0 trained stop tokens"):
+    with pytest.raises(CheckFailed, match=r"stop token trained: probe.*generation does not stop at it"):
         require(list(found.values()))
 
 
@@ -105,7 +107,7 @@ def test_unstable_rendering_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> No
     labeller = Labeller(renderer, LabelSettings())
     real, count = renderer.render, iter(range(1000))
     monkeypatch.setattr(renderer, "render", lambda *args, **kwargs: f"{next(count)}{real(*args, **kwargs)}")
-    assert template_checks._render_stable(renderer)[0] == "failed"
+    assert template_checks._render_stable(renderer).outcome == "failed"
     assert labeller.settings.train_on == "assistant"
 
 
@@ -132,9 +134,12 @@ def test_reasoning_that_the_template_leaves_out_is_said() -> None:
     """A row's reasoning that the rendering does not hold is counted in a note; a template that writes it is ok."""
     turns = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
     example = Example([turns[0], {**turns[1], "reasoning_content": "Counting up."}], "data.jsonl", 0)
-    renderer = renderer_for("chatml")
+    renderer = renderer_for(CHATML_TURN + PROMPT)
     note = outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"]
     assert (note.outcome, "1 of 1 turns" in note.detail) == ("note", True)
+    assert "chat_template: chatml writes it" in note.detail
+    renderer = renderer_for("chatml")
+    assert outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"].outcome == "ok"
     writes_it = (
         "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.reasoning_content or '' }}{{ m.content }}<|im_end|>\n"
         "{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"

@@ -16,13 +16,12 @@ import pytest
 import yaml
 
 from sft_recipes import run_folder
-from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation import standalone
 from sft_recipes.evaluation.format_overfitting import TEMPLATE, VARIANTS
 from sft_recipes.evaluation.standalone import EvaluationRequest, evaluate_standalone
-from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe_keys import load_recipe
 
 Save = Callable[..., str]
@@ -128,9 +127,9 @@ def run(save, write_rows, tmp_path) -> str:
     (folder / "recipe.yaml").write_text(yaml.safe_dump({**keys, "system_prompt": "Be brief."}), encoding="utf-8")
     (folder / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "eval_loss": 1.5}\n', encoding="utf-8")
     recipe = load_recipe(folder / "recipe.yaml")
-    renderer = attach_chat_template(load_tokenizer(str(folder)), recipe.template)
-    renderer.tokenizer.save_pretrained(folder)
-    data = prepare(recipe, renderer, folder / "prepared", progress=False)
+    labeller = open_labeller(recipe, str(folder))
+    labeller.renderer.tokenizer.save_pretrained(folder)
+    data = prepare(recipe, labeller, folder / "prepared", progress=False)
     run_folder.write_json(folder / "data.json", dict(data.summary))
     return str(folder)
 

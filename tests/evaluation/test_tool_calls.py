@@ -14,6 +14,7 @@ from sft_recipes.messages import Example
 from tests.data.template_tokenizers import tokenizer_for
 
 TEMPLATES = [
+    "deepseekv3",
     "qwen2_5",
     "qwen3",
     "qwen3_5_think",

@@ -99,7 +99,7 @@ def test_fault_stops_before_the_step(
     error = capsys.readouterr().err
     what = "gradient norm" if break_it is nan_gradient else "loss"
     assert f"step 2: the {what} is not finite" in error and "Fix:" in error
-    named = {int(row) for row in re.findall(r"train.jsonl row (\d+)", error)}
+    named = {int(row) for row in re.findall(r"train.jsonl:row (\d+)", error)}
     assert len(named) == 8 and named == second_batch(one_step)
     after, expected = weights(kept[0].model), weights(one_step.model)
     assert all(torch.equal(after[name], expected[name]) for name in expected)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.errors import InputError
-from sft_recipes.models import load_tokenizer
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.training.new_recipe import write_recipe
+from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
 from sft_recipes.training.train import train
 from tests.conftest import instruction_rows
 from tests.data.template_tokenizers import tokenizer_for
@@ -20,7 +20,7 @@ from tests.data.template_tokenizers import tokenizer_for
 def test_written_recipe_trains(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     """The recipe written for a model and a file loads, points at both from its own folder, and trains to the end."""
     data = write_rows(instruction_rows(40))
-    made = write_recipe(str(base_folder), str(data), None, tmp_path / "mine", force=False)
+    made = write_recipe(RecipeRequest(str(base_folder), str(data), {}, tmp_path / "mine", force=False), progress=False)
     recipe = load_recipe(made.path, {"max_steps": 2, "per_device_train_batch_size": 2, "global_batch_size": 2})
     assert Path(recipe.model_name) == base_folder.resolve()
     assert Path(recipe.data.datasets[0].path) == data.resolve()
@@ -38,11 +38,15 @@ def test_max_length_is_the_smallest_that_nearly_all_rows_fit(
     """One row in two hundred may be longer than max_length; with more of them it grows, and the comment counts them."""
     rows: list[dict[str, Any]] = instruction_rows(199)
     rows.append({"instruction": "Say it.", "output": "one two three " * 200})
-    made = write_recipe(str(base_folder), str(write_rows(rows)), None, tmp_path / "a", force=False)
+    made = write_recipe(
+        RecipeRequest(str(base_folder), str(write_rows(rows)), {}, tmp_path / "a", force=False), progress=False
+    )
     assert load_recipe(made.path).labels.max_length == 256
     assert "Of 200 training rows looked at, 199 fit" in made.path.read_text()
     rows += rows[-1:] * 4
-    made = write_recipe(str(base_folder), str(write_rows(rows)), None, tmp_path / "b", force=False)
+    made = write_recipe(
+        RecipeRequest(str(base_folder), str(write_rows(rows)), {}, tmp_path / "b", force=False), progress=False
+    )
     assert (load_recipe(made.path).labels.max_length or 0) > 256
 
 
@@ -57,22 +61,23 @@ def test_a_tuned_models_template_is_kept_and_said(
     )
     tokenizer.save_pretrained(tmp_path / "tuned")
     made = write_recipe(
-        str(tmp_path / "tuned"), str(write_rows(instruction_rows(5))), None, tmp_path / "c", force=False
+        RecipeRequest(str(tmp_path / "tuned"), str(write_rows(instruction_rows(5))), {}, tmp_path / "c", force=False),
+        progress=False,
     )
     assert load_recipe(made.path).template.chat_template is None
     assert "can lose what it knows" in made.path.read_text()
-    assert "<|im_end|>" in made.renderer.tokenizer.decode(made.rows[0][1].input_ids)
+    assert "<|im_end|>" in made.renderer.tokenizer.decode(made.rows[0].result.input_ids)
 
 
 def test_nothing_is_overwritten(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     """A second call is refused and changes nothing; --force writes."""
     data = str(write_rows(instruction_rows(5)))
-    path = write_recipe(str(base_folder), data, None, tmp_path / "d", force=False).path
+    path = write_recipe(RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=False), progress=False).path
     path.write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        write_recipe(str(base_folder), data, None, tmp_path / "d", force=False)
+        write_recipe(RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=False), progress=False)
     assert path.read_text() == "mine"
-    write_recipe(str(base_folder), data, None, tmp_path / "d", force=True)
+    write_recipe(RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=True), progress=False)
     assert "model_name_or_path" in path.read_text()
 
 
@@ -85,7 +90,7 @@ def test_a_hybrid_models_switch_follows_the_rows(
     data = write_rows([{"messages": [{"role": "user", "content": f"Is {n} odd?"}, answer]} for n in range(4)])
     model = tmp_path / "hybrid"
     tokenizer_for("qwen3").save_pretrained(model)
-    made = write_recipe(str(model), str(data), None, tmp_path / "e", force=False)
+    made = write_recipe(RecipeRequest(str(model), str(data), {}, tmp_path / "e", force=False), progress=False)
     recipe = load_recipe(made.path)
     assert recipe.template.chat_template_kwargs == {"enable_thinking": reasoned}
     assert (recipe.labels.empty_think, recipe.labels.history) == ("mask", "expand")
@@ -104,8 +109,10 @@ def test_rows_with_tools_are_said(write_rows: Callable[..., Path], tmp_path: Pat
     ]
     data = write_rows([{"messages": messages, "tools": [tool]}] * 3)
     tokenizer_for("qwen2_5").save_pretrained(tmp_path / "model")
-    made = write_recipe(str(tmp_path / "model"), str(data), None, tmp_path / "f", force=False)
+    made = write_recipe(
+        RecipeRequest(str(tmp_path / "model"), str(data), {}, tmp_path / "f", force=False), progress=False
+    )
     assert "3 of the rows looked at bring tools" in made.path.read_text()
-    _, row = made.rows[0]
+    row = made.rows[0].result
     trained = made.renderer.tokenizer.decode([label for label in row.labels if label >= 0])
     assert '"name": "look_up"' in trained and "A colour." in trained and "a colour" not in trained

@@ -9,27 +9,28 @@ from typing import Any
 
 import torch
 
-from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
-from sft_recipes.data.prepare import PreparedData, prepare
-from sft_recipes.models import load_tokenizer
+from sft_recipes.data.labels import Labeller
+from sft_recipes.data.opening import open_labeller
+from sft_recipes.data.prepare import prepare
+from sft_recipes.data.prepared import PreparedData
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.train import build_trainer
 from sft_recipes.training.trainer import RecipeTrainer
 
 
-def prepared(recipe: Recipe) -> tuple[ChatRenderer, PreparedData]:
-    """The recipe's renderer and its prepared data, as `train()` makes them."""
-    renderer = attach_chat_template(load_tokenizer(recipe.model_name), recipe.template)
-    return renderer, prepare(recipe, renderer, recipe.output_dir / "prepared", progress=False)
+def prepared(recipe: Recipe) -> tuple[Labeller, PreparedData]:
+    """The recipe's labeller and its prepared data, as `train()` makes them."""
+    labeller = open_labeller(recipe)
+    return labeller, prepare(recipe, labeller, recipe.output_dir / "prepared", progress=False)
 
 
 def trainer_for(path: Path, **overrides: Any) -> RecipeTrainer:
     """The trainer that `train()` would build for a recipe file."""
     recipe = load_recipe(path, overrides)
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
-    renderer, data = prepared(recipe)
-    return build_trainer(recipe, renderer, data)
+    labeller, data = prepared(recipe)
+    return build_trainer(recipe, labeller, data)
 
 
 def first_batch(trainer: RecipeTrainer) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""Which training conversations the checks before a run look at: few, but of every structure in the data."""
+
+from collections.abc import Hashable, Sequence
+from itertools import zip_longest
+
+from sft_recipes.messages import Example
+
+MOST_EXAMPLES = 200
+# Of one structure no more are kept while others may still come.
+MOST_OF_A_STRUCTURE = 50
+# From here on longer conversations count as one structure.
+LONG_CONVERSATION = 6
+
+
+def structure(source: int, example: Example) -> Hashable:
+    """What decides whether two conversations may be laid out differently by a template."""
+    fields = {key for message in example.messages for key, value in message.items() if value}
+    roles = tuple(message["role"] for message in example.messages[:LONG_CONVERSATION])
+    return source, roles, frozenset(fields), bool(example.tools), bool(example.train), example.text is None
+
+
+class CheckExamples:
+    """Keeps examples as they pass: the first ones of every structure."""
+
+    def __init__(self) -> None:
+        self._by_structure: dict[Hashable, list[Example]] = {}
+
+    def add(self, source: int, example: Example) -> None:
+        """Keep the example if its structure has few so far."""
+        kept = self._by_structure.setdefault(structure(source, example), [])
+        if len(kept) < MOST_OF_A_STRUCTURE and len(self._by_structure) <= MOST_EXAMPLES:
+            kept.append(example)
+
+    def chosen(self) -> Sequence[Example]:
+        """Up to 200 examples: one of each structure, then a second of each, and so on."""
+        chosen: list[Example] = []
+        for row in zip_longest(*self._by_structure.values()):
+            chosen += [example for example in row if example is not None]
+        return chosen[:MOST_EXAMPLES]

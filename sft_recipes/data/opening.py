@@ -1,0 +1,77 @@
+"""From a model's name to what turns rows into labels: tokenizer, chat template and labeller, opened in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.labels import Labeller
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.recipe import Recipe, TemplateSettings
+from sft_recipes.recipe_keys import DataRecipe, load_recipe, make_data_recipe
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a local folder or Hub name. Raises InputError if there is none to be had."""
+    from transformers import AutoTokenizer  # takes seconds, and some commands end before it is needed
+
+    check_folder(name)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise not_loadable(name, "tokenizer", error) from error
+
+
+def open_renderer(name: str, template: TemplateSettings, revision: str | None = None) -> ChatRenderer:
+    """The renderer of a model's tokenizer with a chat template. Raises InputError or CheckFailed, see there."""
+    return attach_chat_template(load_tokenizer(name, revision), template)
+
+
+def open_labeller(recipe: Recipe, tokenizer: str | None = None) -> Labeller:
+    """The labeller of a recipe; `tokenizer` names another tokenizer than the model's.
+
+    Raises InputError for a tokenizer that cannot be used, CheckFailed for a template that would train the wrong thing.
+    """
+    revision = recipe.model.get("model_revision") if tokenizer is None else None
+    return Labeller(open_renderer(tokenizer or recipe.model_name, recipe.template, revision), recipe.labels)
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """Settings of a recipe, or of data without one (`recipe` None), and the labeller where a tokenizer is known."""
+
+    settings: Recipe | DataRecipe
+    recipe: Recipe | None
+    labeller: Labeller | None
+
+
+def open_data(path: Path, tokenizer: str | None, options: Mapping[str, Any]) -> OpenedData:
+    """What `inspect` and `audit` work on: a recipe file, or data with the tokenizer of a model.
+
+    `options` are recipe keys that override the recipe's. Raises as `open_labeller` does.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        recipe = load_recipe(path, options)
+        return OpenedData(recipe, recipe, open_labeller(recipe, tokenizer))
+    settings = make_data_recipe(str(path), options)
+    labeller = None
+    if tokenizer is not None:
+        labeller = Labeller(open_renderer(tokenizer, settings.template), settings.labels)
+    return OpenedData(settings, None, labeller)
+
+
+def check_folder(name: str) -> None:
+    """Raise InputError for a name that looks like a folder and is none."""
+    looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if looks_local and not Path(name).is_dir():
+        fix = "check the path; ./ and ../ are relative to the recipe file"
+        raise InputError(Problem(name, "model_name_or_path", "no such folder", fix))
+
+
+def not_loadable(name: str, what: str, error: Exception) -> InputError:
+    """The error for a model, tokenizer or config that the library could not load, with its first line."""
+    lines = str(error).strip().splitlines()
+    first_line = lines[0] if lines else type(error).__name__
+    fix = "check the name, or download it first and give the folder"
+    return InputError(Problem(name, "model_name_or_path", f"the {what} could not be loaded ({first_line})", fix))

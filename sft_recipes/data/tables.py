@@ -1,0 +1,153 @@
+"""Rows of tables: CSV by the standard library, Parquet and Arrow files by pyarrow, Hub sets by `datasets`.
+
+CSV cells are text and have a line; `datasets` would guess numbers and turn the answer `None` into null. Arrow gives
+every nested object the keys of all others, as nulls, and cannot tell them from nulls that somebody wrote: keys of
+nested objects that are null are removed, and rows in which one was removed inside tool calls or tools are counted.
+"""
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.data.json_reader import Row, RowProblem, text_lines
+from sft_recipes.data.row_files import display_path, unreadable
+from sft_recipes.errors import InputError, Problem
+
+# Single rows are ten times slower, measured.
+_BATCH_ROWS = 1000
+# Below these keys a null may be an argument, or part of a tool's definition.
+_TOOL_KEYS = ("tool_calls", "function_call", "tools", "functions")
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
+def csv_rows(path: Path, kind: str) -> Iterator[Row]:
+    """The rows of a CSV or TSV file with a header. Raises InputError where the file cannot be cut into cells."""
+    name = display_path(path)
+    csv.field_size_limit(sys.maxsize)  # the default refuses cells above 128 kB
+    reader = csv.reader(text_lines(path), strict=True, delimiter=_DELIMITERS[kind])
+    try:
+        header = next(reader, [])
+        if len(set(header)) != len(header) or "" in header:
+            raise InputError(Problem(f"{name}:1", "", "empty or repeated column names", "name each column once"))
+        end = reader.line_num
+        for cells in reader:
+            line, end = end + 1, reader.line_num
+            if len(cells) == len(header):
+                yield line, dict(zip(header, cells, strict=True)), ""
+            elif cells:
+                what = f"{len(cells)} cells where the header names {len(header)} columns"
+                fix = "quote cells that hold commas or line breaks"
+                yield line, RowProblem("", what, fix), _DELIMITERS[kind].join(cells)
+    except csv.Error as error:
+        problem = Problem(f"{name}:{reader.line_num}", "", f"invalid CSV ({error})", "repair the quoting there")
+        raise InputError(problem) from error
+
+
+class TableRows(Iterator[Row]):
+    """The rows of batches of columns. `nulls_removed` counts those that lost a null in tool calls or tools so far."""
+
+    def __init__(self, batches: Iterable[Mapping[str, list[Any]]]) -> None:
+        self.nulls_removed = 0
+        self._rows = self._read(batches)
+
+    def __next__(self) -> Row:
+        return next(self._rows)
+
+    def _read(self, batches: Iterable[Mapping[str, list[Any]]]) -> Iterator[Row]:
+        for batch in batches:
+            for cells in zip(*batch.values(), strict=True):
+                yield None, self._row(tuple(batch), cells), ""
+
+    def _row(self, names: tuple[str, ...], cells: tuple[Any, ...]) -> dict[str, Any]:
+        removed: list[str] = []
+        row: dict[str, Any] = {}
+        for name, cell in zip(names, cells, strict=True):
+            row[name] = _without_nulls(cell, name in _TOOL_KEYS, removed)
+        self.nulls_removed += bool(removed)
+        return row
+
+
+def _without_nulls(value: Any, is_in_tools: bool, removed: list[str]) -> Any:
+    """The value without null keys; those that stood in tool calls or tools are added to `removed`."""
+    if isinstance(value, list):
+        return [_without_nulls(item, is_in_tools, removed) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept: dict[str, Any] = {}
+    for key, item in value.items():
+        if item is not None:
+            kept[key] = _without_nulls(item, is_in_tools or key in _TOOL_KEYS, removed)
+        elif is_in_tools:
+            removed.append(key)
+    return kept
+
+
+def arrow_file_rows(path: Path, kind: str) -> TableRows:
+    """The rows of a Parquet or Arrow file, which is read in place, batch by batch."""
+    return TableRows(_file_batches(path, kind))
+
+
+def _file_batches(path: Path, kind: str) -> Iterator[Mapping[str, list[Any]]]:
+    from pyarrow import ArrowException
+
+    name = display_path(path)
+    try:
+        if not path.stat().st_size:
+            raise InputError(Problem(name, "", "the file is empty", "write it again"))
+        for batch in _parquet_batches(path) if kind == "parquet" else _ipc_batches(path):
+            columns = batch.schema.names
+            if len(set(columns)) != len(columns):
+                raise InputError(Problem(name, "", "repeated column names", "name each column once"))
+            values = [column.to_pylist(maps_as_pydicts="strict") for column in batch.columns]
+            yield dict(zip(columns, values, strict=True))
+    except OSError as error:
+        raise unreadable(name, error) from error
+    except (ArrowException, KeyError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        what = f"this is no {kind.capitalize()} file that can be read ({reason})"
+        raise InputError(Problem(name, "", what, "copy or write the file again")) from error
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        yield from file.iter_batches(batch_size=_BATCH_ROWS)
+
+
+def _ipc_batches(path: Path) -> Iterator[Any]:
+    """The batches of either Arrow format: the stream that `datasets` writes, or the file with an index."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        is_indexed = source.read(6) == b"ARROW1"
+        source.seek(0)
+        if is_indexed:
+            table = pa.ipc.open_file(source)
+            batches = (table.get_batch(index) for index in range(table.num_record_batches))
+        else:
+            batches = iter(pa.ipc.open_stream(source))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                yield batch.slice(start, _BATCH_ROWS)
+
+
+def hub_rows(path: str, name: str | None, data_files: Any, split: str) -> TableRows:
+    """The rows of one split of a Hub set."""
+    return TableRows(_hub_batches(path, name, data_files, split))
+
+
+def _hub_batches(path: str, name: str | None, data_files: Any, split: str) -> Iterator[Mapping[str, list[Any]]]:
+    import datasets  # takes a second, and files never need it
+    from pyarrow import ArrowException
+
+    try:
+        rows = datasets.load_dataset(path, name, data_files=data_files, split=split)
+        yield from rows.iter(batch_size=_BATCH_ROWS)
+    except (datasets.exceptions.DatasetsError, ArrowException, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        fix = "check the path or name, `name` and `split`, the network and, for a private set, `hf auth login`"
+        what = f"neither files here nor a data set we can read ({reason})"
+        raise InputError(Problem(path, "", what, fix)) from error
