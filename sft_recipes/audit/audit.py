@@ -24,9 +24,9 @@ from sft_recipes.audit.finding import SEVERITIES, AuditRow, Finding, FlaggedRow,
 from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.inspection import token_runs
-from sft_recipes.data.json_reader import append_json_lines, display_path
 from sft_recipes.data.labels import LONGEST_MEASURED, Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
+from sft_recipes.data.reading.json_reader import append_json_lines, display_path
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import place
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sft_recipes.audit.finding import CHECKS, Finding
-from sft_recipes.data.json_reader import RowProblem
 from sft_recipes.data.loading import open_rows
+from sft_recipes.data.reading.json_reader import RowProblem
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import place
 from sft_recipes.recipe import DatasetSource

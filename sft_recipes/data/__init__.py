@@ -1,6 +1,7 @@
 """From rows to labels: read files strictly, turn every row into messages, render them, and mark what is trained.
 
-Data flows through the modules in this order: `row_files` (names to files), `json_reader` and `tables` (bytes to rows),
-`columns` and `refused_columns` (which column is what), `conversations` and `formats` (row to `Example`), `loading` (a
-data set to examples), then templates, labels and preparation. Nothing is imported here.
+Data flows through the rooms in this order: `reading/` (files to rows), `formats` and `loading` (rows to `Example`),
+`chat_templates` with `fitting`, `turns` and `spans` (examples to texts with trained spans), `encoding` and `labels`
+(texts to ids and labels), `prepare` with `workers` (all rows to disk) and `prepared` (from there to the trainer).
+`opening` opens what a command needs. Nothing is imported here.
 """

@@ -33,12 +33,12 @@ _INLINE_RESULT = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*",
 class TemplateNeeds:
     """What a template reads of a message.
 
-    `writes_reasoning`: it has a place for it. `writes_calls`: it writes tool calls at all, and where it does:
-    `arguments_as_text`, and `short_ids` (ids of nine letters and digits). `call_tag` and `result_tag`: it writes
-    `<tool_call>` and `<tool_response>` itself.
+    `reasoning_apart`: it has a place for reasoning, or leaves it out of the text. `writes_calls`: it writes tool calls
+    at all, and where it does: `arguments_as_text`, and `short_ids` (ids of nine letters and digits). `call_tag` and
+    `result_tag`: it writes `<tool_call>` and `<tool_response>` itself.
     """
 
-    writes_reasoning: bool = False
+    reasoning_apart: bool = False
     writes_calls: bool = False
     arguments_as_text: bool = False
     short_ids: bool = False
@@ -48,7 +48,7 @@ class TemplateNeeds:
 
 def find_needs(render: RenderWithTools) -> TemplateNeeds:
     """What the template behind `render` needs, from renderings of probes."""
-    writes_reasoning = _writes_reasoning(render)
+    reasoning_apart = _wants_reasoning_apart(render)
     for as_text, short_ids in product((False, True), (False, True)):
         text = _try(render, _call_probe(as_text, _SHORT_ID if short_ids else _LONG_ID), [LOOK_UP])
         if text is None or not _holds_call(text):
@@ -56,14 +56,14 @@ def find_needs(render: RenderWithTools) -> TemplateNeeds:
         if not short_ids and _try(render, _call_probe(as_text, None), [LOOK_UP]) is None:
             continue
         return TemplateNeeds(
-            writes_reasoning,
+            reasoning_apart,
             writes_calls=True,
             arguments_as_text=as_text,
             short_ids=short_ids,
             call_tag="<tool_call>" in text,
             result_tag="<tool_response>" in text,
         )
-    return TemplateNeeds(writes_reasoning)
+    return TemplateNeeds(reasoning_apart)
 
 
 def _try(render: RenderWithTools, messages: Sequence[Message], tools: Tools = None) -> str | None:
@@ -74,11 +74,16 @@ def _try(render: RenderWithTools, messages: Sequence[Message], tools: Tools = No
         return None
 
 
-def _writes_reasoning(render: RenderWithTools) -> bool:
+def _wants_reasoning_apart(render: RenderWithTools) -> bool:
+    question: Message = {"role": "user", "content": "QZuserZQ"}
     # transformers hands reasoning to templates under every name that one of them reads.
-    answer: Message = {"role": "assistant", "content": "QZanswerZQ", "reasoning_content": "QZreasonZQ"}
-    text = _try(render, [{"role": "user", "content": "QZuserZQ"}, answer])
-    return text is not None and "QZreasonZQ" in text and "QZanswerZQ" in text
+    apart: Message = {"role": "assistant", "content": "QZanswerZQ", "reasoning_content": "QZreasonZQ"}
+    inline: Message = {"role": "assistant", "content": "<think>\nQZreasonZQ\n</think>\n\nQZanswerZQ"}
+    text = _try(render, [question, apart])
+    text_of_inline = _try(render, [question, inline])
+    if text is None or text_of_inline is None or "QZanswerZQ" not in text:
+        return False
+    return "QZreasonZQ" in text or "QZreasonZQ" not in text_of_inline
 
 
 def _call_probe(as_text: bool, call_id: str | None) -> list[Message]:
@@ -123,7 +128,7 @@ def _fit_message(message: Message, needs: TemplateNeeds) -> Message:
         return message if result is None else {**message, "content": result[1]}
     if message["role"] != "assistant":
         return message
-    if needs.writes_reasoning:
+    if needs.reasoning_apart:
         message = _with_reasoning(message)
     if needs.writes_calls:
         if needs.call_tag and "tool_calls" not in message:

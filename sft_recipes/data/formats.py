@@ -15,13 +15,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_recipes.data.calls import expect, text_of, tool_definitions
-from sft_recipes.data.column_advice import first_text, setting
-from sft_recipes.data.column_values import fold, is_conversation, root
-from sft_recipes.data.columns import FORMATS, TEXT_FORMATS, TheirNames, detect, our_names, their_names
-from sft_recipes.data.conversations import KNOWN_ROLES, MESSAGE_KEYS, TurnKeys, is_trained, join_turns, read_turns
-from sft_recipes.data.json_reader import RowProblem
-from sft_recipes.data.refused_columns import MEDIA, Reading, checks_for, refuse_placeholders
+from sft_recipes.data.reading.calls import expect, text_of, tool_definitions
+from sft_recipes.data.reading.column_advice import first_text, setting
+from sft_recipes.data.reading.column_values import fold, is_conversation, root
+from sft_recipes.data.reading.columns import FORMATS, TEXT_FORMATS, TheirNames, detect, our_names, their_names
+from sft_recipes.data.reading.conversations import (
+    KNOWN_ROLES,
+    MESSAGE_KEYS,
+    TurnKeys,
+    is_trained,
+    join_turns,
+    read_turns,
+)
+from sft_recipes.data.reading.json_reader import RowProblem
+from sft_recipes.data.reading.refused_columns import MEDIA, Reading, checks_for, refuse_placeholders
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import Example, Message, find_message_problem
 

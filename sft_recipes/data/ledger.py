@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from sft_recipes.data.labels import LabelledBatch
-from sft_recipes.data.rejects import RejectLog
+from sft_recipes.data.reading.rejects import RejectLog
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.columns import FORMATS, recognise, refuse_second_candidates
-from sft_recipes.data.conversations import TurnKeys
 from sft_recipes.data.formats import RowConverter, RowFormat, detect_format
-from sft_recipes.data.json_reader import Row, RowProblem, read_json_rows
-from sft_recipes.data.rejects import RejectLog
-from sft_recipes.data.row_files import READ_ERRORS, display_path, file_kind, source_files, unreadable
-from sft_recipes.data.tables import TableRows, arrow_file_rows, csv_rows, hub_rows
+from sft_recipes.data.reading.columns import FORMATS, recognise, refuse_second_candidates
+from sft_recipes.data.reading.conversations import TurnKeys
+from sft_recipes.data.reading.json_reader import Row, RowProblem, read_json_rows
+from sft_recipes.data.reading.rejects import RejectLog
+from sft_recipes.data.reading.row_files import READ_ERRORS, display_path, file_kind, source_files, unreadable
+from sft_recipes.data.reading.tables import TableRows, arrow_file_rows, csv_rows, hub_rows
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import Example, place
 from sft_recipes.recipe import DatasetSource, DataSettings

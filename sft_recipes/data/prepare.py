@@ -24,12 +24,12 @@ from sft_recipes import run_folder
 from sft_recipes.data import prepared
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.check_examples import CheckExamples
-from sft_recipes.data.json_reader import append_json_lines, display_path
 from sft_recipes.data.labels import IGNORE_INDEX, LabelledBatch, Labeller
 from sft_recipes.data.ledger import SourceLedger, dropped_entries
 from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples, source_files
 from sft_recipes.data.mixture import join_near_duplicates, prompt_group, prompt_text
 from sft_recipes.data.prepared import PreparedData, check_files, file_sha256, load_prepared
+from sft_recipes.data.reading.json_reader import append_json_lines, display_path
 from sft_recipes.data.row_fingerprint import row_fingerprints
 from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError
@@ -92,7 +92,7 @@ def _inputs(recipe: Recipe, renderer: ChatRenderer, known: Sequence[Sequence[str
     for source in data["datasets"]:
         reading.append({key: source[key] for key in source.keys() - {"path", "weight", "fraction"}})
     backend = tokenizer.backend_tokenizer.to_str().encode()
-    code = [file_sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    code = [file_sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
     return {
         "data": list(_sources(recipe, known)),
         "settings": _digest([settings, reading, as_dict(recipe.labels), bool(recipe.data.eval_split)]),

@@ -11,8 +11,8 @@ from operator import sub
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.json_reader import RowProblem
 from sft_recipes.data.loading import open_rows
+from sft_recipes.data.reading.json_reader import RowProblem
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.format_overfitting import TEMPLATE, Answers, Values
 from sft_recipes.messages import Example, Message, place

@@ -15,9 +15,9 @@ import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 
-from sft_recipes.data.json_reader import display_path
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.prepared import PreparedData
+from sft_recipes.data.reading.json_reader import display_path
 from sft_recipes.data.row_fingerprint import multipliers
 from sft_recipes.messages import place
 from sft_recipes.recipe import Recipe

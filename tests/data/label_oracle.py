@@ -310,11 +310,7 @@ def _reasoning_and_answer(message: Message) -> list[str]:
 
 
 def find_faults(
-    conversation: Conversation,
-    rows: Sequence[Row],
-    *,
-    foreign: Sequence[str] = (),
-    turns: Sequence[int] | None = None,
+    conversation: Conversation, rows: Sequence[Row], *, foreign: Sequence[str] = (), turns: Sequence[int] | None = None
 ) -> list[str]:
     """Everything that is wrong with the rows made from one conversation; empty when all is right.
 
@@ -379,11 +375,7 @@ def _judge_rows(
 
 
 def _judge_row(
-    conversation: Conversation,
-    truths: Mapping[int, Truth],
-    ids: list[int],
-    labels: list[int],
-    foreign: Sequence[str],
+    conversation: Conversation, truths: Mapping[int, Truth], ids: list[int], labels: list[int], foreign: Sequence[str]
 ) -> tuple[list[int], list[str]]:
     faults = []
     if len(ids) != len(labels):

@@ -122,7 +122,9 @@ def _closing(template: str, gaps: dict[str, str]) -> str:
 
 def _alike(tokens: dict[str, None]) -> dict[str, str]:
     """New spellings that share their beginning and their end."""
-    return {token: f"<|shared_{chr(97 + number // 26)}{chr(97 + number % 26)}_id|>" for number, token in enumerate(tokens)}
+    return {
+        token: f"<|shared_{chr(97 + number // 26)}{chr(97 + number % 26)}_id|>" for number, token in enumerate(tokens)
+    }
 
 
 def _replacing(spellings: dict[str, str]) -> Callable[[str], str]:

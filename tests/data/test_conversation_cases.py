@@ -17,7 +17,7 @@ from sft_recipes.cli import app
 from sft_recipes.data.chat_templates import attach_chat_template, shipped_template_names
 from sft_recipes.data.labels import LabelledBatch, Labeller
 from sft_recipes.data.loading import iter_examples
-from sft_recipes.data.rejects import RejectLog
+from sft_recipes.data.reading.rejects import RejectLog
 from sft_recipes.data.template_checks import TemplateCheck, check_template
 from sft_recipes.errors import InputError
 from sft_recipes.messages import Example

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sft_recipes.data.formats import RowFormat, convert_row, detect_format
-from sft_recipes.data.json_reader import RowProblem
+from sft_recipes.data.reading.json_reader import RowProblem
 from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
 

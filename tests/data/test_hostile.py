@@ -15,7 +15,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
 from sft_recipes.recipe import LabelSettings, TemplateSettings
 from tests.data.hostile import Message, as_the_template_takes_it, hostile_conversation
-from tests.data.label_oracle import Conversation, Tokenizer, judge, special_tokens
+from tests.data.label_oracle import Conversation, Tokenizer, decode, judge, special_tokens, trained_spans
 from tests.data.template_tokenizers import template_names, tokenizer_for
 
 # Given text they raise or leave it out.
@@ -111,7 +111,7 @@ def test_ten_thousand_hostile_conversations() -> None:
 
 
 def test_the_generator_makes_what_it_promises() -> None:
-    """The sweep meets answers that begin with whitespace, spelled control tokens, private characters and one turn only."""
+    """The sweep meets answers that begin with whitespace, spelled control tokens and private characters."""
     made = [hostile_conversation(seed, ["<|im_end|>"]) for seed in range(300)]
     answers = [message["content"] for messages in made for message in messages if message["role"] == "assistant"]
     assert {len(messages) for messages in made} >= {2, 4, 6, 8, 10, 12}
@@ -119,3 +119,44 @@ def test_the_generator_makes_what_it_promises() -> None:
     for needle in ("<|im_end|>", "\uf5e0", "\u2028", "</think>", "cafe\u0301"):
         assert any(needle in answer for answer in answers)
     assert sum(answer[0].isspace() for answer in answers) > len(answers) / 5
+
+
+def without(values: list[int], index: int) -> list[int]:
+    """The list without one element."""
+    return [*values[:index], *values[index + 1 :]]
+
+
+def planted(tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> dict[str, tuple[list[int], list[int]]]:
+    """A right row with one fault each."""
+    start, end = trained_spans(labels)[-1]
+    faulty = {
+        "first id missing": (ids[1:], labels[1:]),
+        "first id twice": ([ids[0], *ids], [labels[0], *labels]),
+        "an id of the prompt missing": (without(ids, start - 1), without(labels, start - 1)),
+        "terminator untrained": (ids, [*labels[: end - 1], -100, *labels[end:]]),
+        "terminator twice": ([*ids[:end], ids[end - 1], *ids[end:]], [*labels[:end], ids[end - 1], *labels[end:]]),
+        "nothing trained": (ids, [-100] * len(ids)),
+        "labels one place late": (ids, [-100, *labels[:-1]]),
+    }
+    # Where whitespace follows a masked block the trained text may start on either side of it.
+    if not decode(tokenizer, ids[start : start + 1]).isspace():
+        faulty["first token untrained"] = (ids, [*labels[:start], -100, *labels[start + 1 :]])
+    if not decode(tokenizer, ids[start - 1 : start]).isspace():
+        faulty["header trained"] = (ids, [*labels[: start - 1], *ids[start - 1 : start], *labels[start:]])
+    if end < len(ids):
+        faulty["trained past the terminator"] = (ids, [*labels[:end], ids[end], *labels[end + 1 :]])
+        faulty["cut after the terminator"] = (ids[:end], labels[:end])
+    return faulty
+
+
+@pytest.mark.parametrize("name", ["llama3", "phi3", "qwen3", "gemma3", "cohere2", "deepseekv3", "glm4moe", "gptoss"])
+def test_the_oracle_finds_a_fault_planted_in_a_hostile_row(name: str) -> None:
+    """No fault hides behind the liberties that the oracle grants to hostile texts."""
+    tokenizer, labeller = pristine(name), labeller_for(name)
+    for messages in conversations_for(name, tokenizer, range(4)):
+        batch, _ = label_one(labeller, messages, 0)
+        rows = [(row.input_ids, row.labels) for row in batch.rows]
+        conversation = Conversation(tokenizer, as_the_template_takes_it(messages, tokenizer))
+        assert judge(conversation, rows, ["dropped"]).wrong == []
+        for fault, row in planted(tokenizer, *rows[-1]).items():
+            assert judge(conversation, [*rows[:-1], row], ["dropped"]).wrong != [], f"{fault}: {messages}"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_recipes.data import json_reader
-from sft_recipes.data.json_reader import Row, RowProblem, parse_json, read_json_rows
+from sft_recipes.data.reading import json_reader
+from sft_recipes.data.reading.json_reader import Row, RowProblem, parse_json, read_json_rows
 from sft_recipes.errors import InputError
 
 GOOD = '{"a": 1}'

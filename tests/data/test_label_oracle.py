@@ -175,7 +175,8 @@ def test_a_template_that_drops_the_content_is_found() -> None:
 
 SECTION_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{{- '### ' + message.role + ':\n' + message.content + (eos_token if message.role == 'assistant' else '') + '\n\n' -}}"
+    "{{- '### ' + message.role + ':\n' + message.content -}}"
+    "{{- (eos_token if message.role == 'assistant' else '') + '\n\n' -}}"
     "{%- endfor -%}"
     "{{- '### assistant:\n' if add_generation_prompt -}}"
 )
@@ -213,8 +214,8 @@ def joint_rows(tokenizer: object, answer: str) -> dict[str, tuple[list[int], lis
 
 @pytest.mark.parametrize("kind", ["byte level", "metaspace"])
 def test_an_answer_that_begins_with_line_breaks_has_the_ids_a_server_makes(kind: str) -> None:
-    """Those of the prompt, then those of the answer: no token joins the two, nothing is lost, and no space is put before
-    the answer, as a tokenizer of the SentencePiece kind does at the beginning of a text.
+    """Those of the prompt, then those of the answer: no token joins the two, nothing is lost, and no space is put
+    before the answer, as a tokenizer of the SentencePiece kind does at the beginning of a text.
     """
     tokenizer = build_tokenizer(SECTION_TEMPLATE, "<s>", "</s>", "<pad>")
     if kind == "metaspace":
@@ -256,7 +257,8 @@ def test_bos_stands_as_often_as_the_template_writes_it() -> None:
     """A template that writes BOS before every question has it several times; one less or one more is a fault."""
     template = (
         "{%- for message in messages -%}"
-        "{{- bos_token + 'user: ' + message.content + '\n' if message.role == 'user' else message.content + eos_token -}}"
+        "{{- bos_token + 'user: ' + message.content + '\n' if message.role == 'user' -}}"
+        "{{- message.content + eos_token if message.role == 'assistant' -}}"
         "{%- endfor -%}"
     )
     tokenizer = build_tokenizer(template, "<s>", "</s>", "<pad>")

@@ -20,7 +20,18 @@ from tests.data.test_hostile import Tally, tally
 CASES = [pytest.param(case, id=str(case)) for case in cases()] or [
     pytest.param(None, marks=pytest.mark.skip(reason=f"{VARIABLE} names no tokenizer folders"))
 ]
-ANSWERS = ["\n\n- one\n- two", "    four spaces", "\n", " one", "\tx", "\r\n\r\nx", "\n \n x", "  \n\n\n\n  x", "x\n\n", "x  "]
+ANSWERS = [
+    "\n\n- one\n- two",
+    "    four spaces",
+    "\n",
+    " one",
+    "\tx",
+    "\r\n\r\nx",
+    "\n \n x",
+    "  \n\n\n\n  x",
+    "x\n\n",
+    "x  ",
+]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def faults(name: str, variant: str, seeds: Iterable[int]) -> list[str]:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_changed_template_trains_what_the_original_trains(name: str, variant: str) -> None:
-    """Whatever surrounds the turns, each is trained from its generation prompt to its own terminator, and no further."""
+    """Whatever surrounds the turns, each is trained from its generation prompt to its own terminator, no further."""
     assert faults(name, variant, [0]) == []
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sft_recipes.data.json_reader import RowProblem, parse_json, type_name
+from sft_recipes.data.reading.json_reader import RowProblem, parse_json, type_name
 
 _CALL = "an object with name and arguments"
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_recipes.data.column_advice import preferred, setting
-from sft_recipes.data.column_values import begins_with_answer, fold, is_empty, lines_path, names_speakers
-from sft_recipes.data.columns import COMMON_NAMES, CONTEXTS, TEXT_FORMATS, TheirNames, their_names
-from sft_recipes.data.json_reader import RowProblem
+from sft_recipes.data.reading.column_advice import preferred, setting
+from sft_recipes.data.reading.column_values import begins_with_answer, fold, is_empty, lines_path, names_speakers
+from sft_recipes.data.reading.columns import COMMON_NAMES, CONTEXTS, TEXT_FORMATS, TheirNames, their_names
+from sft_recipes.data.reading.json_reader import RowProblem
 
 _STEERING = frozenset(
     "labels inputids attentionmask tokentypeids positionids assistantmasks completionmask lossmask"

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.data.column_values import (
+from sft_recipes.data.reading.column_values import (
     as_list,
     begins_with_answer,
     fold,

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.json_reader import Row, RowProblem, text_lines
-from sft_recipes.data.row_files import display_path, unreadable
+from sft_recipes.data.reading.json_reader import Row, RowProblem, text_lines
+from sft_recipes.data.reading.row_files import display_path, unreadable
 from sft_recipes.errors import InputError, Problem
 
 # Single rows are ten times slower, measured.

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_recipes.data.calls import expect, json_value, text_of, tool_calls
-from sft_recipes.data.column_advice import setting
-from sft_recipes.data.column_values import ROLE_KEYS, as_list, fold, is_empty, is_struct_of_lists
-from sft_recipes.data.json_reader import RowProblem
-from sft_recipes.data.refused_columns import MEDIA
+from sft_recipes.data.reading.calls import expect, json_value, text_of, tool_calls
+from sft_recipes.data.reading.column_advice import setting
+from sft_recipes.data.reading.column_values import ROLE_KEYS, as_list, fold, is_empty, is_struct_of_lists
+from sft_recipes.data.reading.json_reader import RowProblem
+from sft_recipes.data.reading.refused_columns import MEDIA
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import CALL_ROLES, ROLE_ALIASES, ROLES, Message
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.json_reader import RowProblem, append_json_lines
+from sft_recipes.data.reading.json_reader import RowProblem, append_json_lines
 from sft_recipes.errors import SHOWN_PROBLEMS, InputError, Problem
 from sft_recipes.messages import place
 from sft_recipes.recipe import DataSettings

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_recipes.data.column_advice import doubtful_text, no_format, several_candidates, several_formats
-from sft_recipes.data.column_values import as_list, fold, is_conversation, is_empty, root
+from sft_recipes.data.reading.column_advice import doubtful_text, no_format, several_candidates, several_formats
+from sft_recipes.data.reading.column_values import as_list, fold, is_conversation, is_empty, root
 
 # Their name, or names of several columns that are joined.
 TheirNames = str | Sequence[str]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.row_files import display_path, file_kind, open_bytes
+from sft_recipes.data.reading.row_files import display_path, file_kind, open_bytes
 from sft_recipes.errors import InputError, Problem
 
 # In JSON that parses: a surrogate pair, or a surrogate without its other half. An even number of backslashes before it

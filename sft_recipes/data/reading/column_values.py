@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sft_recipes.data.json_reader import RowProblem, parse_json
+from sft_recipes.data.reading.json_reader import RowProblem, parse_json
 from sft_recipes.messages import ROLE_ALIASES
 
 # The key of a turn that says who speaks; the first that a turn has counts.
