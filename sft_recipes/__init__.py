@@ -2,7 +2,7 @@
 
 Layers, imports point only downward (`tests/test_architecture.py` keeps it):
 
-    cli > chapter > training > audit, evaluation, release > models, report > data
+    cli > cli_options > chapter > training > audit, evaluation, release > models, report > data
         > recipe, messages, run_folder, errors, statistics, similarity, response_patterns
 
 The names below load on first use, so that importing the package loads no torch.

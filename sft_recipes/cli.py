@@ -6,15 +6,32 @@ Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 a
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sft_recipes import run_folder
+from sft_recipes.cli_options import (
+    ColumnsOption,
+    DataArgument,
+    FormatOption,
+    JsonOption,
+    LaunchOption,
+    LengthOption,
+    MappingOption,
+    MessagesOption,
+    ProcessesOption,
+    RecipeArgument,
+    RolesOption,
+    RunArgument,
+    TemplateOption,
+    TokenizerOption,
+    TurnsOption,
+    data_options,
+)
 from sft_recipes.errors import InputError, Problem, SFTRecipesError
-from sft_recipes.recipe import DatasetSource, parse_overrides, parse_value
+from sft_recipes.recipe import DatasetSource, parse_overrides
 from sft_recipes.recipe_files import copy_recipe, shipped_recipes
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.recipe_rewrite import rewrite
@@ -29,28 +46,19 @@ app = typer.Typer(
 app.add_typer(review := typer.Typer(help="Blind human A/B review of two evaluations."), name="review")
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
-LaunchOption = Annotated[str | None, typer.Option(help="Accelerate config to launch with, such as ddp")]
-ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
-FormatOption = Annotated[str | None, typer.Option("--format", help="Data format; detected if not given")]
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
-DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
-TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")]
-LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")]
-MappingOption = Annotated[
-    str | None, typer.Option("--column_mapping", help="Your columns, as in '{instruction: Question, output: Answer}'")
-]
-TemplateOption = Annotated[str | None, typer.Option("--chat_template", help="Shipped name or .jinja file")]
-
 
 @app.command()
 def init(
+    context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(help="Shipped recipe, such as quickstart/full")] = None,
     model: Annotated[str | None, typer.Option(help="Your model: writes a recipe for it; needs --data")] = None,
     data: Annotated[str | None, typer.Option(help="Your data: file, folder or Hub name")] = None,
     format: FormatOption = None,
+    columns: ColumnsOption = None,
     column_mapping: MappingOption = None,
+    message_mapping: MessagesOption = None,
+    role_mapping: RolesOption = None,
+    consecutive_turns: TurnsOption = None,
     chat_template: TemplateOption = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write to (default: named after the recipe)")] = None,
     force: Annotated[bool, typer.Option(help="Overwrite files that exist")] = False,
@@ -61,7 +69,7 @@ def init(
         from sft_recipes.data.inspection import show_rows
         from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
 
-        options = _data_options(format=format, column_mapping=column_mapping, chat_template=chat_template)
+        options = data_options(context)
         folder = output or Path(Path(data).stem)
         made = write_recipe(RecipeRequest(model, data, options, folder, force), progress=not as_json)
         files = [made.path]
@@ -129,9 +137,7 @@ def inspect(
     from sft_recipes.data.loading import RejectLog
     from sft_recipes.data.opening import open_data
 
-    options = _data_options(
-        context.args, chat_template=chat_template, max_length=max_length, format=format, column_mapping=column_mapping
-    )
+    options = data_options(context)
     opened = open_data(recipe_or_data, tokenizer, options)
     if opened.labeller is None:
         fix = "add --tokenizer DIR_OR_ID"
@@ -150,14 +156,6 @@ def inspect(
         else:
             _print_json(row_json(renderer, row.example, row.result), indent=None)
     print(*rejects.lines(), sep="\n", file=sys.stderr)
-
-
-def _data_options(arguments: Sequence[str] = (), **options: Any) -> dict[str, Any]:
-    """Recipe keys that were set on the command line; a mapping is written as in YAML."""
-    stated = {key: value for key, value in options.items() if value is not None}
-    if "column_mapping" in stated:
-        stated["column_mapping"] = parse_value(stated["column_mapping"])
-    return {**parse_overrides(arguments), **stated}
 
 
 @app.command(context_settings=OVERRIDES)
@@ -180,9 +178,7 @@ def audit(
     from sft_recipes.data.opening import open_data
     from sft_recipes.report.page import macros
 
-    options = _data_options(
-        context.args, chat_template=chat_template, max_length=max_length, format=format, column_mapping=column_mapping
-    )
+    options = data_options(context)
     opened = open_data(recipe_or_data, tokenizer, options)
     recipe, settings = opened.recipe, opened.settings
     evals = {path: DatasetSource(path) for path in eval_data or []}
@@ -254,7 +250,7 @@ def train(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(context_settings=OVERRIDES)
 def evaluate(
     context: typer.Context,
     model_or_run: Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")],
@@ -277,11 +273,16 @@ def evaluate(
     safety_data: Annotated[str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Generate answers, score them, compare with others, write metrics, samples and an HTML report."""
+    """Generate answers, score them, compare with others, write metrics, samples and an HTML report.
+
+    `--key value` sets a recipe's key for the data.
+    """
     from sft_recipes.evaluation.standalone import EvaluationRequest, evaluate_standalone
 
-    asked = {key: value for key, value in context.params.items() if key not in ("examples", "as_json")}
-    result = evaluate_standalone(EvaluationRequest(**asked), progress=not as_json)
+    elsewhere = ("examples", "as_json", "format", "column_mapping")
+    asked = {key: value for key, value in context.params.items() if key not in elsewhere}
+    options = data_options(context, without="chat_template")
+    result = evaluate_standalone(EvaluationRequest(data_options=options, **asked), progress=not as_json)
     if as_json and result.is_main:
         _print_json(result.as_json())
     elif result.is_main:

@@ -21,6 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("cli_options",),
     ("chapter",),
     ("training",),
     ("audit", "evaluation", "release"),

@@ -3,7 +3,7 @@
 import gc
 import hashlib
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -28,20 +28,18 @@ from sft_recipes.evaluation.generation import check_prompts
 from sft_recipes.evaluation.training_rows import TrainingRows, memorised, read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel, check_vocabulary, load_for_inference
-from sft_recipes.recipe import LabelSettings, Recipe, TemplateSettings, parse_value
+from sft_recipes.recipe import LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe, make_data_recipe
 from sft_recipes.report.page import macros
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What the `evaluate` command was asked for; the names are its options."""
+    """What the `evaluate` command was asked for; the names are its options. `data_options`: recipe keys for `data`."""
 
     model_or_run: str
     data: str | None = None
     split: str = "test"
-    format: str | None = None
-    column_mapping: str | None = None
     base: str | None = None
     chat_template: str | None = None
     max_rows: int | None = None
@@ -54,6 +52,7 @@ class EvaluationRequest:
     shots: int = 0
     safety: bool = False
     safety_data: str | None = None
+    data_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def base_is_model(self) -> bool:
@@ -277,12 +276,12 @@ def base_model(base: str, tokenizer: Any) -> Any:
 def _examples(request: EvaluationRequest, recipe: Recipe | None, labeller: Labeller) -> Sequence[Example]:
     """The conversations to answer: from `--data`, else the run's own eval rows."""
     found: Sequence[Example]
+    if request.data is None and request.data_options:
+        key = next(iter(request.data_options))
+        raise InputError(Problem("command line", f"--{key}", "says how --data is read", "add --data FILE"))
     if request.data is not None:
         split = request.split if Path(request.data).is_dir() else "train"
-        options: dict[str, Any] = {"dataset_train_split": split, "format": request.format}
-        if request.column_mapping is not None:
-            options["column_mapping"] = parse_value(request.column_mapping)
-        settings = make_data_recipe(request.data, options).data
+        settings = make_data_recipe(request.data, {"dataset_train_split": split, **request.data_options}).data
         found = read_held_out(settings.datasets, settings)
     elif recipe is None:
         raise InputError(Problem("command line", "--data", "is needed to evaluate a model", "add --data FILE"))

@@ -237,7 +237,7 @@ def test_raw_text_is_refused_with_its_place(run, write_rows, tmp_path) -> None:
     raw = str(write_rows([{"text": "once upon a time"}], "raw.jsonl"))
     for more in ({}, {"format_overfitting": True}, {"base": str(tmp_path / "base"), "shots": 1}):
         with pytest.raises(InputError, match=r"raw\.jsonl:1: messages: there is no prompt and answer"):
-            ask(run, raw, tmp_path, format="raw", **more)
+            ask(run, raw, tmp_path, data_options={"format": "raw"}, **more)
 
 
 @pytest.mark.slow
