@@ -28,7 +28,7 @@ from sft_recipes.data.encoding import EncodedSegments, Ids, Markers, SegmentedTe
 from sft_recipes.data.end_texts import EndTexts
 from sft_recipes.data.fitting import fit_messages
 from sft_recipes.data.labelled_rows import IGNORE_INDEX, DroppedRow, LabelledBatch, LabelledRow
-from sft_recipes.data.spans import Renderings, Span, Turn, render_examples, verified_span
+from sft_recipes.data.spans import Renderings, Span, Turn, render_examples, turn_span
 from sft_recipes.errors import CheckFailed, InputError, Problem
 from sft_recipes.messages import Example
 from sft_recipes.recipe import LabelSettings
@@ -211,10 +211,9 @@ class Labeller:
         spans: list[Span] = []
         mask_empty_think = self.settings.empty_think == "mask"
         for turn in self._trained_turns(example):
-            layout = self.renderer.layout(example.messages[: turn + 1], example.tools)
             key = Turn(index, turn)
             prompt, text = renderings.prompts[key], renderings.texts[key]
-            span = verified_span(prompt, text, layout, example.messages[turn], turn, mask_empty_think)
+            span = turn_span(self.renderer, example, turn, prompt, text, mask_empty_think)
             if isinstance(span, str):
                 batch.dropped.append(DroppedRow(index, "unverified", f"messages[{turn}]: {span}"))
             else:

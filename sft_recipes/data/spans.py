@@ -8,15 +8,20 @@ from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.turns import TEMPLATE_ERRORS, TurnLayout
 from sft_recipes.messages import Example, Message
 
+_STAND_IN = "QZanswerZQ"
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters `start:end` of `text` are trained for message `turn`; `text` is the rendering that ends with it."""
+    """Characters `start:end` of `text` are trained for message `turn`; `text` is the rendering that ends with it, and
+    `terminator` the control token at the end of the span.
+    """
 
     turn: int
     start: int
     end: int
     text: str
+    terminator: str
 
     @property
     def verified_text(self) -> str:
@@ -82,19 +87,31 @@ def _render_turns(
     renderings.texts.update(zip(turns, texts, strict=True))
 
 
-def verified_span(
-    prompt: str, text: str, layout: TurnLayout | None, message: Message, turn: int, mask_empty_think: bool
+def turn_span(
+    renderer: ChatRenderer, example: Example, turn: int, prompt: str, text: str, mask_empty_think: bool
 ) -> Span | str:
     """The trained span of one turn, or what could not be verified.
 
     `prompt` and `text`: the renderings that end just before and just after the turn. Where the template leaves the
     turn open, the span's text ends in the layout's closing.
     """
+    layout = renderer.layout(example.messages[: turn + 1], example.tools)
     if layout is None:
         return "the template gives no clear place for the answer"
-    terminator = layout.terminator
-    if terminator.token is None:
+    if layout.terminator.token is None:
         return "no special token ends the turn: the model would not learn to stop"
+    if layout.prompt_tail is not None:
+        served = _answer_behind_prompt(renderer, example, prompt, text, turn, layout.prompt_tail)
+        if served is None:
+            return "the template writes the conversation otherwise once it is answered"
+        text = served
+    return _verified_span(prompt, text, layout, example.messages[turn], turn, mask_empty_think)
+
+
+def _verified_span(
+    prompt: str, text: str, layout: TurnLayout, message: Message, turn: int, mask_empty_think: bool
+) -> Span | str:
+    terminator = layout.terminator
     start = len(prompt) - len(layout.prompt_rest)
     if not (prompt.endswith(layout.prompt_rest) and text.startswith(prompt[:start])):
         return "the generation prompt is not where the template put it for a turn of this shape"
@@ -112,7 +129,22 @@ def verified_span(
         start += len(layout.empty_think)
     if start > content_end or not _holds_answer(text[start:end], message):
         return "the template rewrote the answer"
-    return Span(turn, start, end, text)
+    return Span(turn, start, end, text, str(terminator.token))
+
+
+def _answer_behind_prompt(
+    renderer: ChatRenderer, example: Example, prompt: str, text: str, turn: int, prompt_tail: str
+) -> str | None:
+    """The generation prompt with the answer behind it, for a template that writes the conversation otherwise once it is
+    answered; None where the answer is not found.
+
+    `prompt_tail`: what the prompt writes after the last text of the conversation.
+    """
+    stand_in: Message = {"role": "assistant", "content": _STAND_IN}
+    answered = renderer.render([*example.messages[:turn], stand_in], example.tools)
+    before = answered.partition(_STAND_IN)[0]
+    is_found = prompt.endswith(prompt_tail) and before.endswith(prompt_tail) and text.startswith(before)
+    return prompt + text[len(before) :] if is_found else None
 
 
 def _holds_answer(span: str, message: Message) -> bool:

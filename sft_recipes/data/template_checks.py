@@ -212,13 +212,13 @@ def _ids_as_served(renderer: ChatRenderer, labeller: Labeller, rows: Sequence[Ch
         example = checked.example
         last = checked.row.turns[-1]
         ids = checked.row.input_ids
-        if checked.row.joined:
-            prompt = renderer.prompt_ids(example.messages[:last], example.tools)
-            is_served = ids[: len(prompt)] == prompt
-        else:
-            whole = renderer.text_ids(renderer.render(example.messages[: last + 1], example.tools))
-            # Where the template leaves the last turn open, the token that closes it is ours.
-            is_served = ids == whole or ids[:-1] == whole[: len(ids) - 1]
+        prompt = renderer.prompt_ids(example.messages[:last], example.tools)
+        whole = renderer.text_ids(renderer.render(example.messages[: last + 1], example.tools))
+        # Where the template leaves the last turn open, the token that closes it is ours.
+        is_served = ids == whole or ids[:-1] == whole[: len(ids) - 1]
+        if checked.row.joined or whole[: len(prompt) - 1] != prompt[:-1]:
+            # A token joins the answer, or the template writes the conversation otherwise once it is answered.
+            is_served = is_served or ids[: len(prompt)] == prompt
         if not is_served:
             return Verdict("failed", f"{example.where}: the ids are not those that a server makes of the row")
     if not compared:

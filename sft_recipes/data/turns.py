@@ -53,7 +53,9 @@ class TurnLayout:
     `prompt_rest`: the end of G that R does not repeat ("" where G is a prefix of R; an opened think block where it is
     not). `header`: text of R between the shared part and the content in that case.
     `empty_think`: an empty reasoning block the template injects at the start of the turn, or "".
-    `tail`: everything R writes after the turn's last text.
+    `tail`: everything R writes after the turn's last text. `prompt_tail`: None, or what G writes after the last text of
+    the conversation where R writes the conversation itself otherwise than G does (Mistral shows the system message only
+    while a question waits for its answer); then the answer has to be put behind G.
     """
 
     prompt_rest: str
@@ -61,6 +63,7 @@ class TurnLayout:
     empty_think: str
     tail: str
     terminator: Terminator
+    prompt_tail: str | None = None
 
 
 @dataclass(slots=True)
@@ -186,6 +189,13 @@ def _find_layout(
     end = places[last_marker] + len(last_marker)
     tail = text[end:]
     shared = _shared_prefix_length(special, prompt, text)
+    last_text_end = _end_of_last_text(prompt)
+    gap = _gap_to_next_turn(render, conversation, text[:end], last_marker)
+    in_prompt = frozenset(special.findall(prompt, last_text_end))
+    terminator = _find_terminator(special, tail, gap, openers, in_prompt)
+    if shared < last_text_end:
+        return TurnLayout("", "", "", tail, terminator, prompt[last_text_end:])
+
     lead = text[shared : max(shared, min(places.values()))]
     plain = _plain_lead(render, conversation, shared)
 
@@ -199,9 +209,6 @@ def _find_layout(
             own = lead[common_prefix_length(lead, plain.lead) :]
         header = lead[: len(lead) - len(own.lstrip())]
 
-    gap = _gap_to_next_turn(render, conversation, text[:end], last_marker)
-    in_prompt = _tokens_after_last_text(special, prompt)
-    terminator = _find_terminator(special, tail, gap, openers, in_prompt)
     empty_think = ""
     if not conversation[-1].get("reasoning_content"):
         empty_think = _empty_think(lead, plain, brings_tags)
@@ -287,12 +294,12 @@ def _shared_prefix_length(special: re.Pattern[str], left: str, right: str) -> in
 # -- terminators -------------------------------------------------------------------------------------------------------
 
 
-def _tokens_after_last_text(special: re.Pattern[str], prompt: str) -> frozenset[str]:
-    """Control tokens between the last text of a conversation and the answer to it."""
+def _end_of_last_text(prompt: str) -> int:
+    """Where the last text of a marked conversation ends in its generation prompt."""
     end = 0
     for match in _ANY_MARKER.finditer(prompt):
         end = match.end()
-    return frozenset(special.findall(prompt, end))
+    return end
 
 
 def _find_openers(render: Render, special: re.Pattern[str]) -> frozenset[str]:

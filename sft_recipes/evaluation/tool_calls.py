@@ -5,6 +5,7 @@ reference's calls are rendered by the template itself, and the answer has to hol
 value. Arguments may stand in any order: they are rendered in the one in which the answer names them.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from sft_recipes.data.fitting import fit_messages
-from sft_recipes.data.spans import verified_span
+from sft_recipes.data.spans import turn_span
 from sft_recipes.data.turns import TEMPLATE_ERRORS
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example, Message
@@ -30,14 +31,14 @@ def answer_text(renderer: Any, example: Example, answer: Message) -> str:
     try:
         prompt = renderer.render(messages[:-1], example.tools, True)
         text = renderer.render(messages, example.tools)
-        layout = renderer.layout(messages, example.tools)
-        span = verified_span(prompt, text, layout, answer, turn, mask_empty_think=True)
+        asked = dataclasses.replace(example, messages=messages)
+        span = turn_span(renderer, asked, turn, prompt, text, mask_empty_think=True)
     except TEMPLATE_ERRORS as error:
         span = f"the template refuses this row: {error}"
     if isinstance(span, str):
         fix = "evaluate with a template that has a place for tool calls, or remove the row"
         raise InputError(Problem(example.where, f"messages[{turn}].tool_calls", span, fix))
-    return span.text[span.start : span.end].removesuffix(layout.terminator.token)
+    return span.text[span.start : span.end].removesuffix(span.terminator)
 
 
 def calls_match(renderer: Any, example: Example, response: str, control_tokens: Sequence[str]) -> bool | None:

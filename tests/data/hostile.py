@@ -98,12 +98,15 @@ INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
 def as_the_template_takes_it(messages: Sequence[Message], tokenizer: Any) -> list[Message]:
-    """The conversation as documented for templates with a field for reasoning: what an answer writes inline as its
-    first thing goes into that field.
+    """The conversation as documented for templates that have a field for reasoning, or leave inline reasoning out: what
+    an answer writes as its first thing between think tags goes into that field.
     """
-    reasoned = {"role": "assistant", "content": "QZanswerZQ", "reasoning_content": "QZreasonZQ"}
-    probe = [{"role": "user", "content": "QZuserZQ"}, reasoned]
-    if "QZreasonZQ" not in tokenizer.apply_chat_template(probe, tokenize=False):
+    user = {"role": "user", "content": "QZuserZQ"}
+    apart = {"role": "assistant", "content": "QZanswerZQ", "reasoning_content": "QZreasonZQ"}
+    inline = {"role": "assistant", "content": "<think>\nQZreasonZQ\n</think>\n\nQZanswerZQ"}
+    has_a_field = "QZreasonZQ" in tokenizer.apply_chat_template([user, apart], tokenize=False)
+    leaves_it_out = "QZreasonZQ" not in tokenizer.apply_chat_template([user, inline], tokenize=False)
+    if not has_a_field and not leaves_it_out:
         return list(messages)
     return [_reasoning_apart(message) for message in messages]
 

@@ -9,7 +9,8 @@ import pytest
 
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import LabelledBatch, Labeller
-from sft_recipes.errors import CheckFailed
+from sft_recipes.data.template_checks import check_template
+from sft_recipes.errors import CheckFailed, InputError
 from sft_recipes.messages import Example
 from sft_recipes.recipe import LabelSettings, TemplateSettings
 from tests.data.label_oracle import decode, trained_texts
@@ -303,3 +304,62 @@ def test_inline_reasoning_is_trained_as_the_models_own() -> None:
     assert rows[0].input_ids == rows[1].input_ids and rows[0].labels == rows[1].labels
     think = labeller.renderer.tokenizer.convert_tokens_to_ids("<think>")
     assert rows[0].labels.count(think) == rows[0].input_ids.count(think) == 1
+
+
+SYSTEM_WHILE_ASKED = (
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set messages = messages[1:] %}"
+    "{% endif %}"
+    "{{ bos_token or '' }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST]' }}"
+    "{% if loop.last and system is defined %}{{ system + '\n\n' }}{% endif %}{{ m.content + '[/INST]' }}"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_an_answer_stands_behind_the_prompt_that_a_server_makes() -> None:
+    """Mistral writes the system message only while a question waits for its answer: it is in every row all the same."""
+    tokenizer = tokenizer_for("llama3")
+    tokenizer.chat_template = SYSTEM_WHILE_ASKED
+    labeller = Labeller(attach_chat_template(tokenizer, TemplateSettings()), LabelSettings())
+    system = {"role": "system", "content": "Be brief."}
+    batch = labeller.label([Example([system, *PLAIN], "hand", 0)])
+    assert not batch.dropped
+    for row in batch.rows:
+        (turn,) = row.turns
+        prompt = labeller.renderer.prompt_ids([system, *PLAIN][:turn])
+        assert row.input_ids[: len(prompt)] == prompt and "Be brief." in tokenizer.decode(prompt)
+        start, end = row.spans[0]
+        assert start == len(prompt) and end == len(row.ids)
+        assert tokenizer.decode(row.input_ids[start:]) == [system, *PLAIN][turn]["content"] + tokenizer.eos_token
+    checks = check_template(labeller, [Example([system, *PLAIN], "hand", 0)])
+    assert [check for check in checks if check.outcome == "failed"] == []
+
+
+@pytest.mark.parametrize("policy", ["drop", "truncate", "error"])
+def test_a_text_that_is_too_long_for_certain_is_not_tokenized_whole(
+    policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million words only the beginning is tokenized; the row is dropped, cut or refused like any over-long one."""
+    tokenizer = tokenizer_for("llama3")
+    labeller = Labeller(
+        attach_chat_template(tokenizer, TemplateSettings()), LabelSettings(max_length=64, overlength=policy)
+    )
+    encoded: list[int] = []
+    real = labeller.renderer.encoder.encode
+
+    def counting(rows: Any) -> Any:
+        encoded.extend(len(segment) for row in rows for segment in row.segments)
+        return real(rows)
+
+    monkeypatch.setattr(labeller.renderer.encoder, "encode", counting)
+    huge = [*PLAIN[:2], {"role": "user", "content": "More?"}, {"role": "assistant", "content": "word " * 1_000_000}]
+    if policy == "error":
+        with pytest.raises(InputError, match=r"about .* tokens, max_length is 64"):
+            labeller.label([Example(huge, "hand", 0)])
+    else:
+        batch = labeller.label([Example(huge, "hand", 0)])
+        assert [row.turns for row in batch.rows] == ([(1,)] if policy == "truncate" else [])
+        assert [row.reason for row in batch.dropped] == ([] if policy == "truncate" else ["overlength"])
+        lost = sum(row.trained_tokens for row in batch.dropped) + sum(row.lost_tokens for row in batch.rows)
+        whole = len(tokenizer("word " * 100_000, add_special_tokens=False)["input_ids"]) * 10
+        assert 0.8 * whole < lost < 1.2 * whole
+    assert sum(encoded) < 2_000_000
