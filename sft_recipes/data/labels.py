@@ -83,6 +83,7 @@ class Labeller:
         self.settings = settings
         self.longest_text = longest_text
         self.end_texts = EndTexts(renderer)
+        self._strips_ends = settings.control_tokens == "strip_end"
         self._begins_with_bos = begins_with_bos(renderer.tokenizer)
         self._check_template()
 
@@ -112,11 +113,8 @@ class Labeller:
         accepted: dict[int, _Accepted] = {}
         for index, original in enumerate(examples):
             example = self.for_template(original)
-            if self.settings.control_tokens == "strip_end":
-                stripped = self.end_texts.strip_answers(example)
-                if stripped is not example:
-                    batch.stripped.add(index)
-                example = stripped
+            if self._strips_ends and self.end_texts.strip_answers(original) is not original:
+                batch.stripped.add(index)
             refusal = self._refusal(example, index in batch.stripped)
             if refusal is not None:
                 batch.dropped.append(dataclasses.replace(refusal, example=index))
@@ -173,8 +171,10 @@ class Labeller:
 
     def for_template(self, example: Example) -> Example:
         """The example as it is rendered: the recipe's system prompt first unless it brings its own, reasoning and calls
-        in the form that the template needs.
+        in the form that the template needs, and where the recipe says so no text of an end token behind an answer.
         """
+        if self._strips_ends:
+            example = self.end_texts.strip_answers(example)
         if example.text is not None:
             return example
         messages = fit_messages(example.messages, self.renderer.needs)

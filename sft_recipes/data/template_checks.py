@@ -350,7 +350,7 @@ def _end_texts(labeller: Labeller, examples: Sequence[Example]) -> Verdict:
                     ending.append(token)
     if not answers:
         return Verdict("unseen", f"none of {len(examples)} conversations has an answer in text")
-    if ending and labeller.settings.control_tokens != "strip_end":
+    if ending:
         what = f"{len(ending)} of {answers} answers end in the text {ending[0]!r}, which is trained as text"
         return Verdict("note", f"{what}; control_tokens: strip_end takes it off")
     return Verdict("ok", f"checked {answers} of {answers} answers")
