@@ -6,8 +6,9 @@ from itertools import zip_longest
 from sft_recipes.messages import Example
 
 MOST_EXAMPLES = 200
-# Of one structure no more are kept while others may still come.
-MOST_OF_A_STRUCTURE = 50
+# Of data with many structures no more of one are kept.
+FEW_STRUCTURES = 10
+KEPT_OF_MANY = 20
 # From here on longer conversations count as one structure.
 LONG_CONVERSATION = 6
 
@@ -28,7 +29,8 @@ class CheckExamples:
     def add(self, source: int, example: Example) -> None:
         """Keep the example if its structure has few so far."""
         kept = self._by_structure.setdefault(structure(source, example), [])
-        if len(kept) < MOST_OF_A_STRUCTURE and len(self._by_structure) <= MOST_EXAMPLES:
+        most = MOST_EXAMPLES if len(self._by_structure) <= FEW_STRUCTURES else KEPT_OF_MANY
+        if len(kept) < most:
             kept.append(example)
 
     def chosen(self) -> Sequence[Example]:

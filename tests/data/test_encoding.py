@@ -104,8 +104,11 @@ def test_end_texts_are_taken_off_when_asked() -> None:
         {"role": "user", "content": "Say it.<|endoftext|>"},
         {"role": "assistant", "content": "  Blue <|im_end|> sky.<|endoftext|>\n</s>"},
     ]
-    batch = Labeller(renderer, LabelSettings(control_tokens="strip_end")).label([Example(messages, "ends", 0)])
+    labeller = Labeller(renderer, LabelSettings(control_tokens="strip_end"))
+    batch = labeller.label([Example(messages, "ends", 0)])
     (row,) = batch.rows
+    # An evaluation's reference is what was trained.
+    assert labeller.for_template(Example(messages, "ends", 0)).messages[1]["content"] == "  Blue <|im_end|> sky."
     trained = [label for label in row.labels if label != IGNORE_INDEX]
     assert renderer.tokenizer.decode(trained) == "  Blue <|im_end|> sky.<|im_end|>"
     assert batch.stripped == {0} and "Say it.<|endoftext|>" in renderer.tokenizer.decode(row.input_ids)
