@@ -196,10 +196,12 @@ def _find_layout(
     if shared < last_text_end:
         return TurnLayout("", "", "", tail, terminator, prompt[last_text_end:])
 
+    brings_tags = "think>" in (conversation[-1].get("content") or "")
+    if brings_tags and shared < len(prompt):
+        # A tag of the answer's own may begin like what the prompt ends with.
+        shared = min(shared, _shared_with_plain_answer(render, conversation, prompt))
     lead = text[shared : max(shared, min(places.values()))]
     plain = _plain_lead(render, conversation, shared)
-
-    brings_tags = "think>" in (conversation[-1].get("content") or "")
     header = ""
     if shared < len(prompt):
         own = ""
@@ -221,6 +223,15 @@ class _PlainLead:
 
     lead: str
     is_empty_block: bool
+
+
+def _shared_with_plain_answer(render: Render, conversation: Sequence[Message], prompt: str) -> int:
+    """How far the generation prompt goes along with a plain answer in this place."""
+    answer: Message = {"role": "assistant", "content": _ANSWER}
+    try:
+        return common_prefix_length(prompt, render([*conversation[:-1], answer], False))
+    except TEMPLATE_ERRORS:
+        return len(prompt)
 
 
 def _empty_think(lead: str, plain: _PlainLead, brings_tags: bool) -> str:
