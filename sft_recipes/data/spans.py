@@ -112,14 +112,16 @@ def _verified_span(
     prompt: str, text: str, layout: TurnLayout, message: Message, turn: int, mask_empty_think: bool
 ) -> Span | str:
     terminator = layout.terminator
-    start = len(prompt) - len(layout.prompt_rest)
-    if not (prompt.endswith(layout.prompt_rest) and text.startswith(prompt[:start])):
-        return "the generation prompt is not where the template put it for a turn of this shape"
-    if not text.startswith(layout.header, start):
-        return "the text before the answer differs from the template's"
+    start = len(prompt)
+    if not text.startswith(prompt):
+        start -= len(layout.prompt_rest)
+        if not (prompt.endswith(layout.prompt_rest) and text.startswith(prompt[:start])):
+            return "the generation prompt is not where the template put it for a turn of this shape"
+        if not text.startswith(layout.header, start):
+            return "the text before the answer differs from the template's"
+        start += len(layout.header)
     if not text.endswith(layout.tail):
         return "the text after the answer differs from the template's"
-    start += len(layout.header)
     content_end = len(text) - len(layout.tail)
     end = content_end + terminator.stop
     if terminator.closing:

@@ -204,12 +204,14 @@ def _find_layout(
     plain = _plain_lead(render, conversation, shared)
     header = ""
     if shared < len(prompt):
-        own = ""
-        if conversation[-1].get("tool_calls") or brings_tags:
-            # A call begins with text of the template's own, and tags are the answer's; only what a plain answer has
-            # before it is the header.
-            own = lead[common_prefix_length(lead, plain.lead) :]
-        header = lead[: len(lead) - len(own.lstrip())]
+        header = lead
+        # A call begins with text of the template's own, and an answer may begin with tags; only what a plain answer has
+        # before it is the header.
+        beyond_plain = lead[common_prefix_length(lead, plain.lead) :]
+        if conversation[-1].get("tool_calls"):
+            header = lead[: len(lead) - len(beyond_plain.lstrip())]
+        elif brings_tags:
+            header = lead[: len(lead) - len(beyond_plain)]
 
     empty_think = ""
     if not conversation[-1].get("reasoning_content"):
