@@ -216,9 +216,13 @@ def _ids_as_served(renderer: ChatRenderer, labeller: Labeller, rows: Sequence[Ch
         whole = renderer.text_ids(renderer.render(example.messages[: last + 1], example.tools))
         # Where the template leaves the last turn open, the token that closes it is ours.
         is_served = ids == whole or ids[:-1] == whole[: len(ids) - 1]
-        if checked.row.joined or whole[: len(prompt) - 1] != prompt[:-1]:
-            # A token joins the answer, or the template writes the conversation otherwise once it is answered.
-            is_served = is_served or ids[: len(prompt)] == prompt
+        if not is_served and (checked.row.joined or whole[: len(prompt) - 1] != prompt[:-1]):
+            # A token joins the answer, or the template writes the conversation otherwise once it is answered: then the
+            # row begins with what a server makes, or where the prompt is no beginning of the text, with the tokenizer's
+            # own ids of what stands before the answer.
+            *_, (start, _) = checked.trained_runs()
+            before = renderer.tokenizer.decode(ids[:start], clean_up_tokenization_spaces=False)
+            is_served = ids[: len(prompt)] == prompt or ids[:start] == renderer.text_ids(before)
         if not is_served:
             return Verdict("failed", f"{example.where}: the ids are not those that a server makes of the row")
     if not compared:
