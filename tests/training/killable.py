@@ -24,7 +24,7 @@ from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.trainer import RecipeTrainer
 
 POINTS: Mapping[str, tuple[Any, str]] = {
-    "prepare": (page, "prepare"),
+    "prepare": (page, "write_prepared"),
     "build": (page, "build_trainer"),
     "forward": (RecipeTrainer, "compute_loss"),
     "evaluate": (RecipeTrainer, "evaluate"),

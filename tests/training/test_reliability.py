@@ -143,7 +143,7 @@ def test_rows_that_accelerate_repeats_are_listed(write_recipe: Callable[..., Pat
     account = json.loads((tmp_path / "run/consumption.json").read_text())
     assert (account["rows"], account["times_trained"], account["repeated"], account["left_out"]) == (38, 80, 4, 0)
     assert sum(one["trained"] - 2 for one in account["shown"]) == 4
-    assert all("train.jsonl row " in one["row"] for one in account["shown"])
+    assert all("train.jsonl:row " in one["row"] for one in account["shown"])
 
 
 def test_r3_kill_9_at_random_moments(
