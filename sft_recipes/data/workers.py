@@ -83,7 +83,7 @@ def _begin(work: Callable[[Any], Any]) -> None:
     """What a worker does first."""
     global _work
     _work = work
-    # What the parent loaded is no garbage: collections that looked at it would take a tenth of the time (measured).
+    # What the parent loaded is no garbage: collections that looked at it would take 7 % of the time (measured).
     gc.freeze()
     # Read by the tokenizer at every call. Its threads do not survive a fork, and one process a core is enough.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
