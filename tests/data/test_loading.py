@@ -510,3 +510,14 @@ def test_empty_outputs_follow_the_setting() -> None:
     write("rows.jsonl", [{"instruction": "q", "output": ""}])
     assert refusal("rows.jsonl").startswith("rows.jsonl:1: output: the answer is empty.")
     assert answers(load("rows.jsonl", allow_empty_output=True)) == [""]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_cells_may_be_separated_as_spreadsheets_do(delimiter: str, tmp_path: Path) -> None:
+    """A CSV file whose header has semicolons or tabs and no comma is cut there, commas in its cells staying text."""
+    path = tmp_path / "rows.csv"
+    path.write_text(f"Question{delimiter}Answer\nOne, two?{delimiter}Yes, no.\n", encoding="utf-8-sig")
+    source = DatasetSource(str(path))
+    settings = DataSettings((source,))
+    (example,) = iter_examples(source, settings, RejectLog(settings))
+    assert [message["content"] for message in example.messages] == ["One, two?", "Yes, no."]

@@ -8,6 +8,7 @@ nested objects that are null are removed, and rows in which one was removed insi
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,24 @@ _BATCH_ROWS = 1000
 # Below these keys a null may be an argument, or part of a tool's definition.
 _TOOL_KEYS = ("tool_calls", "function_call", "tools", "functions")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
+# Semicolons are what spreadsheets write where a comma is the decimal sign.
+_DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def csv_rows(path: Path, kind: str) -> Iterator[Row]:
-    """The rows of a CSV or TSV file with a header. Raises InputError where the file cannot be cut into cells."""
+    """The rows of a CSV or TSV file with a header. Raises InputError where the file cannot be cut into cells.
+
+    A header without a comma and with semicolons or tabs says that the cells of a CSV file are separated by those.
+    """
     name = display_path(path)
     csv.field_size_limit(sys.maxsize)  # the default refuses cells above 128 kB
-    reader = csv.reader(text_lines(path), strict=True, delimiter=_DELIMITERS[kind])
+    delimiter = _DELIMITERS[kind]
+    lines = text_lines(path)
+    first_line = next(lines, "")
+    for other in _DELIMITER_NAMES:
+        if delimiter not in first_line and other in first_line:
+            delimiter = other
+    reader = csv.reader(chain([first_line], lines), strict=True, delimiter=delimiter)
     try:
         header = next(reader, [])
         if len(set(header)) != len(header) or "" in header:
@@ -38,8 +50,8 @@ def csv_rows(path: Path, kind: str) -> Iterator[Row]:
                 yield line, dict(zip(header, cells, strict=True)), ""
             elif cells:
                 what = f"{len(cells)} cells where the header names {len(header)} columns"
-                fix = "quote cells that hold commas or line breaks"
-                yield line, RowProblem("", what, fix), _DELIMITERS[kind].join(cells)
+                fix = f"quote cells that hold {_DELIMITER_NAMES[delimiter]} or line breaks"
+                yield line, RowProblem("", what, fix), delimiter.join(cells)
     except csv.Error as error:
         problem = Problem(f"{name}:{reader.line_num}", "", f"invalid CSV ({error})", "repair the quoting there")
         raise InputError(problem) from error
