@@ -97,6 +97,8 @@ def turn_span(
     """
     layout = renderer.layout(example.messages[: turn + 1], example.tools)
     if layout is None:
+        if example.messages[turn].get("tool_calls") and not renderer.needs.writes_calls:
+            return "the template writes no tool calls; use one that does"
         return "the template gives no clear place for the answer"
     if layout.terminator.token is None:
         return "no special token ends the turn: the model would not learn to stop"
