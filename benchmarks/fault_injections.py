@@ -47,7 +47,9 @@ class Fault:
 # -- rows as they reach the trainer, behind all checks ---------------------------------------------------------------
 
 
-def end_of_turn_unlabelled(ids: list[int], labels: list[int], renderer: Any) -> tuple[list[int], list[int]]:
+def end_of_turn_unlabelled(
+    ids: list[int], labels: list[int], renderer: Any
+) -> tuple[list[int], list[int]]:
     """The last trained token, which ends the turn, carries no label."""
     last = max(index for index, label in enumerate(labels) if label != IGNORE_INDEX)
     return ids, [*labels[:last], IGNORE_INDEX, *labels[last + 1 :]]
@@ -89,7 +91,9 @@ def change_rows(change: RowChange) -> Callable[[], None]:
 
         def changed(rows: Dataset, renderer: Any) -> Dataset:
             pairs = [change(list(row["input_ids"]), list(row["labels"]), renderer) for row in rows]
-            return Dataset.from_dict({"input_ids": [pair[0] for pair in pairs], "labels": [pair[1] for pair in pairs]})
+            return Dataset.from_dict(
+                {"input_ids": [pair[0] for pair in pairs], "labels": [pair[1] for pair in pairs]}
+            )
 
         def build_on_changed(recipe: Any, labeller: Any, data: Any) -> Any:
             held_out = changed(data.eval, labeller.renderer) if data.eval is not None else None
@@ -111,7 +115,9 @@ def mask_padding_that_is_eos() -> None:
         trainer = build(recipe, labeller, data)
         renderer = labeller.renderer
         renderer.tokenizer.pad_token = renderer.tokenizer.eos_token
-        trainer.data_collator = masking_collator(trainer.data_collator, renderer.tokenizer.pad_token_id)
+        trainer.data_collator = masking_collator(
+            trainer.data_collator, renderer.tokenizer.pad_token_id
+        )
         return trainer
 
     train.build_trainer = build_with_collator
@@ -146,7 +152,9 @@ def one_loss_is_not_a_number() -> None:
 
     def compute_or_nan(self: Any, *args: Any, **kwargs: Any) -> Any:
         loss = compute(self, *args, **kwargs)
-        return loss * float("nan") if self.model.training and self.state.global_step == 100 else loss
+        return (
+            loss * float("nan") if self.model.training and self.state.global_step == 100 else loss
+        )
 
     RecipeTrainer.compute_loss = compute_or_nan  # type: ignore[method-assign]
 
@@ -193,8 +201,13 @@ def swap_answers(share: float) -> Callable[[list[Row]], list[Row]]:
         # Sorted by answer and turned by the size of the largest group of equal answers, none keeps its own.
         chosen.sort(key=lambda index: rows[index]["output"])
         turn = max(Counter(rows[index]["output"] for index in chosen).values())
-        answers = {index: rows[chosen[(place + turn) % len(chosen)]]["output"] for place, index in enumerate(chosen)}
-        return [{**row, "output": answers.get(index, row["output"])} for index, row in enumerate(rows)]
+        answers = {
+            index: rows[chosen[(place + turn) % len(chosen)]]["output"]
+            for place, index in enumerate(chosen)
+        }
+        return [
+            {**row, "output": answers.get(index, row["output"])} for index, row in enumerate(rows)
+        ]
 
     return swap
 
@@ -223,7 +236,9 @@ def add_test_rows(rows: list[Row]) -> list[Row]:
 
 def rename_input(rows: list[Row]) -> list[Row]:
     """What the instruction is about stands in a column that no key maps."""
-    return [{"context" if key == "input" else key: value for key, value in row.items()} for row in rows]
+    return [
+        {"context" if key == "input" else key: value for key, value in row.items()} for row in rows
+    ]
 
 
 def without_end_of_turn(template: str) -> str:
@@ -234,37 +249,65 @@ def without_end_of_turn(template: str) -> str:
 ROWS, DATA, RECIPE = "rows at the trainer", "data", "recipe"
 
 FAULTS: Mapping[str, Fault] = {
-    "end-of-turn-unlabelled": Fault("EOS has no label", ROWS, training=change_rows(end_of_turn_unlabelled)),
-    "header-trained": Fault("`### Response:` is trained", ROWS, training=change_rows(header_trained)),
-    "prompt-trained": Fault("the whole prompt is trained", ROWS, training=change_rows(prompt_trained)),
-    "labels-shifted": Fault("labels shifted by one", ROWS, training=change_rows(labels_shifted)),
-    "double-bos": Fault("two BOS in training, none in serving", ROWS, training=change_rows(double_bos)),
-    "pad-is-eos": Fault("PAD is EOS, labels that are PAD masked", "collator", training=mask_padding_that_is_eos),
-    "packing-not-isolated": Fault(
-        "packed rows see one another", "attention", keys={"packing": True}, training=attend_across_packed_rows
+    "end-of-turn-unlabelled": Fault(
+        "EOS has no label", ROWS, training=change_rows(end_of_turn_unlabelled)
     ),
-    "loss-not-finite": Fault("the loss of one batch is NaN", "training step", training=one_loss_is_not_a_number),
+    "header-trained": Fault(
+        "`### Response:` is trained", ROWS, training=change_rows(header_trained)
+    ),
+    "prompt-trained": Fault(
+        "the whole prompt is trained", ROWS, training=change_rows(prompt_trained)
+    ),
+    "labels-shifted": Fault("labels shifted by one", ROWS, training=change_rows(labels_shifted)),
+    "double-bos": Fault(
+        "two BOS in training, none in serving", ROWS, training=change_rows(double_bos)
+    ),
+    "pad-is-eos": Fault(
+        "PAD is EOS, labels that are PAD masked", "collator", training=mask_padding_that_is_eos
+    ),
+    "packing-not-isolated": Fault(
+        "packed rows see one another",
+        "attention",
+        keys={"packing": True},
+        training=attend_across_packed_rows,
+    ),
+    "loss-not-finite": Fault(
+        "the loss of one batch is NaN", "training step", training=one_loss_is_not_a_number
+    ),
     "learning-rate-x30": Fault("learning rate 3e-2", RECIPE, keys={"learning_rate": 3e-2}),
     "learning-rate-/100": Fault("learning rate 1e-5", RECIPE, keys={"learning_rate": 1e-5}),
-    "no-end-of-turn": Fault("the template does not end the turn", "template", template=without_end_of_turn),
+    "no-end-of-turn": Fault(
+        "the template does not end the turn", "template", template=without_end_of_turn
+    ),
     "answers-swapped-10%": Fault("10 % of the answers swapped", DATA, data=swap_answers(0.1)),
     "answers-swapped-50%": Fault("50 % of the answers swapped", DATA, data=swap_answers(0.5)),
     "answers-cut": Fault("half of the answers end in the middle", DATA, data=cut_half_the_answers),
     "input-not-mapped": Fault("the input's column has another name", DATA, data=rename_input),
     "test-rows-trained": Fault("30 test rows among the training rows", DATA, data=add_test_rows),
     "one-wording-20-epochs": Fault(
-        "20 epochs on one wording a task", DATA, keys={"num_train_epochs": 20}, data=keep_one_wording
+        "20 epochs on one wording a task",
+        DATA,
+        keys={"num_train_epochs": 20},
+        data=keep_one_wording,
     ),
-    "other-template-served": Fault("served with chapter_chat", "serving", options=("--chat_template", "chapter_chat")),
-    "adapter-not-loaded": Fault("the base without its adapter", "serving", "lora", serving=leave_the_adapter_out),
-    "wrong-base-merged": Fault("merged onto the tuned model", "serving", "lora", serving=merge_onto_the_merged_model),
+    "other-template-served": Fault(
+        "served with chapter_chat", "serving", options=("--chat_template", "chapter_chat")
+    ),
+    "adapter-not-loaded": Fault(
+        "the base without its adapter", "serving", "lora", serving=leave_the_adapter_out
+    ),
+    "wrong-base-merged": Fault(
+        "merged onto the tuned model", "serving", "lora", serving=merge_onto_the_merged_model
+    ),
 }
 
 
 def main(arguments: Sequence[str]) -> None:
     """Put the fault into this process and run the command; "" is no fault."""
     name, command = arguments[0], arguments[1]
-    patch = (FAULTS[name].serving if command == "evaluate" else FAULTS[name].training) if name else None
+    patch = (
+        (FAULTS[name].serving if command == "evaluate" else FAULTS[name].training) if name else None
+    )
     if patch is not None:
         patch()
     sys.argv = ["sft-recipes", *arguments[1:]]

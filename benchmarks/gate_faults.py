@@ -58,38 +58,66 @@ def run_command(fault: str, *arguments: str, log: Path) -> tuple[int, str]:
     """
     command = [sys.executable, "-m", "benchmarks.fault_injections", fault, *arguments]
     environment = {**ENVIRONMENT, **os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(arguments)}\n{done.stderr}")
     if "Traceback (most recent call last)" in done.stderr or done.returncode < 0:
-        raise RuntimeError(f"{fault or 'healthy'} {arguments[0]}: exit code {done.returncode}, see {log}")
+        raise RuntimeError(
+            f"{fault or 'healthy'} {arguments[0]}: exit code {done.returncode}, see {log}"
+        )
     return done.returncode, done.stdout
 
 
 def overrides(fault: Fault, folder: Path) -> list[str]:
     """Write what the fault changes on disk to `folder`; returns the recipe's overrides."""
-    keys: dict[str, Any] = {"output_dir": str(folder / "run"), "evaluation": IN_TRAINING, "disable_tqdm": True}
+    keys: dict[str, Any] = {
+        "output_dir": str(folder / "run"),
+        "evaluation": IN_TRAINING,
+        "disable_tqdm": True,
+    }
     if fault.data is not None:
         shutil.copytree(QUICKSTART / "data", folder / "data")
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in fault.data(read_rows("train")))
+        lines = (
+            json.dumps(row, ensure_ascii=False) + "\n" for row in fault.data(read_rows("train"))
+        )
         (folder / "data" / "train.jsonl").write_text("".join(lines), encoding="utf-8")
         keys["dataset_name"] = str(folder / "data")
     if fault.template is not None:
-        (folder / "template.jinja").write_text(fault.template(load_chat_template("instruction")), encoding="utf-8")
+        (folder / "template.jinja").write_text(
+            fault.template(load_chat_template("instruction")), encoding="utf-8"
+        )
         keys["chat_template"] = str(folder / "template.jinja")
-    return [text for key, value in {**keys, **fault.keys}.items() for text in (f"--{key}", json.dumps(value))]
+    return [
+        text
+        for key, value in {**keys, **fault.keys}.items()
+        for text in (f"--{key}", json.dumps(value))
+    ]
 
 
 def broken_limits(log: Path, gate: Path = GATE) -> list[str]:
     """Metrics whose last values inside training break a limit of the gate, beyond what 64 rows leave open."""
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
-    logged: dict[str, float] = {key.removeprefix("eval_"): value for entry in entries for key, value in entry.items()}
+    entries = (
+        [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        if log.is_file()
+        else []
+    )
+    logged: dict[str, float] = {
+        key.removeprefix("eval_"): value for entry in entries for key, value in entry.items()
+    }
     rows = int(IN_TRAINING["rows"] or 0)
     broken = []
     for bound in read_gate(gate):
-        if bound.metric in BINARY_METRICS and bound.metric in logged and not (bound.by or bound.compared_with):
+        if (
+            bound.metric in BINARY_METRICS
+            and bound.metric in logged
+            and not (bound.by or bound.compared_with)
+        ):
             found = proportion(logged[bound.metric] * rows, rows, confidence=1 - 2 * ALPHA)
-            if not bound.keeps(float(found.ci_high or 0) if bound.at_most is None else float(found.ci_low or 0)):
+            if not bound.keeps(
+                float(found.ci_high or 0) if bound.at_most is None else float(found.ci_low or 0)
+            ):
                 broken.append(bound.metric)
     return broken
 
@@ -102,14 +130,24 @@ def run_case(name: str, fault: Fault, work: Path) -> dict[str, Any]:
     log, injected = folder / "stderr.txt", name if name in FAULTS else ""
     recipe = [str(QUICKSTART / f"{fault.recipe}.yaml"), *overrides(fault, folder)]
     case: dict[str, Any] = {"name": name, "what": fault.what, "where": fault.where}
-    case |= {"caught_by": "", "message": "", "callback": [], "gate": "", "broken": [], "exact_match": None}
+    case |= {
+        "caught_by": "",
+        "message": "",
+        "callback": [],
+        "gate": "",
+        "broken": [],
+        "exact_match": None,
+    }
     for step in ("check", "train"):
         code, _ = run_command(injected, step, *recipe, log=log)
         if code:
             said = log.read_text(encoding="utf-8").rpartition("\n$ ")[2].splitlines()[1:]
             message = next((line for line in said if "Fix: " in line), said[-1] if said else "")
             # Code 3 is a run that went wrong, 1 and 2 are recipes that were never begun.
-            case |= {"caught_by": "training fault" if code == 3 else f"{step} refused", "message": message}
+            case |= {
+                "caught_by": "training fault" if code == 3 else f"{step} refused",
+                "message": message,
+            }
             break
     else:
         case |= judge_run(injected, fault, folder, work / "base")
@@ -120,9 +158,20 @@ def run_case(name: str, fault: Fault, work: Path) -> dict[str, Any]:
 def judge_run(injected: str, fault: Fault, folder: Path, base: Path) -> dict[str, Any]:
     """What the callback and the gate say of a finished run."""
     callback = broken_limits(folder / "run" / "log.jsonl")
-    options = ["--data", str(QUICKSTART / "data"), "--base", str(base), "--gate", str(GATE), *fault.options, *ANSWERS]
+    options = [
+        "--data",
+        str(QUICKSTART / "data"),
+        "--base",
+        str(base),
+        "--gate",
+        str(GATE),
+        *fault.options,
+        *ANSWERS,
+    ]
     output = ["--output", str(folder / "evaluation")]
-    _, said = run_command(injected, "evaluate", str(folder / "run"), *options, *output, log=folder / "stderr.txt")
+    _, said = run_command(
+        injected, "evaluate", str(folder / "run"), *options, *output, log=folder / "stderr.txt"
+    )
     content = json.loads(said)
     verdict = content["gate"]["verdict"]
     lines = [line for line in content["gate"]["lines"] if line["verdict"] != "pass"]
@@ -143,7 +192,9 @@ def run_cases(cases: Mapping[str, Fault], work: Path, jobs: int) -> list[dict[st
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "base" / "samples.jsonl").is_file():
         data = ("--data", str(QUICKSTART / "data"), "--output", str(work / "base"))
-        run_command("", "evaluate", str(QUICKSTART / "base"), *data, *ANSWERS, log=work / "base.txt")
+        run_command(
+            "", "evaluate", str(QUICKSTART / "base"), *data, *ANSWERS, log=work / "base.txt"
+        )
     results, lock = work / "results.jsonl", threading.Lock()
     lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
     done = {case["name"]: case for case in map(json.loads, lines)}
@@ -180,14 +231,29 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def as_text(results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
     """The table, a case a line, and the counts."""
     form = "{:24} {:20} {:18} {:18} {:13} {:>6} {:>5}  {}"
-    lines = [form.format("case", "injected into", "caught by", "callback", "gate", "exact", "EOS", "why")]
+    lines = [
+        form.format("case", "injected into", "caught by", "callback", "gate", "exact", "EOS", "why")
+    ]
     for case in results:
-        numbers = ["" if case.get(key) is None else f"{case[key]:.3f}" for key in ("exact_match", "eos_rate")]
+        numbers = [
+            "" if case.get(key) is None else f"{case[key]:.3f}"
+            for key in ("exact_match", "eos_rate")
+        ]
         # Of one limit by task type, how many types broke it.
-        broken = Counter(" ".join(name.split()[: 2 if name.startswith("flag") else 1]) for name in case["broken"])
-        why = case["message"] or ", ".join(f"{name} x{count}" if count > 1 else name for name, count in broken.items())
+        broken = Counter(
+            " ".join(name.split()[: 2 if name.startswith("flag") else 1]) for name in case["broken"]
+        )
+        why = case["message"] or ", ".join(
+            f"{name} x{count}" if count > 1 else name for name, count in broken.items()
+        )
         callback = ", ".join(case["callback"])
-        head = (case["name"], case["where"], case["caught_by"] or "-", callback, case["gate"] or "not reached")
+        head = (
+            case["name"],
+            case["where"],
+            case["caught_by"] or "-",
+            callback,
+            case["gate"] or "not reached",
+        )
         lines.append(form.format(*head, *numbers, why))
     by = ", ".join(f"{name} {count}" for name, count in summary["caught_by"].items())
     text = "{caught} of {faults} faults caught, {faults_inconclusive} more inconclusive"
@@ -198,14 +264,24 @@ def as_text(results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
 
 def main() -> int:
     """Run what was asked for and print it; 1 if the score is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="folder to work in and to resume from (default: a temporary one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder to work in and to resume from (default: a temporary one)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     parser.add_argument("--seeds", type=int, default=20, help="healthy seeds")
-    parser.add_argument("--only", nargs="*", choices=FAULTS, help="these faults; without names none")
+    parser.add_argument(
+        "--only", nargs="*", choices=FAULTS, help="these faults; without names none"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     options = parser.parse_args()
-    cases = {name: fault for name, fault in FAULTS.items() if options.only is None or name in options.only}
+    cases = {
+        name: fault
+        for name, fault in FAULTS.items()
+        if options.only is None or name in options.only
+    }
     cases |= {f"seed-{seed}": healthy(seed) for seed in range(1, options.seeds + 1)}
     with tempfile.TemporaryDirectory() as temporary:
         results = run_cases(cases, (options.work or Path(temporary)).resolve(), options.jobs)

@@ -28,7 +28,9 @@ QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=str(QUICKSTART / "base"))
     parser.add_argument("--data", default=str(QUICKSTART / "data" / "test.jsonl"))
     parser.add_argument("--rows", type=int, default=256)
@@ -44,7 +46,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"one by one": [], "in batches": []}
     for _ in range(options.rounds):
         start = time.perf_counter()
-        alone = one_by_one(model, loaded.tokenizer, prompts, renderer.stop_ids, options.max_new_tokens)
+        alone = one_by_one(
+            model, loaded.tokenizer, prompts, renderer.stop_ids, options.max_new_tokens
+        )
         middle = time.perf_counter()
         answers = generate(
             model,
@@ -57,17 +61,27 @@ def main() -> None:
         )
         seconds["one by one"].append(middle - start)
         seconds["in batches"].append(time.perf_counter() - middle)
-    print(f"{len(prompts)} prompts, {sum(map(len, alone))} new tokens, batches of {options.batch_size}, {model.dtype}")
+    print(
+        f"{len(prompts)} prompts, {sum(map(len, alone))} new tokens, batches of {options.batch_size}, {model.dtype}"
+    )
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     for name, found in seconds.items():
-        print(f"{name:11} {medians[name]:7.2f} s median of [{' '.join(f'{one:.2f}' for one in found)}]")
+        print(
+            f"{name:11} {medians[name]:7.2f} s median of [{' '.join(f'{one:.2f}' for one in found)}]"
+        )
     print(f"one by one / in batches  {medians['one by one'] / medians['in batches']:.1f}x")
     different = sum(one != answer.ids for one, answer in zip(alone, answers, strict=True))
-    print(f"answers that differ between batch 1 and batch {options.batch_size}: {different} of {len(prompts)}")
+    print(
+        f"answers that differ between batch 1 and batch {options.batch_size}: {different} of {len(prompts)}"
+    )
 
 
 def one_by_one(
-    model: Any, tokenizer: Any, prompts: list[list[int]], stop_ids: tuple[int, ...], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    stop_ids: tuple[int, ...],
+    max_new_tokens: int,
 ) -> list[list[int]]:
     """The chapter's loop, greedy: one unpadded prompt at a time; ids before the stop id."""
     found = []

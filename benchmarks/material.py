@@ -43,9 +43,14 @@ def chatml_tokenizer(folder: Path) -> Path:
         show_progress=False,
     )
     generator = random.Random(1)
-    backend.train_from_iterator((" ".join(generator.choices(WORDS, k=50)) for _ in range(2000)), trainer)
+    backend.train_from_iterator(
+        (" ".join(generator.choices(WORDS, k=50)) for _ in range(2000)), trainer
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=special
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=special,
     )
     tokenizer.chat_template = qwen2_5_chat_template
     tokenizer.save_pretrained(folder)

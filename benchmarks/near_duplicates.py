@@ -23,7 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from sft_recipes.similarity import ROW_SHINGLE, jaccard_of_pairs, near_duplicates, normalise, shingle_hashes
+from sft_recipes.similarity import (
+    ROW_SHINGLE,
+    jaccard_of_pairs,
+    near_duplicates,
+    normalise,
+    shingle_hashes,
+)
 
 THRESHOLD, SLOTS = 0.8, 128
 COPY_SHARE, EDITS = 0.09, (0.0, 0.01, 0.02, 0.04, 0.08)
@@ -38,7 +44,10 @@ def generate(rows: int, seed: int = 0) -> tuple[list[str], list[Pair]]:
     """
     generator = np.random.default_rng(seed)
     letters = np.array(list("etaoinshrdlucmfw"))
-    spelled = ("".join(letters[generator.integers(0, 16, size)]) for size in generator.integers(2, 10, 30_000))
+    spelled = (
+        "".join(letters[generator.integers(0, 16, size)])
+        for size in generator.integers(2, 10, 30_000)
+    )
     vocabulary = np.array(list(dict.fromkeys(spelled)), dtype=object)
     weights = np.cumsum(1 / (np.arange(len(vocabulary)) + 10))
     texts: list[str] = []
@@ -79,7 +88,9 @@ def run_datasketch(texts: Sequence[str], bands: Pair | None) -> set[Pair]:
     grams = []
     for text in texts:
         words = normalise(text).split(" ")
-        grams.append({" ".join(words[at : at + 3]).encode() for at in range(max(1, len(words) - 2))})
+        grams.append(
+            {" ".join(words[at : at + 3]).encode() for at in range(max(1, len(words) - 2))}
+        )
     signatures = MinHash.bulk(grams, num_perm=SLOTS)
     index = MinHashLSH(threshold=THRESHOLD, num_perm=SLOTS, params=bands)
     with index.insertion_session() as session:
@@ -135,7 +146,9 @@ def joined(pairs: set[Pair], texts: Sequence[str]) -> set[Pair]:
     """Pairs with every text replaced by the first equal one, so that both ways to list equal texts count alike."""
     first: dict[str, int] = {}
     place = [first.setdefault(normalise(text), row) for row, text in enumerate(texts)]
-    return {(min(place[a], place[b]), max(place[a], place[b])) for a, b in pairs if place[a] != place[b]}
+    return {
+        (min(place[a], place[b]), max(place[a], place[b])) for a, b in pairs if place[a] != place[b]
+    }
 
 
 def main() -> None:
@@ -160,13 +173,17 @@ def main() -> None:
             for side in sides:
                 spent, *results[side] = pool.apply(measure, (side, arguments.rows, arguments.data))
                 seconds[side].append(spent)
-    texts, planted = (read(arguments.data, arguments.rows), []) if arguments.data else generate(arguments.rows)
+    texts, planted = (
+        (read(arguments.data, arguments.rows), []) if arguments.data else generate(arguments.rows)
+    )
     exact = len(texts) <= EXACT_TRUTH_ROWS
     chosen = np.array(planted).reshape(-1, 2)
     near = chosen[jaccard_of_pairs(texts, chosen, ROW_SHINGLE) >= THRESHOLD]
     true = joined(truth(texts) if exact else set(map(tuple, near.tolist())), texts)
     megabytes = sum(map(len, texts)) / 1e6
-    print(f"{len(texts):,} rows, {megabytes:,.0f} million characters, {len(true):,} true pairs at J >= {THRESHOLD}")
+    print(
+        f"{len(texts):,} rows, {megabytes:,.0f} million characters, {len(true):,} true pairs at J >= {THRESHOLD}"
+    )
     for side, (before, peak, pairs) in results.items():
         found = joined(pairs, texts)
         recall, precision = (len(found & true) / max(len(part), 1) for part in (true, found))

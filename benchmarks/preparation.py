@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tokenizer")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=MEASUREMENTS, help="measure this one here, once, and print its seconds")
+    parser.add_argument(
+        "--only", choices=MEASUREMENTS, help="measure this one here, once, and print its seconds"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -127,7 +129,9 @@ def _stock_trl(recipe: Recipe, folder: Path) -> float:
             bf16=False,
             activation_checkpointing=False,
         )
-        SFTTrainer(small_model(len(tokenizer)), args=config, train_dataset=rows, processing_class=tokenizer)
+        SFTTrainer(
+            small_model(len(tokenizer)), args=config, train_dataset=rows, processing_class=tokenizer
+        )
 
     return _seconds(work)
 
@@ -148,7 +152,9 @@ def _print(times: Mapping[str, Sequence[float]], rows: int) -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         shown = " ".join(f"{value:.2f}" for value in values)
-        print(f"{name:26} {medians[name]:7.2f} s median of [{shown}], {rows / medians[name]:,.0f} rows/s")
+        print(
+            f"{name:26} {medians[name]:7.2f} s median of [{shown}], {rows / medians[name]:,.0f} rows/s"
+        )
     our_gain = medians[OURS_ALONE] / medians[OURS]
     encode_gain = medians[ENCODE_ALONE] / medians[ENCODE]
     print(f"TRL / sft-recipes           {medians[TRL] / medians[OURS]:.2f}x")

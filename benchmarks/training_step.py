@@ -30,7 +30,14 @@ from sft_recipes.training.trainer import RecipeTrainer
 BATCH = 4
 
 
-def build(kind: type[SFTTrainer], vocab_size: int, data: PreparedData, tokenizer: Any, folder: Path, size: int) -> Any:
+def build(
+    kind: type[SFTTrainer],
+    vocab_size: int,
+    data: PreparedData,
+    tokenizer: Any,
+    folder: Path,
+    size: int,
+) -> Any:
     """A trainer of the given kind on a fresh model, the same weights each time."""
     model = small_model(vocab_size, hidden=size, layers=4 if size < 512 else 12)
     flat = kind is RecipeTrainer and flattening_pays(model, data.train, BATCH)
@@ -80,7 +87,11 @@ def main() -> None:
         folder = Path(name)
         data_path = options.data or write_rows(folder / "rows.jsonl", 1000)
         tokenizer_folder = str(options.tokenizer or chatml_tokenizer(folder / "tokenizer"))
-        keys = {"model_name_or_path": tokenizer_folder, "dataset_name": str(data_path), "max_length": 512}
+        keys = {
+            "model_name_or_path": tokenizer_folder,
+            "dataset_name": str(data_path),
+            "max_length": 512,
+        }
         recipe = make_recipe({**keys, "output_dir": name, "max_lost": 1.0, "max_rows": 1000})
         labeller = open_labeller(recipe)
         renderer = labeller.renderer
@@ -88,7 +99,9 @@ def main() -> None:
         renderer.tokenizer.pad_token = renderer.tokenizer.convert_ids_to_tokens(1)
         # The vocabulary of the model, not of the tokenizer, sets the cost; ids are folded into it.
         vocabulary = 32_000
-        train = data.train.map(lambda row: {key: _fold(row[key], vocabulary) for key in ("input_ids", "labels")})
+        train = data.train.map(
+            lambda row: {key: _fold(row[key], vocabulary) for key in ("input_ids", "labels")}
+        )
         data = replace(data, train=train, eval=None, eval_examples=[], check_examples=[])
         _compare(data, renderer.tokenizer, vocabulary, folder, options)
         _share_of_peak(data, renderer.tokenizer, vocabulary, folder, options.steps)
@@ -98,29 +111,43 @@ def _fold(ids: list[int], vocabulary: int) -> list[int]:
     return [token if token < 0 else token % vocabulary for token in ids]
 
 
-def _compare(data: PreparedData, tokenizer: Any, vocabulary: int, folder: Path, options: Any) -> None:
+def _compare(
+    data: PreparedData, tokenizer: Any, vocabulary: int, folder: Path, options: Any
+) -> None:
     speeds: dict[str, list[float]] = {"sft-recipes": [], "TRL": []}
     losses: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for label, kind in (("sft-recipes", RecipeTrainer), ("TRL", SFTTrainer)):
-            seconds, found, _ = run_steps(build(kind, vocabulary, data, tokenizer, folder, 256), options.steps)
+            seconds, found, _ = run_steps(
+                build(kind, vocabulary, data, tokenizer, folder, 256), options.steps
+            )
             speeds[label].append(1 / seconds)
             losses[label] = found
     for label, values in speeds.items():
-        print(f"{label:12} {statistics.median(values):6.2f} steps/s median of {[round(value, 2) for value in values]}")
-    difference = max(abs(a - b) / b for a, b in zip(losses["sft-recipes"], losses["TRL"], strict=True))
+        print(
+            f"{label:12} {statistics.median(values):6.2f} steps/s median of {[round(value, 2) for value in values]}"
+        )
+    difference = max(
+        abs(a - b) / b for a, b in zip(losses["sft-recipes"], losses["TRL"], strict=True)
+    )
     ratio = statistics.median(speeds["sft-recipes"]) / statistics.median(speeds["TRL"])
-    print(f"sft-recipes / TRL  {ratio:.2f}x, largest relative difference of a loss {difference:.1e}")
+    print(
+        f"sft-recipes / TRL  {ratio:.2f}x, largest relative difference of a loss {difference:.1e}"
+    )
 
 
-def _share_of_peak(data: PreparedData, tokenizer: Any, vocabulary: int, folder: Path, steps: int) -> None:
+def _share_of_peak(
+    data: PreparedData, tokenizer: Any, vocabulary: int, folder: Path, steps: int
+) -> None:
     trainer = build(RecipeTrainer, vocabulary, data, tokenizer, folder, 640)
     body = trainer.model.num_parameters(exclude_embeddings=True)
     seconds, _, tokens = run_steps(trainer, max(steps // 3, 2))
     rate = 6 * body * tokens / max(steps // 3, 2) / seconds
     peak = matmul_peak()
     size = trainer.model.num_parameters() / 1e6
-    print(f"{size:.0f}M parameters: {rate / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s matmul peak ({rate / peak:.0%})")
+    print(
+        f"{size:.0f}M parameters: {rate / 1e9:.1f} of {peak / 1e9:.1f} GFLOP/s matmul peak ({rate / peak:.0%})"
+    )
     print("counted: 6 x body parameters x tokens, attention and trained logits left out")
 
 

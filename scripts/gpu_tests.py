@@ -42,9 +42,18 @@ def read_rows(report: str) -> list[Row]:
 def table(rows: Sequence[Row]) -> str:
     """The rows, aligned, and their sum."""
     width = max((len(row.name) for row in rows), default=0)
-    lines = [f"{row.name:{width}}  {row.result:7}  {row.seconds:7.1f} s  {row.why[:160]}".rstrip() for row in rows]
+    lines = [
+        f"{row.name:{width}}  {row.result:7}  {row.seconds:7.1f} s  {row.why[:160]}".rstrip()
+        for row in rows
+    ]
     counts = Counter(row.result for row in rows)
-    return "\n".join([*lines, "", ", ".join(f"{counts[name]} {name}" for name in ("passed", "FAILED", "skipped"))])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            ", ".join(f"{counts[name]} {name}" for name in ("passed", "FAILED", "skipped")),
+        ]
+    )
 
 
 def exit_code(rows: Sequence[Row]) -> int:
@@ -67,7 +76,16 @@ def main() -> int:
     print(gpus(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}", *sys.argv[1:]]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "gpu",
+            f"--junitxml={report}",
+            *sys.argv[1:],
+        ]
         code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
         if not report.is_file():
             return code or 1

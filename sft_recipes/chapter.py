@@ -51,7 +51,12 @@ class InstructionExample:
         if not self.input:
             return {"role": "user", "content": self.instruction}
         content = f"{self.instruction}\n\n{self.input}"
-        return {"role": "user", "content": content, "instruction": self.instruction, "input": self.input}
+        return {
+            "role": "user",
+            "content": content,
+            "instruction": self.instruction,
+            "input": self.input,
+        }
 
 
 Examples = Sequence[InstructionExample]
@@ -75,7 +80,9 @@ class ChatDataset:
             if message.role not in ("system", "user", "assistant"):
                 what, fix = f"unknown role {message.role!r}", "use system, user or assistant"
                 raise InputError(Problem("conversation", f"messages[{index}].role", what, fix))
-        return "".join(f"<|{message.role}|>\n{message.content}\n" for message in messages) + "<|end|>"
+        return (
+            "".join(f"<|{message.role}|>\n{message.content}\n" for message in messages) + "<|end|>"
+        )
 
 
 class SupervisedFineTuningDataset:
@@ -91,13 +98,19 @@ class SupervisedFineTuningDataset:
         renderer = instruction_renderer(tokenizer)
         self._collate = ResponseOnlyCollator(renderer.tokenizer.pad_token_id, max_length)
         rows = [
-            Example([example.to_message(), {"role": "assistant", "content": example.output}], "examples", index)
+            Example(
+                [example.to_message(), {"role": "assistant", "content": example.output}],
+                "examples",
+                index,
+            )
             for index, example in enumerate(examples)
         ]
         batch = Labeller(renderer, LabelSettings(max_length=max_length)).label(rows)
         if batch.dropped:
             fix = f"shorten it or raise max_length (now {max_length})"
-            raise InputError([Problem(f"examples[{row.example}]", "", row.detail, fix) for row in batch.dropped])
+            raise InputError(
+                [Problem(f"examples[{row.example}]", "", row.detail, fix) for row in batch.dropped]
+            )
         self._rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in batch.rows]
 
     def __len__(self) -> int:
@@ -109,7 +122,9 @@ class SupervisedFineTuningDataset:
 
 def instruction_renderer(tokenizer: Any) -> ChatRenderer:
     """The shipped instruction template on a copy of the tokenizer, so that the caller's keeps its own template."""
-    return attach_chat_template(copy.deepcopy(tokenizer), TemplateSettings(chat_template="instruction"))
+    return attach_chat_template(
+        copy.deepcopy(tokenizer), TemplateSettings(chat_template="instruction")
+    )
 
 
 def create_sft_dataloader(
@@ -152,16 +167,25 @@ class DataQualityAnalyzer:
     def analyze_length_distribution(self) -> dict[str, float]:
         """Mean and maximum number of words of instructions and outputs."""
         parts = ("instruction", "output")
-        words = {part: [len(getattr(example, part).split()) for example in self.examples] for part in parts}
+        words = {
+            part: [len(getattr(example, part).split()) for example in self.examples]
+            for part in parts
+        }
         measures: Mapping[str, Callable[[list[int]], float]] = {"avg": fmean, "max": max}
-        return {f"{name}_{part}_length": of(words[part]) for name, of in measures.items() for part in parts}
+        return {
+            f"{name}_{part}_length": of(words[part])
+            for name, of in measures.items()
+            for part in parts
+        }
 
     def detect_repetitive_patterns(self) -> dict[str, list[str]]:
         """First 20 characters that open more than 5 instructions, or more than 5 outputs."""
         found = {}
         for part in ("instruction", "output"):
             openings = Counter(getattr(example, part)[:20] for example in self.examples)
-            found[f"repetitive_{part}s"] = [opening for opening, count in openings.items() if count > 5]
+            found[f"repetitive_{part}s"] = [
+                opening for opening, count in openings.items() if count > 5
+            ]
         return found
 
     def diversity_score(self) -> float:
@@ -194,24 +218,38 @@ class SFTEvaluator:
 
         Raises InputError for no examples, and for an instruction without words (no share of zero words).
         """
-        from sft_recipes.evaluation.metrics import chapter_completion, chapter_format, chapter_length_ratio
+        from sft_recipes.evaluation.metrics import (
+            chapter_completion,
+            chapter_format,
+            chapter_length_ratio,
+        )
 
         _refuse_empty(test_examples, "instruction")
         answers = [text.strip() for text in _answer(self.model, self.tokenizer, test_examples, 150)]
         pairs = list(zip(test_examples, answers, strict=True))
         return {
-            "avg_length_ratio": fmean(chapter_length_ratio(example.output, answer) for example, answer in pairs),
-            "completion_rate": fmean(chapter_completion(example.instruction, answer) or 0 for example, answer in pairs),
+            "avg_length_ratio": fmean(
+                chapter_length_ratio(example.output, answer) for example, answer in pairs
+            ),
+            "completion_rate": fmean(
+                chapter_completion(example.instruction, answer) or 0 for example, answer in pairs
+            ),
             "format_adherence": fmean(map(chapter_format, answers)),
         }
 
 
-def evaluate_quality(model: Any, tokenizer: Any, test_examples: Examples) -> dict[str, dict[str, str]]:
+def evaluate_quality(
+    model: Any, tokenizer: Any, test_examples: Examples
+) -> dict[str, dict[str, str]]:
     """`example_0` to `example_4`: instruction, expected and generated text (greedy, at most 100 tokens)."""
     shown = test_examples[:5]
     answers = _answer(model, tokenizer, shown, 100)
     return {
-        f"example_{index}": {"instruction": each.instruction, "expected": each.output, "generated": answer.strip()}
+        f"example_{index}": {
+            "instruction": each.instruction,
+            "expected": each.output,
+            "generated": answer.strip(),
+        }
         for index, (each, answer) in enumerate(zip(shown, answers, strict=True))
     }
 
@@ -238,7 +276,9 @@ def detect_format_overfitting(
     return {"overfitting_indicators": found}
 
 
-def _answer(model: Any, tokenizer: Any, examples: Examples, new_tokens: int, bare: bool = False) -> list[str]:
+def _answer(
+    model: Any, tokenizer: Any, examples: Examples, new_tokens: int, bare: bool = False
+) -> list[str]:
     """Greedy answers to the prompts in the training format, or (`bare`) to the instructions as they stand."""
     from sft_recipes.evaluation.generation import generate
 
@@ -247,6 +287,11 @@ def _answer(model: Any, tokenizer: Any, examples: Examples, new_tokens: int, bar
     prompts = [renderer.prompt_ids([example.to_message()]) for example in examples]
     if bare:  # BOS by hand, since a tokenizer's own habit may also append EOS
         bos = [own.bos_token_id] if begins_with_bos(own) else []
-        prompts = [[*bos, *own(example.instruction, add_special_tokens=False)["input_ids"]] for example in examples]
-    answers = generate(model, own, prompts, stop_ids=renderer.stop_ids, max_new_tokens=new_tokens, batch_size=8)
+        prompts = [
+            [*bos, *own(example.instruction, add_special_tokens=False)["input_ids"]]
+            for example in examples
+        ]
+    answers = generate(
+        model, own, prompts, stop_ids=renderer.stop_ids, max_new_tokens=new_tokens, batch_size=8
+    )
     return [own.decode(answer.ids, skip_special_tokens=True) for answer in answers]

@@ -43,15 +43,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(review := typer.Typer(help="Blind human A/B review of two evaluations."), name="review")
+app.add_typer(
+    review := typer.Typer(help="Blind human A/B review of two evaluations."), name="review"
+)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command()
 def init(
     context: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="Shipped recipe, such as quickstart/full")] = None,
-    model: Annotated[str | None, typer.Option(help="Your model: writes a recipe for it; needs --data")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Shipped recipe, such as quickstart/full")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Your model: writes a recipe for it; needs --data")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Your data: file, folder or Hub name")] = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
@@ -60,7 +66,9 @@ def init(
     role_mapping: RolesOption = None,
     consecutive_turns: TurnsOption = None,
     chat_template: TemplateOption = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write to (default: named after the recipe)")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to (default: named after the recipe)")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite files that exist")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,14 +79,18 @@ def init(
 
         options = data_options(context)
         folder = output or Path(Path(data).stem)
-        made = write_recipe(RecipeRequest(model, data, options, folder, force), progress=not as_json)
+        made = write_recipe(
+            RecipeRequest(model, data, options, folder, force), progress=not as_json
+        )
         files = [made.path]
         if not as_json:
             show_rows(made.renderer, made.rows)
             print(*made.notes, sep="\n", end="\n\n")
     elif model or data:
         what = "a shipped recipe is copied as it is" if recipe else "--model and --data go together"
-        raise InputError(Problem("command line", "init", what, "give --model M --data D and no RECIPE"))
+        raise InputError(
+            Problem("command line", "init", what, "give --model M --data D and no RECIPE")
+        )
     elif recipe:
         files = copy_recipe(recipe, output or Path(recipe.split("/")[0]), force)
     else:
@@ -87,7 +99,9 @@ def init(
             return _print_json([{"name": one.name, "summary": one.summary} for one in recipes])
         lines = [f"{one.name:24} {one.summary}" for one in recipes]
         return print(
-            *lines, "\ncopy one: sft-recipes init NAME\nyour own: sft-recipes init --model M --data D", sep="\n"
+            *lines,
+            "\ncopy one: sft-recipes init NAME\nyour own: sft-recipes init --model M --data D",
+            sep="\n",
         )
     if as_json:
         return _print_json({"files": [str(file) for file in files]})
@@ -103,8 +117,12 @@ def check(
     recipe: RecipeArgument,
     launch: LaunchOption = None,
     num_processes: ProcessesOption = None,
-    measure: Annotated[int, typer.Option(help="Train this many steps, only to measure time and memory")] = 0,
-    fix: Annotated[bool, typer.Option("--fix", help="First rewrite old key names in the file")] = False,
+    measure: Annotated[
+        int, typer.Option(help="Train this many steps, only to measure time and memory")
+    ] = 0,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="First rewrite old key names in the file")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything before a GPU is touched: keys, template, labels of all rows, what is dropped, the plan."""
@@ -128,7 +146,9 @@ def inspect(
     max_length: LengthOption = None,
     format: FormatOption = None,
     column_mapping: MappingOption = None,
-    rows: Annotated[int | None, typer.Option(help="Input rows to show (default: 3; with --json all)")] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Input rows to show (default: 3; with --json all)")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show rows exactly as the trainer sees them; trained tokens are green. `--key value` sets a key of a recipe."""
@@ -152,7 +172,10 @@ def inspect(
         return
     for row in inspected:
         if isinstance(row.result, DroppedRow):
-            print(f"{row.example.where}: dropped, {row.result.reason}: {row.result.detail}", file=sys.stderr)
+            print(
+                f"{row.example.where}: dropped, {row.result.reason}: {row.result.detail}",
+                file=sys.stderr,
+            )
         else:
             _print_json(row_json(renderer, row.example, row.result), indent=None)
     print(*rejects.lines(), sep="\n", file=sys.stderr)
@@ -167,10 +190,18 @@ def audit(
     max_length: LengthOption = None,
     format: FormatOption = None,
     column_mapping: MappingOption = None,
-    eval_data: Annotated[list[str] | None, typer.Option("--eval_data", help="Data that no row may repeat")] = None,
-    clean: Annotated[Path | None, typer.Option(help="New folder for kept.jsonl and dropped.jsonl")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Check whose rows --clean drops (default: see report)")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the report (default: run folder or ./)")] = None,
+    eval_data: Annotated[
+        list[str] | None, typer.Option("--eval_data", help="Data that no row may repeat")
+    ] = None,
+    clean: Annotated[
+        Path | None, typer.Option(help="New folder for kept.jsonl and dropped.jsonl")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="Check whose rows --clean drops (default: see report)")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the report (default: run folder or ./)")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is wrong with a data set, row by row, in an HTML report; --clean writes the rows without it."""
@@ -184,7 +215,11 @@ def audit(
     evals = {path: DatasetSource(path) for path in eval_data or []}
     if recipe is not None and recipe.evaluation.data is not None:
         evals[recipe.evaluation.data.path] = recipe.evaluation.data
-    folder = recipe.output_dir / run_folder.AUDIT if recipe is not None else Path(f"audit-{recipe_or_data.stem}")
+    folder = (
+        recipe.output_dir / run_folder.AUDIT
+        if recipe is not None
+        else Path(f"audit-{recipe_or_data.stem}")
+    )
     folder = output or folder
     renderer = None if opened.labeller is None else opened.labeller.renderer
     request = AuditRequest(
@@ -229,7 +264,8 @@ def train(
     launch: LaunchOption = None,
     num_processes: ProcessesOption = None,
     allow_changed: Annotated[
-        list[str] | None, typer.Option("--allow_changed", help="Key that may differ from the run being resumed")
+        list[str] | None,
+        typer.Option("--allow_changed", help="Key that may differ from the run being resumed"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -243,7 +279,9 @@ def train(
         else:
             from sft_recipes.training.train import main as train_main
 
-            code = train_main(["--config", str(recipe), *context.args, "--allow_changed", ",".join(allowed)])
+            code = train_main(
+                ["--config", str(recipe), *context.args, "--allow_changed", ",".join(allowed)]
+            )
     if as_json:
         folder = load_recipe(recipe, parse_overrides(context.args)).output_dir
         _print_json({"output_dir": str(folder), **run_folder.read_state(folder)})
@@ -254,23 +292,45 @@ def train(
 def evaluate(
     context: typer.Context,
     model_or_run: Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")],
-    data: Annotated[str | None, typer.Option(help="Data to answer (default: the run's own eval rows)")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data to answer (default: the run's own eval rows)")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of the data folder")] = "test",
     format: FormatOption = None,
     column_mapping: MappingOption = None,
-    base: Annotated[str | None, typer.Option(help="Model, run or earlier evaluation folder to compare with")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model, run or earlier evaluation folder to compare with")
+    ] = None,
     chat_template: TemplateOption = None,
-    max_rows: Annotated[int | None, typer.Option("--max_rows", help="Answer only the first rows")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest answer, in tokens")] = 256,
+    max_rows: Annotated[
+        int | None, typer.Option("--max_rows", help="Answer only the first rows")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", help="Longest answer, in tokens")
+    ] = 256,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Prompts per batch")] = 32,
-    output: Annotated[Path | None, typer.Option(help="Folder for metrics, samples and report")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for metrics, samples and report")
+    ] = None,
     examples: Annotated[int, typer.Option(help="Answers to print side by side")] = 3,
-    gate: Annotated[str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")] = None,
-    format_overfitting: Annotated[bool, typer.Option("--format_overfitting", help="Ask in other formats, too")] = False,
-    compare: Annotated[list[str] | None, typer.Option(help="Run or evaluation of the same data; repeatable")] = None,
-    shots: Annotated[int, typer.Option(help="Training rows shown to the base in front of each prompt", min=0)] = 0,
-    safety: Annotated[bool, typer.Option(help="Ask what should and should not be refused, too")] = False,
-    safety_data: Annotated[str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")
+    ] = None,
+    format_overfitting: Annotated[
+        bool, typer.Option("--format_overfitting", help="Ask in other formats, too")
+    ] = False,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Run or evaluation of the same data; repeatable")
+    ] = None,
+    shots: Annotated[
+        int, typer.Option(help="Training rows shown to the base in front of each prompt", min=0)
+    ] = 0,
+    safety: Annotated[
+        bool, typer.Option(help="Ask what should and should not be refused, too")
+    ] = False,
+    safety_data: Annotated[
+        str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.
@@ -282,7 +342,9 @@ def evaluate(
     elsewhere = ("examples", "as_json", "format", "column_mapping")
     asked = {key: value for key, value in context.params.items() if key not in elsewhere}
     options = data_options(context, without="chat_template")
-    result = evaluate_standalone(EvaluationRequest(data_options=options, **asked), progress=not as_json)
+    result = evaluate_standalone(
+        EvaluationRequest(data_options=options, **asked), progress=not as_json
+    )
     if as_json and result.is_main:
         _print_json(result.as_json())
     elif result.is_main:
@@ -295,7 +357,9 @@ def chat(
     run: Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")],
     base: Annotated[str | None, typer.Option(help="Model that answers beside it")] = None,
     chat_template: TemplateOption = None,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest answer, in tokens")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", help="Longest answer, in tokens")
+    ] = 256,
     as_json: JsonOption = False,
 ) -> None:
     """Talk to a model: a line is a turn, /reset starts again, /quit ends; --json prints one object per answer."""
@@ -326,17 +390,25 @@ def export_run(
 def push_run(
     run: RunArgument,
     repo: Annotated[str, typer.Option(help="Repository on the Hub, such as me/my-model")],
-    adapter_only: Annotated[bool, typer.Option("--adapter_only", help="Push the adapter, not a merged model")] = False,
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter_only", help="Push the adapter, not a merged model")
+    ] = False,
     public: Annotated[bool, typer.Option("--public", help="Create a public repository")] = False,
-    allow_failed_gate: Annotated[bool, typer.Option("--allow_failed_gate", help="Push without a passed gate")] = False,
-    base_model: Annotated[str | None, typer.Option("--base_model", help="The adapter's base on the Hub")] = None,
+    allow_failed_gate: Annotated[
+        bool, typer.Option("--allow_failed_gate", help="Push without a passed gate")
+    ] = False,
+    base_model: Annotated[
+        str | None, typer.Option("--base_model", help="The adapter's base on the Hub")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Upload a finished run with its model card to the Hub; private unless asked. Run again, it goes on."""
     from sft_recipes.release.hub import push
 
     with _speaking_on_stderr(as_json):
-        pushed = push(run, repo, adapter_only, public, allow_failed_gate, base_model, progress=not as_json)
+        pushed = push(
+            run, repo, adapter_only, public, allow_failed_gate, base_model, progress=not as_json
+        )
     end = f"\npushed: {pushed['url']} (private: {pushed['private']})\nnext: read the card there, as others will"
     return _print_json(pushed) if as_json else print(*pushed["files"], end, sep="\n")
 
@@ -345,7 +417,9 @@ def push_run(
 def review_build(
     candidate: Annotated[Path, typer.Argument(help="Evaluation folder")],
     baseline: Annotated[Path, typer.Argument(help="Evaluation folder on the same data")],
-    output: Annotated[Path, typer.Option(help="Page to write; its key is written beside it")] = Path("review.html"),
+    output: Annotated[
+        Path, typer.Option(help="Page to write; its key is written beside it")
+    ] = Path("review.html"),
     rows: Annotated[int, typer.Option(help="Most prompts on the page", min=1)] = 100,
     seed: Annotated[int, typer.Option(help="Decides prompts and order")] = 0,
     as_json: JsonOption = False,
@@ -361,7 +435,9 @@ def review_build(
 @review.command("score")
 def review_score(
     key: Annotated[Path, typer.Argument(help="Key that was written beside the page")],
-    votes: Annotated[list[Path], typer.Argument(help="Votes that the raters downloaded, one file each")],
+    votes: Annotated[
+        list[Path], typer.Argument(help="Votes that the raters downloaded, one file each")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Resolve the votes: win rate, agreement, consistency, position and length."""

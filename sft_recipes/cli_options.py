@@ -9,9 +9,13 @@ from sft_recipes.recipe import parse_overrides, parse_value
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
-LaunchOption = Annotated[str | None, typer.Option(help="Accelerate config to launch with, such as ddp")]
+LaunchOption = Annotated[
+    str | None, typer.Option(help="Accelerate config to launch with, such as ddp")
+]
 ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
-FormatOption = Annotated[str | None, typer.Option("--format", help="Data format; detected if not given")]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="Data format; detected if not given")
+]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
 DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
 TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")]
@@ -23,8 +27,12 @@ _MESSAGES = "Your keys inside turns, as in '{role: from, content: value}'"
 MessagesOption = Annotated[str | None, typer.Option("--message_mapping", help=_MESSAGES)]
 _ROLES = "Your names of roles, as in '{user: Customer, assistant: Clerk}'"
 RolesOption = Annotated[str | None, typer.Option("--role_mapping", help=_ROLES)]
-TurnsOption = Annotated[str | None, typer.Option("--consecutive_turns", help="error (default) or merge")]
-TemplateOption = Annotated[str | None, typer.Option("--chat_template", help="Shipped name or .jinja file")]
+TurnsOption = Annotated[
+    str | None, typer.Option("--consecutive_turns", help="error (default) or merge")
+]
+TemplateOption = Annotated[
+    str | None, typer.Option("--chat_template", help="Shipped name or .jinja file")
+]
 
 
 _DATA_OPTIONS = (

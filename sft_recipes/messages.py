@@ -24,7 +24,14 @@ ROLES = ("system", "user", "assistant", "tool")
 _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "user": ("human", "prompter"),
     "assistant": ("gpt", "chatgpt", "bot", "model", "ai"),
-    "tool": ("observation", "function", "ipython", "tool_response", "function_response", "environment"),
+    "tool": (
+        "observation",
+        "function",
+        "ipython",
+        "tool_response",
+        "function_response",
+        "environment",
+    ),
     "system": ("developer",),
     "function_call": ("tool_call", "tool_calls"),
 }
@@ -116,12 +123,20 @@ def find_message_problem(messages: Sequence[Message]) -> tuple[str, str, str] | 
         content = message.get("content")
         if not isinstance(content, str):
             kind = "missing or null" if content is None else type(content).__name__
-            return f"messages[{index}].content", f"expected a string, got {kind}", "write the text as one string"
+            return (
+                f"messages[{index}].content",
+                f"expected a string, got {kind}",
+                "write the text as one string",
+            )
     if not any(message["role"] == "assistant" for message in messages):
         return "messages", "there is no assistant turn", "remove the row or add an answer"
     last = messages[-1]["role"]
     if last != "assistant":
-        return f"messages[{len(messages) - 1}].role", f"the last turn is {last!r}, not 'assistant'", "cut the row there"
+        return (
+            f"messages[{len(messages) - 1}].role",
+            f"the last turn is {last!r}, not 'assistant'",
+            "cut the row there",
+        )
     return None
 
 
@@ -131,14 +146,23 @@ def _role_problem(message: Message, before: Message, speaker: Message) -> tuple[
         aliases = ", ".join(f"{alias}={name}" for alias, name in ROLE_ALIASES.items())
         return f"unknown role {role!r}", f"use one of {', '.join(ROLES)} (aliases: {aliases})"
     if role == before.get("role") and role != "tool":
-        return f"two {role} messages in a row", "join them into one, or set `consecutive_turns: merge`"
+        return (
+            f"two {role} messages in a row",
+            "join them into one, or set `consecutive_turns: merge`",
+        )
     if role == "assistant" and not speaker:
         return "the assistant speaks before any user", "remove that turn or add the user's"
     if role == "tool" and speaker.get("role") != "tool" and not _calls_tool(speaker):
-        return "a tool message without a tool call before it", "add the assistant's tool_calls or remove it"
+        return (
+            "a tool message without a tool call before it",
+            "add the assistant's tool_calls or remove it",
+        )
     return None
 
 
 def _calls_tool(message: Message) -> bool:
     """Whether a message calls a tool, in its own field or inline in the way of some model."""
-    return bool(message.get("tool_calls")) or _INLINE_CALL.search(message.get("content") or "") is not None
+    return (
+        bool(message.get("tool_calls"))
+        or _INLINE_CALL.search(message.get("content") or "") is not None
+    )

@@ -17,7 +17,9 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
 
 # Encoders for images, sound and video, and what projects them into the text model; no text row feeds them.
-_ENCODER = re.compile(r"(vision|visual|image|audio|speech|video|multi_modal_projector|multimodal_projector)")
+_ENCODER = re.compile(
+    r"(vision|visual|image|audio|speech|video|multi_modal_projector|multimodal_projector)"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,12 @@ def load_weights(name: str, dtype: Any, revision: str | None = None, **settings:
     """The model of a local folder or Hub name. Raises InputError if there is none to be had."""
     _check_name(name)
     # Left open, whether to trust remote code is asked of whoever sits at the terminal.
-    arguments = {"revision": revision or "main", "dtype": dtype, "trust_remote_code": False, **settings}
+    arguments = {
+        "revision": revision or "main",
+        "dtype": dtype,
+        "trust_remote_code": False,
+        **settings,
+    }
     try:
         return AutoModelForCausalLM.from_pretrained(name, **arguments)
     except (OSError, ValueError, ImportError) as error:
@@ -53,7 +60,10 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     if quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
         fix = "pip install 'sft-recipes[qlora]'"
         raise InputError(Problem("recipe", "load_in_4bit", "bitsandbytes is not installed", fix))
-    settings = {"attn_implementation": config.attn_implementation, "quantization_config": quantization}
+    settings = {
+        "attn_implementation": config.attn_implementation,
+        "quantization_config": quantization,
+    }
     model = load_weights(recipe.model_name, config.dtype, config.model_revision, **settings)
     keep_4bit_layers_in_place(model)
     freeze_unfed_encoders(model)
@@ -110,7 +120,9 @@ def lora_config(recipe: Recipe, model: PreTrainedModel) -> Any | None:
         return None
     from trl import ModelConfig, get_peft_config
 
-    config = ModelConfig(**{"lora_target_modules": ["all-linear"], **recipe.model, "dtype": model_dtype(recipe)})
+    config = ModelConfig(
+        **{"lora_target_modules": ["all-linear"], **recipe.model, "dtype": model_dtype(recipe)}
+    )
     lora: Any = get_peft_config(config)
     # TRL makes a list of one a string, which peft reads as a pattern of full names: a module's own name matches none.
     if isinstance(lora.target_modules, str) and lora.target_modules.isidentifier():
@@ -120,7 +132,9 @@ def lora_config(recipe: Recipe, model: PreTrainedModel) -> Any | None:
     return lora
 
 
-def agree_on_special_tokens(model: PreTrainedModel, tokenizer: Any, stop_ids: Sequence[int]) -> None:
+def agree_on_special_tokens(
+    model: PreTrainedModel, tokenizer: Any, stop_ids: Sequence[int]
+) -> None:
     """Write EOS, PAD and every end of turn into config and generation_config, as the tokenizer has them."""
     text_config = model.config.get_text_config()
     text_config.eos_token_id = tokenizer.eos_token_id
@@ -129,7 +143,9 @@ def agree_on_special_tokens(model: PreTrainedModel, tokenizer: Any, stop_ids: Se
         text_config.bos_token_id = tokenizer.bos_token_id
     generation = model.generation_config
     if generation is None:
-        raise InputError(Problem("recipe", "model_name_or_path", "the model cannot generate", "use a causal LM"))
+        raise InputError(
+            Problem("recipe", "model_name_or_path", "the model cannot generate", "use a causal LM")
+        )
     generation.eos_token_id = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
@@ -144,7 +160,9 @@ def check_vocabulary(
     rows = getattr(weight, "ds_shape", weight.shape)[0]
     if len(tokenizer) > rows:
         what = f"the tokenizer has {len(tokenizer)} ids, the embedding {rows} rows"
-        raise InputError(Problem(where, field, what, "use a model and a tokenizer that belong together"))
+        raise InputError(
+            Problem(where, field, what, "use a model and a tokenizer that belong together")
+        )
 
 
 def load_for_inference(name: str) -> InferenceModel:
@@ -159,7 +177,9 @@ def load_for_inference(name: str) -> InferenceModel:
     try:
         # Not left to transformers, which also loads adapters: it lost DoRA's magnitudes with a warning (5.23).
         base_name = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
-        model: Any = AutoModelForCausalLM.from_pretrained(base_name, dtype=dtype, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base_name, dtype=dtype, trust_remote_code=False
+        )
         if adapter:
             model = PeftModel.from_pretrained(model, name)
     except (OSError, ValueError) as error:
@@ -171,7 +191,13 @@ def load_for_inference(name: str) -> InferenceModel:
 def _check_name(name: str) -> None:
     check_folder(name)
     path = Path(name)
-    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
+    if path.is_dir() and not any(
+        (path / file).is_file() for file in ("config.json", "adapter_config.json")
+    ):
         unfinished = run_folder.is_run_folder(path)
-        fix = "let the run finish first" if unfinished else "name a folder with config.json or adapter_config.json"
+        fix = (
+            "let the run finish first"
+            if unfinished
+            else "name a folder with config.json or adapter_config.json"
+        )
         raise InputError(Problem(name, "model_name_or_path", "the folder holds no model", fix))

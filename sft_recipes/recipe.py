@@ -16,7 +16,15 @@ import yaml
 
 from sft_recipes.errors import InputError, Problem
 
-_PATH_KEYS = ("model_name_or_path", "dataset_name", "chat_template", "output_dir", "datasets", "data", "path")
+_PATH_KEYS = (
+    "model_name_or_path",
+    "dataset_name",
+    "chat_template",
+    "output_dir",
+    "datasets",
+    "data",
+    "path",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +162,20 @@ class _StrictLoader(yaml.SafeLoader):
 
 # YAML 1.1 reads `no` as False and `2e-5` as text; both have ruined runs elsewhere, so the 1.2 rules apply here.
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [
+        (tag, regexp)
+        for tag, regexp in resolvers
+        if not tag.endswith((":bool", ":float", ":timestamp"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _DIGITS, _POWER = r"\d[\d_]*", r"[eE][-+]?\d+"
 _FLOAT = rf"[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_POWER})?|{_DIGITS}{_POWER}|\.(?:inf|Inf|nan))"
 _BOOL = "true|True|TRUE|false|False|FALSE"
 for _tag, _pattern, _first in (("bool", _BOOL, "tTfF"), ("float", _FLOAT, "-+.0123456789")):
-    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
+    )
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -177,9 +191,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or str(error)
-        raise InputError(Problem(where, "", f"not plain YAML: {what}", "use plain keys and values")) from error
+        raise InputError(
+            Problem(where, "", f"not plain YAML: {what}", "use plain keys and values")
+        ) from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
-        raise InputError(Problem(str(path), "", "a recipe is a mapping of keys to values", "write `key: value` lines"))
+        raise InputError(
+            Problem(
+                str(path), "", "a recipe is a mapping of keys to values", "write `key: value` lines"
+            )
+        )
     lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
     return {str(key): value for key, value in values.items()}, lines
 
@@ -208,7 +228,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         elif waiting:
             overrides[waiting], waiting = parse_value(argument), ""
         else:
-            raise InputError(Problem("command line", argument, "not an override", "write `--key value`"))
+            raise InputError(
+                Problem("command line", argument, "not an override", "write `--key value`")
+            )
     return overrides
 
 
@@ -218,13 +240,20 @@ def relative_path(path: Path, folder: Path) -> str:
     return relative if relative.startswith("..") else f"./{relative}"
 
 
-def rebase_paths(values: Mapping[str, Any], base: Path | None, folder: Path | None = None) -> dict[str, Any]:
+def rebase_paths(
+    values: Mapping[str, Any], base: Path | None, folder: Path | None = None
+) -> dict[str, Any]:
     """The recipe's keys with paths relative to `base` (those that start with `./` or `../`) made absolute, or relative
     to `folder`. Any other path, and every path without a `base`, is left as it is.
     """
 
     def rebase(key: str, value: Any) -> Any:
-        if isinstance(value, str) and base is not None and key in _PATH_KEYS and value.startswith(("./", "../")):
+        if (
+            isinstance(value, str)
+            and base is not None
+            and key in _PATH_KEYS
+            and value.startswith(("./", "../"))
+        ):
             return relative_path(base / value, folder) if folder else str((base / value).resolve())
         if isinstance(value, list) and key == "datasets":
             return [rebase(key, entry) for entry in value]

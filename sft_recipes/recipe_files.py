@@ -31,7 +31,11 @@ def shipped_recipes() -> list[ShippedRecipe]:
     found = []
     for path in sorted(set(root.rglob("*.yaml")) - set(root.rglob(GATE))):
         first = path.read_text(encoding="utf-8").splitlines()[0]
-        found.append(ShippedRecipe(path.relative_to(root).with_suffix("").as_posix(), path, first.lstrip("# ")))
+        found.append(
+            ShippedRecipe(
+                path.relative_to(root).with_suffix("").as_posix(), path, first.lstrip("# ")
+            )
+        )
     return found
 
 
@@ -44,7 +48,9 @@ def launch_config(name: Path | str) -> Path:
     if name in known:
         return known[name]
     fix = f"use one of {', '.join(known)}, or a file"
-    raise InputError(Problem("command line", "--launch", f"there is no accelerate config {name!r}", fix))
+    raise InputError(
+        Problem("command line", "--launch", f"there is no accelerate config {name!r}", fix)
+    )
 
 
 def copy_recipe(name: str, output: Path, force: bool = False) -> list[Path]:
@@ -58,13 +64,23 @@ def copy_recipe(name: str, output: Path, force: bool = False) -> list[Path]:
         raise InputError(Problem("command line", "RECIPE", what, suggest(name, recipes)))
     chosen = recipes[name].path
     others = {recipe.path for recipe in recipes.values()}
-    beside = [file for file in sorted(chosen.parent.rglob("*")) if file.is_file() and file not in others]
+    beside = [
+        file for file in sorted(chosen.parent.rglob("*")) if file.is_file() and file not in others
+    ]
     pairs = [(file, output / file.relative_to(chosen.parent)) for file in (chosen, *beside)]
     for _, target in pairs:
         if not target.resolve().is_relative_to(output.resolve()) or target.is_symlink():
-            raise InputError(Problem(str(target), "", "lies outside the output folder", "choose another --output"))
+            raise InputError(
+                Problem(
+                    str(target), "", "lies outside the output folder", "choose another --output"
+                )
+            )
         if target.exists() and not force:
-            raise InputError(Problem(str(target), "", "exists already", "choose another --output, or add --force"))
+            raise InputError(
+                Problem(
+                    str(target), "", "exists already", "choose another --output, or add --force"
+                )
+            )
     for source, target in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

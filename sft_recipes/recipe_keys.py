@@ -17,10 +17,19 @@ import yaml
 
 from sft_recipes import recipe
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.recipe import DatasetSource, DataSettings, EvaluationSettings, LabelSettings, Recipe, TemplateSettings
+from sft_recipes.recipe import (
+    DatasetSource,
+    DataSettings,
+    EvaluationSettings,
+    LabelSettings,
+    Recipe,
+    TemplateSettings,
+)
 
 _UNIONS = (typing.Union, types.UnionType)
-_OTHER_KEYS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_OTHER_KEYS: Mapping[str, Any] = yaml.safe_load(
+    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+)
 # TRL's data keys, read by this project with the same meaning.
 DATA_KEYS: Mapping[str, Any] = {**dict.fromkeys(_OTHER_KEYS["dataset_keys"], str), "datasets": list}
 # This project's own keys: the fields of the settings less those that TRL's keys fill, and the rest.
@@ -49,7 +58,11 @@ def trl_keys() -> tuple[dict[str, Any], dict[str, Any]]:
 
     taken = {*REFUSED, *RENAMED, *OWN_KEYS}
     model, training = (
-        {name: kind for name, kind in typing.get_type_hints(config).items() if name in fields and name not in taken}
+        {
+            name: kind
+            for name, kind in typing.get_type_hints(config).items()
+            if name in fields and name not in taken
+        }
         for config in (ModelConfig, SFTConfig)
         for fields in [{field.name for field in dataclasses.fields(config)}]
     )
@@ -64,7 +77,9 @@ def current(key: str, value: Any) -> tuple[str, Any] | None:
     table = _OTHER_KEYS["values"].get(key, {})
     if value in [*table]:
         return RENAMED.get(key, key), table[value]
-    return None if table and key in RENAMED and value is not None else (RENAMED.get(key, key), value)
+    return (
+        None if table and key in RENAMED and value is not None else (RENAMED.get(key, key), value)
+    )
 
 
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -78,7 +93,9 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     return make_recipe({**values, **here}, path, places)
 
 
-def make_recipe(values: Mapping[str, Any], path: Path | None = None, places: Mapping[str, str] | None = None) -> Recipe:
+def make_recipe(
+    values: Mapping[str, Any], path: Path | None = None, places: Mapping[str, str] | None = None
+) -> Recipe:
     """Build a recipe from plain values; `places` says where each key was set, for error messages."""
     where = str(path or "recipe")
     model_keys, training_keys = trl_keys()
@@ -87,7 +104,9 @@ def make_recipe(values: Mapping[str, Any], path: Path | None = None, places: Map
     if problems:
         raise InputError(problems)
     # null in `max_length` is a choice, rows of any length; elsewhere it is the default.
-    given = {key: value for key, value in values.items() if value is not None or key == "max_length"}
+    given = {
+        key: value for key, value in values.items() if value is not None or key == "max_length"
+    }
     given = recipe.rebase_paths(given, path.parent if path else None)
     return Recipe(
         name=f"{path.parent.name}/{path.stem}" if path else "recipe",
@@ -136,7 +155,11 @@ def make_data_recipe(path: str, options: Mapping[str, Any]) -> DataRecipe:
 
 
 def _fields(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: given[field.name] for field in dataclasses.fields(settings) if field.name in given}
+    return {
+        field.name: given[field.name]
+        for field in dataclasses.fields(settings)
+        if field.name in given
+    }
 
 
 def _combinations(values: Mapping[str, Any], where: str) -> list[Problem]:
@@ -144,18 +167,28 @@ def _combinations(values: Mapping[str, Any], where: str) -> list[Problem]:
     required = [key for key in ("model_name_or_path", "output_dir") if not values.get(key)]
     problems = [Problem(where, key, "is required", f"add `{key}: ...`") for key in required]
     if not values.get("dataset_name") and not values.get("datasets"):
-        problems.append(Problem(where, "dataset_name", "no data set is named", "add dataset_name or datasets"))
+        problems.append(
+            Problem(where, "dataset_name", "no data set is named", "add dataset_name or datasets")
+        )
     if bool(values.get("push_to_hub")) != bool(values.get("hub_model_id")):
         what, fix = "push_to_hub: true and hub_model_id go together", "set both or none"
         problems.append(Problem(where, "hub_model_id", what, fix))
     for key, other in _OTHER_KEYS["apart"].items():
         if values.get(key) and values.get(other):
-            problems.append(Problem(where, key, f"set together with {other}", "remove one of them or set it to null"))
+            problems.append(
+                Problem(
+                    where, key, f"set together with {other}", "remove one of them or set it to null"
+                )
+            )
     return problems
 
 
 def _problems(
-    values: Mapping[str, Any], known: Mapping[str, Any], places: Mapping[str, str], where: str, prefix: str = ""
+    values: Mapping[str, Any],
+    known: Mapping[str, Any],
+    places: Mapping[str, str],
+    where: str,
+    prefix: str = "",
 ) -> list[Problem]:
     """What is wrong with the keys and the types of their values, in the order they were written."""
     problems = []
@@ -166,11 +199,17 @@ def _problems(
         elif key not in known and key in RENAMED:
             found = _renamed(key, values, places.get(key, "").startswith(where))
         elif key not in known:
-            found = "unknown key", suggest(key, known, "" if prefix else "remove it; the README lists every key")
+            found = (
+                "unknown key",
+                suggest(key, known, "" if prefix else "remove it; the README lists every key"),
+            )
         elif instead := REFUSED_VALUES.get(key, {}).get(str(value)):
             found = f"{value!r} is not taken", instead
         elif (now := current(key, value)) and now[1] != value:
-            found = f"{value!r} is now called {now[1]!r}", "write that, or run `sft-recipes check --fix`"
+            found = (
+                f"{value!r} is now called {now[1]!r}",
+                "write that, or run `sft-recipes check --fix`",
+            )
         elif value is not None and not fits_type(value, known[key]):
             found = f"expected {_type_name(known[key])}, got {value!r}", "write it in that form"
         if found:
@@ -183,7 +222,11 @@ def _renamed(key: str, values: Mapping[str, Any], in_file: bool) -> tuple[str, s
     what = f"is now called {RENAMED[key]!r}" + (f" ({NOTES[key]})" if key in NOTES else "")
     if RENAMED[key] in values:
         return what, f"remove it; {RENAMED[key]} is set as well"
-    offer = ", or let `sft-recipes check --fix` rewrite it" if in_file and current(key, values[key]) else ""
+    offer = (
+        ", or let `sft-recipes check --fix` rewrite it"
+        if in_file and current(key, values[key])
+        else ""
+    )
     return what, f"write `{RENAMED[key]}: ...`{offer}"
 
 
@@ -196,9 +239,13 @@ def fits_type(value: Any, kind: Any) -> bool:
     if origin in _UNIONS:
         return any(fits_type(value, one) for one in arguments)
     if origin in (list, Sequence):
-        return isinstance(value, list) and all(fits_type(item, one) for one in arguments for item in value)
+        return isinstance(value, list) and all(
+            fits_type(item, one) for one in arguments for item in value
+        )
     if origin is Mapping and arguments:
-        return isinstance(value, Mapping) and all(_fits_entry(entry, arguments) for entry in value.items())
+        return isinstance(value, Mapping) and all(
+            _fits_entry(entry, arguments) for entry in value.items()
+        )
     if origin in (int, float):
         return isinstance(value, (int, origin)) and not isinstance(value, bool)
     return origin is Any or isinstance(value, origin)
@@ -234,7 +281,11 @@ def _data_settings(given: Mapping[str, Any], where: str) -> DataSettings:
     single |= {key: key for key in _OTHER_KEYS["set_keys"]}
     if "datasets" in given:
         sources = [_source(entry, where, "datasets.") for entry in given["datasets"]]
-        faults = [(key, "belongs to one data set", "write it inside `datasets:`") for key in single if key in given]
+        faults = [
+            (key, "belongs to one data set", "write it inside `datasets:`")
+            for key in single
+            if key in given
+        ]
     else:
         one = {field: given[key] for key, field in single.items() if key in given}
         sources, faults = [_source({"path": given["dataset_name"], **one}, where, "")], []
@@ -246,7 +297,11 @@ def _data_settings(given: Mapping[str, Any], where: str) -> DataSettings:
     if faults:
         raise InputError([Problem(where, *fault) for fault in faults])
     seed, settings = given.get("data_seed", given.get("seed", 42)), _fields(DataSettings, given)
-    settings |= {"datasets": tuple(sources), "test_split": given.get("dataset_test_split"), "seed": seed}
+    settings |= {
+        "datasets": tuple(sources),
+        "test_split": given.get("dataset_test_split"),
+        "seed": seed,
+    }
     return DataSettings(**settings)
 
 
@@ -254,7 +309,11 @@ def _source(entry: Any, where: str, prefix: str) -> DatasetSource:
     """One data set: a path, or a mapping with TRL's and our per-set keys."""
     entry = {"path": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or entry.get("path") is None:
-        raise InputError(Problem(where, f"{prefix}path", f"expected a mapping with `path`, got {entry!r}", "add path"))
+        raise InputError(
+            Problem(
+                where, f"{prefix}path", f"expected a mapping with `path`, got {entry!r}", "add path"
+            )
+        )
     known = typing.get_type_hints(DatasetSource)
     if prefix.startswith("evaluation"):  # rows to answer are no mixture
         known = {key: kind for key, kind in known.items() if key not in ("weight", "fraction")}
@@ -262,13 +321,23 @@ def _source(entry: Any, where: str, prefix: str) -> DatasetSource:
 
 
 def _evaluation_settings(block: Mapping[str, Any], where: str) -> EvaluationSettings:
-    chosen = _block(block, {**typing.get_type_hints(EvaluationSettings), "data": Any}, where, "evaluation.")
+    chosen = _block(
+        block, {**typing.get_type_hints(EvaluationSettings), "data": Any}, where, "evaluation."
+    )
     data = chosen.pop("data", None)
-    return EvaluationSettings(_source(data, where, "evaluation.data.") if data is not None else None, **chosen)
+    return EvaluationSettings(
+        _source(data, where, "evaluation.data.") if data is not None else None, **chosen
+    )
 
 
-def _block(block: Mapping[str, Any], known: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+def _block(
+    block: Mapping[str, Any], known: Mapping[str, Any], where: str, prefix: str
+) -> dict[str, Any]:
     """The keys of a nested block; null is the default, except where "none" is a choice of its own."""
     if problems := _problems(block, known, {}, where, prefix):
         raise InputError(problems)
-    return {key: value for key, value in block.items() if value is not None or fits_type(None, known[key])}
+    return {
+        key: value
+        for key, value in block.items()
+        if value is not None or fits_type(None, known[key])
+    }

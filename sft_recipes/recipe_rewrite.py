@@ -36,9 +36,18 @@ def rewrite(path: Path) -> list[str]:
         edits.append((key.start_mark.index, key.end_mark.index, new))
         shown = f"{old} -> {new}"
         if after != before:
-            edits.append((value.start_mark.index, value.end_mark.index, yaml.safe_dump(after).partition("\n")[0]))
+            edits.append(
+                (
+                    value.start_mark.index,
+                    value.end_mark.index,
+                    yaml.safe_dump(after).partition("\n")[0],
+                )
+            )
             shown = f"{old}: {value.value} -> {new}: {edits[-1][2]}"
-        changes.append(f"{path}:{key.start_mark.line + 1}: {shown}" + (f" ({NOTES[old]})" if old in NOTES else ""))
+        changes.append(
+            f"{path}:{key.start_mark.line + 1}: {shown}"
+            + (f" ({NOTES[old]})" if old in NOTES else "")
+        )
     for start, end, written in sorted(edits, reverse=True):
         text = text[:start] + written + text[end:]
     if changes:
@@ -50,7 +59,9 @@ def _replace(path: Path, text: str, expected: Mapping[str, Any]) -> None:
     found = parse_value(text)
     if found != expected or list(found) != list(expected):
         what = "old keys could not be renamed without changing other values"
-        raise InputError(Problem(str(path), "", what, "rename them by hand; check without --fix lists them"))
+        raise InputError(
+            Problem(str(path), "", what, "rename them by hand; check without --fix lists them")
+        )
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(text.encode("utf-8"))
     shutil.copymode(path, temporary)

@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
-PATTERNS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+PATTERNS: Mapping[str, Any] = yaml.safe_load(
+    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+)
 REFUSAL_CHARACTERS = 200
 LOOP_PERIOD, LOOP_COPIES, LOOP_WORDS, LOOP_CHARACTERS = 64, 3, 24, 96
 _DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){4}")
@@ -27,7 +29,9 @@ def pattern(name: str) -> re.Pattern[str]:
     """All expressions of one list of `response_patterns.yaml` as one; `control_tokens` are literal texts there."""
     if name == "control_tokens":
         return literal_pattern(PATTERNS[name])
-    return re.compile("|".join(f"(?:{one})" for one in PATTERNS[name]), re.IGNORECASE | re.MULTILINE)
+    return re.compile(
+        "|".join(f"(?:{one})" for one in PATTERNS[name]), re.IGNORECASE | re.MULTILINE
+    )
 
 
 def literal_pattern(texts: Any) -> re.Pattern[str]:
@@ -59,7 +63,11 @@ def find_next_turn(answer: str, question: str) -> str:
     """A user's header that follows some answer text, unless a dialogue, quiz or the like was asked for, or ""."""
     if pattern("asks_for_turns").search(question):
         return ""
-    headers = (header for header in pattern("user_header").finditer(answer) if answer[: header.start()].strip())
+    headers = (
+        header
+        for header in pattern("user_header").finditer(answer)
+        if answer[: header.start()].strip()
+    )
     return next((header.group().strip() for header in headers), "")
 
 
@@ -76,7 +84,9 @@ def is_loop(text: str, cut_short: bool = False) -> bool:
         units, span = list("".join(text.split())), LOOP_CHARACTERS
     units.reverse()
     for period in range(1, min(LOOP_PERIOD, len(units) // LOOP_COPIES) + 1):
-        repeated = takewhile(lambda pair: pair[0] == pair[1], zip(units, units[period:], strict=False))
+        repeated = takewhile(
+            lambda pair: pair[0] == pair[1], zip(units, units[period:], strict=False)
+        )
         if period + sum(1 for _ in repeated) >= max(span, LOOP_COPIES * period):
             return True
     return False
@@ -123,7 +133,9 @@ def mask(text: str) -> str:
 
 def _is_valid(rule: Mapping[str, Any], text: str) -> bool:
     least, most = rule.get("digits", (0, len(text)))
-    is_valid = {"luhn": _luhn, "iban": _iban, "global_ip": _global_ip}.get(rule.get("valid", ""), bool)
+    is_valid = {"luhn": _luhn, "iban": _iban, "global_ip": _global_ip}.get(
+        rule.get("valid", ""), bool
+    )
     return least <= sum(map(str.isdigit, text)) <= most and is_valid(text)
 
 

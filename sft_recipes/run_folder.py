@@ -45,7 +45,9 @@ def read_json(path: Path) -> dict[str, Any]:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         fix = "use the version of sft-recipes that wrote it"
-        raise InputError(Problem(str(path), "schema_version", f"expected {SCHEMA_VERSION}, got {version!r}", fix))
+        raise InputError(
+            Problem(str(path), "schema_version", f"expected {SCHEMA_VERSION}, got {version!r}", fix)
+        )
     return content
 
 

@@ -30,7 +30,14 @@ _CHUNK_CHARACTERS, _CHUNK_PAIRS = 1 << 20, 1 << 16
 _BASE, _MIX = 0x9E3779B97F4A7C15, np.uint64(0xBF58476D1CE4E5B9)
 _HALF, _LOW, _BREAK = np.uint64(32), np.uint64(0xFFFFFFFF), 10
 # Scripts written without spaces, where each character counts as a word: Thai, Lao, Burmese, Khmer, kana, Han.
-_UNSPACED = ((0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0x20000, 0x3FFFF))
+_UNSPACED = (
+    (0xE00, 0xEFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0x20000, 0x3FFFF),
+)
 _ASCII_SPACES = {ord(character): " " for character in "\t\n\v\f\r\x1c\x1d\x1e\x1f"}
 _NUMBERS = re.compile(r"\d+(?:[.,:]\d+)*|(?<=\d)\s*[-+*/^%<>=×÷]|(?<=[^\W\d])[+#]+")
 
@@ -61,7 +68,9 @@ class Duplicates:
     variant: Mask
 
 
-def near_duplicates(texts: Sequence[str], shingle: Shingle = ROW_SHINGLE, threshold: float = THRESHOLD) -> Duplicates:
+def near_duplicates(
+    texts: Sequence[str], shingle: Shingle = ROW_SHINGLE, threshold: float = THRESHOLD
+) -> Duplicates:
     """All pairs of texts that share `threshold` of their shingles; see `Duplicates`.
 
     Needs 500 bytes a text (0.5 GB for a million, measured) and 8 bytes for each shingle of texts with a candidate.
@@ -122,13 +131,20 @@ def star_centres(first: Indices, pairs: Indices) -> Indices:
     return np.array(centres, dtype=np.int64)[first]
 
 
-def jaccard_of_pairs(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> npt.NDArray[np.float64]:
+def jaccard_of_pairs(
+    texts: Sequence[str], pairs: Indices, shingle: Shingle
+) -> npt.NDArray[np.float64]:
     """(m,) exact Jaccard of the sets of shingles of the texts of each pair; 1 where both texts are empty."""
     sets: dict[int, Hashes] = {}
     for rows in text_chunks(texts, np.unique(pairs)):
         hashes, offsets, _ = shingle_hashes([texts[row] for row in rows], shingle)
-        sets |= {int(row): _distinct(part) for row, part in zip(rows, np.split(hashes, offsets[1:-1]), strict=True)}
-    return np.array([_jaccard(sets[one], sets[other]) for one, other in pairs.tolist()], dtype=np.float64)
+        sets |= {
+            int(row): _distinct(part)
+            for row, part in zip(rows, np.split(hashes, offsets[1:-1]), strict=True)
+        }
+    return np.array(
+        [_jaccard(sets[one], sets[other]) for one, other in pairs.tolist()], dtype=np.float64
+    )
 
 
 def _distinct(values: Hashes) -> Hashes:
@@ -154,7 +170,9 @@ def folded(text: str) -> str:
     """NFKC, casefold, white space to one space: the same text but for how it is set."""
     if not text.isascii():
         return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    text = text.lower().translate(_ASCII_SPACES)  # the same in half the time: every row of a preparation comes here
+    text = text.lower().translate(
+        _ASCII_SPACES
+    )  # the same in half the time: every row of a preparation comes here
     while "  " in text:
         text = text.replace("  ", " ")
     return text.strip(" ")
@@ -176,7 +194,11 @@ def words(text: str) -> list[str]:
 def _gaps() -> dict[int, str]:
     """A space for all but letters, digits and marks. Without marks (Indic vowels) other words become equal."""
     plane = map(chr, range(0x20000))
-    return {ord(one): " " for one in plane if not (one.isalnum() or unicodedata.category(one) in ("Mn", "Mc"))}
+    return {
+        ord(one): " "
+        for one in plane
+        if not (one.isalnum() or unicodedata.category(one) in ("Mn", "Mc"))
+    }
 
 
 def _codes(text: str) -> npt.NDArray[np.uint32]:
@@ -210,7 +232,9 @@ def shingle_hashes(texts: Sequence[str], shingle: Shingle) -> tuple[Hashes, Indi
     begins = np.concatenate([[0], ends + 1])[:-1]
     size = 1 << max(20, len(codes).bit_length())
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
-    np.cumsum((codes.astype(np.uint64) + np.uint64(1)) * _powers(size, _BASE)[: len(codes)], out=sums[1:])
+    np.cumsum(
+        (codes.astype(np.uint64) + np.uint64(1)) * _powers(size, _BASE)[: len(codes)], out=sums[1:]
+    )
     position = np.flatnonzero(codes != _BREAK)
     starts, stops = (position, position + 1) if shingle.unit == "char" else _words(codes)
     owner, ahead = np.searchsorted(ends, starts, side="right"), shingle.size - 1
@@ -233,19 +257,25 @@ def _mixed(values: Hashes) -> Hashes:
 
 def text_chunks(texts: Sequence[str], rows: Indices) -> Iterator[Indices]:
     """`rows` in pieces of about a million characters, which keeps the arrays of one piece in the cache."""
-    total = np.cumsum(np.fromiter((len(texts[row]) for row in rows), dtype=np.int64, count=len(rows)))
+    total = np.cumsum(
+        np.fromiter((len(texts[row]) for row in rows), dtype=np.int64, count=len(rows))
+    )
     if len(rows):
         yield from np.split(rows, np.flatnonzero(np.diff(total // _CHUNK_CHARACTERS)) + 1)
 
 
-def _signatures(texts: Sequence[str], shingle: Shingle) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], Hashes]:
+def _signatures(
+    texts: Sequence[str], shingle: Shingle
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8], Hashes]:
     """Band keys (n, 32), one byte of each slot (n, 128) and whole-text hashes (n,)."""
     bands = np.empty((len(texts), BANDS), dtype=np.uint32)
     slots = np.empty((len(texts), SLOTS), dtype=np.uint8)
     whole = np.empty(len(texts), dtype=np.uint64)
     for rows in text_chunks(texts, np.arange(len(texts))):
         hashes, offsets, whole[rows] = shingle_hashes([texts[row] for row in rows], shingle)
-        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), SLOTS, SEED)
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes, offsets.astype(np.uint64), SLOTS, SEED
+        )
         digests = np.array(matrix.to_rows(), dtype=np.uint32)
         slots[rows] = digests & 0xFF
         halves = digests.view(np.uint64).reshape(len(rows), BANDS, 2)
@@ -262,7 +292,9 @@ def first_equal(texts: Sequence[str], whole: Hashes) -> Indices:
     return result
 
 
-def _candidates(bands: npt.NDArray[np.uint32], slots: npt.NDArray[np.uint8], rows: Indices, least: float) -> Indices:
+def _candidates(
+    bands: npt.NDArray[np.uint32], slots: npt.NDArray[np.uint8], rows: Indices, least: float
+) -> Indices:
     """(m, 2) pairs that share a band and whose signatures agree in at least `least` of the slots."""
     found = np.empty(0, dtype=np.uint64)
     for band in range(BANDS):
@@ -299,7 +331,9 @@ def _agreeing(slots: npt.NDArray[np.uint8], left: Indices, right: Indices, least
     found = [np.empty(0, dtype=np.uint64)]
     for start in range(0, len(left), _CHUNK_PAIRS):
         one, other = left[start : start + _CHUNK_PAIRS], right[start : start + _CHUNK_PAIRS]
-        close = (np.count_nonzero(slots[one] == slots[other], axis=1) >= least * SLOTS) & (one != other)
+        close = (np.count_nonzero(slots[one] == slots[other], axis=1) >= least * SLOTS) & (
+            one != other
+        )
         low, high = np.minimum(one, other)[close], np.maximum(one, other)[close]
         found.append(low.astype(np.uint64) << _HALF | high.astype(np.uint64))
     return np.concatenate(found)

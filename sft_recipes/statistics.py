@@ -14,7 +14,12 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
-BOOTSTRAP: Mapping[str, Any] = {"vectorized": True, "n_resamples": 2000, "batch": 100, "method": "percentile"}
+BOOTSTRAP: Mapping[str, Any] = {
+    "vectorized": True,
+    "n_resamples": 2000,
+    "batch": 100,
+    "method": "percentile",
+}
 
 Value = float | bool | None
 
@@ -57,7 +62,9 @@ def proportion(successes: float, n: int, *, confidence: float = CONFIDENCE) -> E
     share, z = successes / n, float(stats.norm.ppf((1 + confidence) / 2))
     centre, reach = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((centre + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
-    return Estimate(share, n, 0, low if successes else 0.0, high if successes < n else 1.0, "proportion")
+    return Estimate(
+        share, n, 0, low if successes else 0.0, high if successes < n else 1.0, "proportion"
+    )
 
 
 def proportion_of(
@@ -66,10 +73,14 @@ def proportion_of(
     """`proportion` of values in [0, 1], usually true or false; None is excluded."""
     present = [value for value in values if value is not None]
     found = proportion(sum(present), len(present), confidence=confidence)
-    return dataclasses.replace(found, n_excluded=len(values) - len(present), higher_is_better=higher_is_better)
+    return dataclasses.replace(
+        found, n_excluded=len(values) - len(present), higher_is_better=higher_is_better
+    )
 
 
-def mean_estimate(values: Sequence[Value], *, unit: str, confidence: float = CONFIDENCE) -> Estimate:
+def mean_estimate(
+    values: Sequence[Value], *, unit: str, confidence: float = CONFIDENCE
+) -> Estimate:
     """Mean with Student's t interval; one value has no interval."""
     present = np.asarray([value for value in values if value is not None], dtype=float)
     n = len(present)
@@ -118,7 +129,11 @@ def bootstrap_estimate(
     value = float(statistic(*columns, axis=-1)) if n else None
     if value is None or n < 2:
         return Estimate(value, n, unit=unit)
-    settings = {"paired": len(columns) > 1, "confidence_level": confidence, "rng": np.random.default_rng(seed)}
+    settings = {
+        "paired": len(columns) > 1,
+        "confidence_level": confidence,
+        "rng": np.random.default_rng(seed),
+    }
     result = stats.bootstrap(columns, statistic, **settings, **BOOTSTRAP)
     low, high = map(float, result.confidence_interval)
     if centred:
@@ -128,14 +143,22 @@ def bootstrap_estimate(
 
 
 def paired_difference(
-    before: Sequence[Value], after: Sequence[Value], *, unit: str = "proportion", higher_is_better: bool | None = None
+    before: Sequence[Value],
+    after: Sequence[Value],
+    *,
+    unit: str = "proportion",
+    higher_is_better: bool | None = None,
 ) -> PairedDifference:
     """Compare two systems on the same rows, in the same order; a row without both values is excluded.
 
     The interval is that of `mean_of_differences` for values of 0 and 1, and where no row differs, which is no proof of
     equality; else the percentile bootstrap over rows. Raises ValueError if the lengths differ.
     """
-    pairs = [(float(b), float(a)) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    pairs = [
+        (float(b), float(a))
+        for b, a in zip(before, after, strict=True)
+        if b is not None and a is not None
+    ]
     differences = [a - b for b, a in pairs]
     gained, lost = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
     binary = all(x in (0.0, 1.0) for pair in pairs for x in pair)
@@ -145,7 +168,9 @@ def paired_difference(
         found = bootstrap_estimate(differences, statistic=np.mean, unit=unit)
     p_value = sign_test(gained, gained + lost) if binary and pairs else None
     ends, excluded = (found.ci_low, found.ci_high), len(before) - len(pairs)
-    return PairedDifference(found.value, found.n, excluded, *ends, unit, higher_is_better, p_value, gained, lost)
+    return PairedDifference(
+        found.value, found.n, excluded, *ends, unit, higher_is_better, p_value, gained, lost
+    )
 
 
 def sign_test(successes: int, n: int) -> float:

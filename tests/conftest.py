@@ -26,7 +26,9 @@ TEXTS = [
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
-def build_tokenizer(special: Sequence[str] = CHATML_TOKENS, eos: str = "<|endoftext|>", **kwargs: Any) -> Any:
+def build_tokenizer(
+    special: Sequence[str] = CHATML_TOKENS, eos: str = "<|endoftext|>", **kwargs: Any
+) -> Any:
     """A byte-level BPE tokenizer of about 400 ids with the given special tokens; no chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -94,7 +96,9 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
     def write(rows: Sequence[Any], name: str = "train.jsonl") -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         return path
 
     return write
@@ -114,7 +118,9 @@ def instruction_rows(count: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def write_recipe(tmp_path: Path, base_folder: Path, write_rows: Callable[..., Path]) -> Callable[..., Path]:
+def write_recipe(
+    tmp_path: Path, base_folder: Path, write_rows: Callable[..., Path]
+) -> Callable[..., Path]:
     """Write a recipe below tmp_path that trains the tiny base on 40 rows in seconds; keys given as None are left out.
 
     The rows stand in `train.jsonl` beside it unless the test wrote its own there; the run folder is `run`.

@@ -86,7 +86,11 @@ def upward_imports(path: Path, text: str) -> list[str]:
 def test_imports_point_downward() -> None:
     """No module imports from a higher layer or from another room of its own layer, inside functions either."""
     modules = [path for path in MODULES if path != PACKAGE / "__init__.py"]
-    wrong = [message for path in modules for message in upward_imports(path, path.read_text(encoding="utf-8"))]
+    wrong = [
+        message
+        for path in modules
+        for message in upward_imports(path, path.read_text(encoding="utf-8"))
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -114,7 +118,9 @@ def test_the_foundation_has_no_circles() -> None:
         path = PACKAGE / f"{name}.py"
         if path.is_file():
             found = {
-                one.split(".")[1] for _, one in imports(ast.parse(path.read_text()), path) if "sft_recipes." in one
+                one.split(".")[1]
+                for _, one in imports(ast.parse(path.read_text()), path)
+                if "sft_recipes." in one
             }
             needs[name] = found & set(FOUNDATION)
     done: set[str] = set()
@@ -128,7 +134,17 @@ def test_the_foundation_has_no_circles() -> None:
 def test_names_say_something() -> None:
     """No module is called utils, common, helpers or misc, and none shadows a library it uses."""
     names = {path.stem for path in MODULES} | {path.parent.name for path in MODULES}
-    assert not names & {"utils", "util", "common", "helpers", "helper", "misc", "datasets", "evaluate", "logging"}
+    assert not names & {
+        "utils",
+        "util",
+        "common",
+        "helpers",
+        "helper",
+        "misc",
+        "datasets",
+        "evaluate",
+        "logging",
+    }
 
 
 def test_files_and_functions_stay_short() -> None:
@@ -147,7 +163,9 @@ def test_files_and_functions_stay_short() -> None:
     assert not long, "\n".join(long)
 
 
-@pytest.mark.parametrize("name", [name for name in FOUNDATION if (PACKAGE / f"{name}.py").is_file()])
+@pytest.mark.parametrize(
+    "name", [name for name in FOUNDATION if (PACKAGE / f"{name}.py").is_file()]
+)
 def test_foundation_imports_nothing_heavy(name: str) -> None:
     """No module of the foundation imports torch and its family outside of functions."""
     path = PACKAGE / f"{name}.py"
@@ -172,7 +190,12 @@ def test_importing_and_help_stay_light() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert "train" in result.stdout and "evaluate" in result.stdout

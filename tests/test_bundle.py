@@ -34,14 +34,21 @@ def prepared(path: Path, **overrides: Any) -> PreparedData:
 
 @pytest.fixture
 def origin(
-    tmp_path: Path, base_folder: Path, write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+    tmp_path: Path,
+    base_folder: Path,
+    write_recipe: Callable[..., Path],
+    write_rows: Callable[..., Path],
 ) -> Path:
     """A recipe with its own model and template, prepared where its rows are."""
     write_rows([*instruction_rows(44), {"instruction": "Long?", "output": "one two three " * 60}])
     shutil.copytree(base_folder, tmp_path / "model")
     (tmp_path / "mine.jinja").write_text(TEMPLATE)
     path = write_recipe(
-        model_name_or_path="./model", chat_template="./mine.jinja", eval_split=4, max_lost=0.9, max_steps=2
+        model_name_or_path="./model",
+        chat_template="./mine.jinja",
+        eval_split=4,
+        max_lost=0.9,
+        max_steps=2,
     )
     prepared(path)
     return path
@@ -147,7 +154,11 @@ def test_a_copy_that_no_longer_fits_is_refused_and_kept(
     case: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without the rows nothing can be prepared again: what changed is named, and the copy stays as it was."""
-    before = {name: file for name, file in file_hashes(copy.parent / "run/prepared").items() if "arrow" in name}
+    before = {
+        name: file
+        for name, file in file_hashes(copy.parent / "run/prepared").items()
+        if "arrow" in name
+    }
     change, name = CHANGES[case]
     overrides = change(copy, monkeypatch)
     with pytest.raises(InputError, match=r"train\.jsonl: no such file"):
@@ -190,11 +201,15 @@ def flip(path: Path) -> None:
 def test_a_damaged_copy_is_refused(file: str, damage: Callable[[Path], None], copy: Path) -> None:
     """A file that is missing, cut off or changed is refused by name before it is read."""
     damage(copy.parent / "run/prepared" / file)
-    with pytest.raises(InputError, match=rf"{file}: missing, cut off or changed since it was prepared"):
+    with pytest.raises(
+        InputError, match=rf"{file}: missing, cut off or changed since it was prepared"
+    ):
         prepared(copy)
 
 
-def test_other_ranks_read_the_folder_and_nothing_else(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_read_the_folder_and_nothing_else(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`load_prepared`, for the ranks that do not prepare, hashes nothing and gives the rows that `prepare` gives."""
     recipe, expected = load_recipe(copy), prepared(copy)
 
@@ -210,7 +225,8 @@ def test_other_ranks_read_the_folder_and_nothing_else(copy: Path, monkeypatch: p
 def test_ranks_that_see_no_prepared_folder_say_so(copy: Path, tmp_path: Path) -> None:
     """On a machine that does not share the run folder, the message is about that and not about a missing file."""
     with pytest.raises(
-        InputError, match=r"manifest\.json: no such file.*all machines of a run must see its output_dir"
+        InputError,
+        match=r"manifest\.json: no such file.*all machines of a run must see its output_dir",
     ):
         load_prepared(load_recipe(copy), tmp_path / "not_shared")
     cut(copy.parent / "run/prepared/train.arrow")

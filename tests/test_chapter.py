@@ -50,7 +50,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def model(tokenizer: PreTrainedTokenizerFast) -> Iterator[LlamaForCausalLM]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a model this small only loses time to threads, much of it on a busy machine
+    torch.set_num_threads(
+        1
+    )  # a model this small only loses time to threads, much of it on a busy machine
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -74,13 +76,18 @@ def test_instruction_format_is_the_chapters() -> None:
         "### Instruction:\nTranslate the following text to French\n\n### Input:\nHello, how are you?\n\n"
         "### Response:\nBonjour, comment allez-vous ?"
     )
-    assert InstructionExample("a", "").format_for_training() == "### Instruction:\na\n\n### Response:\n"
+    assert (
+        InstructionExample("a", "").format_for_training()
+        == "### Instruction:\na\n\n### Response:\n"
+    )
 
 
 def test_chat_format_is_the_chapters() -> None:
     """Role headers, contents and one closing <|end|>, byte for byte."""
     messages = [
-        ChatMessage("system", "You are a helpful AI assistant that provides clear and accurate information."),
+        ChatMessage(
+            "system", "You are a helpful AI assistant that provides clear and accurate information."
+        ),
         ChatMessage("user", "What's the capital of France?"),
         ChatMessage("assistant", "The capital of France is Paris."),
     ]
@@ -111,7 +118,9 @@ def test_dataset_rows(tokenizer: PreTrainedTokenizerFast, example: InstructionEx
     assert (row["labels"][length:] == -100).all()
 
 
-def test_training_on_a_row_reaches_eos_though_eos_is_the_padding_token(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_training_on_a_row_reaches_eos_though_eos_is_the_padding_token(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     """Padding is told from EOS by position, so EOS keeps its label; the caller's tokenizer is left as it was."""
     row = SupervisedFineTuningDataset([HAIKU], tokenizer, max_length=256)[0]
     assert (row["labels"] == tokenizer.eos_token_id).sum() == 1
@@ -119,19 +128,25 @@ def test_training_on_a_row_reaches_eos_though_eos_is_the_padding_token(tokenizer
     assert tokenizer.pad_token == "</s>"
 
 
-def test_markers_inside_the_answer_do_not_move_the_labels(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_markers_inside_the_answer_do_not_move_the_labels(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     """The chapter searches for `### Response:`; an instruction that contains it would have trained the prompt."""
     example = InstructionExample("Repeat: ### Response:\nno", output="### Response:\nyes")
     labels = SupervisedFineTuningDataset([example], tokenizer, max_length=256)[0]["labels"]
     assert tokenizer.decode(labels[labels != -100]) == "### Response:\nyes</s>"
 
 
-def test_rows_that_do_not_fit_or_answer_nothing_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_that_do_not_fit_or_answer_nothing_are_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     """A long answer is not cut and an empty one not trained: both are named by index."""
     length = int(SupervisedFineTuningDataset([HAIKU], tokenizer)[0]["attention_mask"].sum())
     assert len(SupervisedFineTuningDataset([HAIKU], tokenizer, max_length=length)) == 1
     with pytest.raises(InputError, match=rf"examples\[1\].*max_length \(now {length - 1}\)"):
-        SupervisedFineTuningDataset([InstructionExample("a", output="b"), HAIKU], tokenizer, max_length=length - 1)
+        SupervisedFineTuningDataset(
+            [InstructionExample("a", output="b"), HAIKU], tokenizer, max_length=length - 1
+        )
     with pytest.raises(InputError, match=r"examples\[0\]: output: it has no words"):
         SupervisedFineTuningDataset([InstructionExample("a")], tokenizer)
 
@@ -163,7 +178,9 @@ def test_collator_is_trls() -> None:
 
 def test_quality_analyzer() -> None:
     """The chapter's three analyses on numbers that can be counted by hand."""
-    examples = [InstructionExample("one two three", output="a b")] * 6 + [InstructionExample("x", output="c d e f")] * 2
+    examples = [InstructionExample("one two three", output="a b")] * 6 + [
+        InstructionExample("x", output="c d e f")
+    ] * 2
     analyzer = DataQualityAnalyzer(examples)
     assert analyzer.analyze_length_distribution() == {
         "avg_instruction_length": 20 / 8,
@@ -184,7 +201,9 @@ def test_repetition_needs_more_than_five_and_compares_twenty_characters() -> Non
     five = [InstructionExample(opening + str(index), output=str(index)) for index in range(5)]
     assert DataQualityAnalyzer(five).detect_repetitive_patterns()["repetitive_instructions"] == []
     six = [*five, InstructionExample(opening, output="z")]
-    assert DataQualityAnalyzer(six).detect_repetitive_patterns()["repetitive_instructions"] == [opening]
+    assert DataQualityAnalyzer(six).detect_repetitive_patterns()["repetitive_instructions"] == [
+        opening
+    ]
 
 
 def test_no_examples(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -210,7 +229,9 @@ class Answers:
         self.asked.append(options)
         texts = [self.by_prompt[tokenizer.decode(list(prompt))] for prompt in prompts]
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        return [generation.Generation(each, text, "eos") for each, text in zip(ids, texts, strict=True)]
+        return [
+            generation.Generation(each, text, "eos") for each, text in zip(ids, texts, strict=True)
+        ]
 
 
 def test_instruction_following_known_answers(
@@ -243,13 +264,19 @@ def test_instruction_following_known_answers(
 def test_an_instruction_without_words_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     """There is no share of zero keywords."""
     with pytest.raises(InputError, match=r"examples\[1\]: instruction: it has no words"):
-        SFTEvaluator(None, tokenizer).evaluate_instruction_following([HAIKU, InstructionExample(" ")])
+        SFTEvaluator(None, tokenizer).evaluate_instruction_following(
+            [HAIKU, InstructionExample(" ")]
+        )
 
 
-def test_evaluate_quality_shows_five(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_quality_shows_five(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The chapter's keys for the first five examples, at most 100 tokens each."""
     examples = [InstructionExample(f"n {index}", output=str(index)) for index in range(7)]
-    answers = Answers({example.format_prompt(): f" answer {example.output} " for example in examples})
+    answers = Answers(
+        {example.format_prompt(): f" answer {example.output} " for example in examples}
+    )
     monkeypatch.setattr(generation, "generate", answers)
     results = evaluate_quality(None, tokenizer, examples)
     assert list(results) == [f"example_{index}" for index in range(5)]
@@ -257,11 +284,19 @@ def test_evaluate_quality_shows_five(tokenizer: PreTrainedTokenizerFast, monkeyp
     assert answers.asked[0]["max_new_tokens"] == 100
 
 
-def test_format_overfitting_known_answers(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_format_overfitting_known_answers(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than twice as long with the format, or `###` without it; exactly twice as long is not reported."""
     answers = {"long": ("12345", "12"), "twice": ("1234", "12"), "leak": ("1", "### Response:")}
-    by_prompt = {f"### Instruction:\n{name}\n\n### Response:\n": pair[0] for name, pair in answers.items()}
-    monkeypatch.setattr(generation, "generate", Answers(by_prompt | {name: pair[1] for name, pair in answers.items()}))
+    by_prompt = {
+        f"### Instruction:\n{name}\n\n### Response:\n": pair[0] for name, pair in answers.items()
+    }
+    monkeypatch.setattr(
+        generation,
+        "generate",
+        Answers(by_prompt | {name: pair[1] for name, pair in answers.items()}),
+    )
     assert detect_format_overfitting(None, tokenizer, list(answers)) == {
         "overfitting_indicators": [
             {
@@ -287,7 +322,9 @@ def test_a_real_model_answers(tokenizer: PreTrainedTokenizerFast, model: LlamaFo
     scores = evaluator.evaluate_instruction_following([HAIKU, FRENCH])
     assert set(scores) == {"avg_length_ratio", "completion_rate", "format_adherence"}
     assert scores == evaluator.evaluate_instruction_following([HAIKU, FRENCH])
-    assert set(detect_format_overfitting(model, tokenizer, ["Name a river"])) == {"overfitting_indicators"}
+    assert set(detect_format_overfitting(model, tokenizer, ["Name a river"])) == {
+        "overfitting_indicators"
+    }
     assert model.training
 
 

@@ -30,7 +30,15 @@ from sft_recipes.data.prepare import prepare
 from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import DatasetSource, EvaluationSettings, Recipe
-from sft_recipes.recipe_keys import DATA_KEYS, IDLE, NEEDS, OWN_KEYS, load_recipe, make_recipe, trl_keys
+from sft_recipes.recipe_keys import (
+    DATA_KEYS,
+    IDLE,
+    NEEDS,
+    OWN_KEYS,
+    load_recipe,
+    make_recipe,
+    trl_keys,
+)
 from sft_recipes.training import arguments, evaluate_while_training, train
 from tests.conftest import build_model
 
@@ -137,7 +145,9 @@ OWN_TRIES: Mapping[str, Try] = {
     "columns": Try(["instruction", "output"]),
     "column_mapping": Try({"output": "input"}),
     "message_mapping": Try({"role": "who", "content": "said"}, {"dataset_name": "./keys.jsonl"}),
-    "role_mapping": Try({"user": "Customer", "assistant": ["Clerk"]}, {"dataset_name": "./roles.jsonl"}),
+    "role_mapping": Try(
+        {"user": "Customer", "assistant": ["Clerk"]}, {"dataset_name": "./roles.jsonl"}
+    ),
     "consecutive_turns": Try("merge", {"dataset_name": "./twice.jsonl"}),
     "weight": Try(2.0),
     "eval_split": Try(0.5),
@@ -156,7 +166,10 @@ OWN_TRIES: Mapping[str, Try] = {
     "global_batch_size": Try(16),
     "max_rows": Try(2),
     "evaluation": Try({"rows": 1}, EVALUATED),
-    "gate": Try([{"metric": "exact_matc", "at_least": 0.9}], refusal="gate[0].metric: unknown metric 'exact_matc'"),
+    "gate": Try(
+        [{"metric": "exact_matc", "at_least": 0.9}],
+        refusal="gate[0].metric: unknown metric 'exact_matc'",
+    ),
     "dataset_num_proc": Try(1),
     "push_to_hub": Try(True, refusal="push_to_hub: true and hub_model_id go together"),
     "hub_model_id": Try("me/mine", refusal="push_to_hub: true and hub_model_id go together"),
@@ -187,14 +200,22 @@ EVALUATION_TRIES: Mapping[str, Try] = {
 
 def rows(name: str, count: int = 8, **more: str) -> list[dict[str, Any]]:
     """Instruction rows that differ from one another and, by name, from those of other files."""
-    return [{"instruction": f"{name} {n}", "input": f"given {n}", "output": f"done {n}", **more} for n in range(count)]
+    return [
+        {"instruction": f"{name} {n}", "input": f"given {n}", "output": f"done {n}", **more}
+        for n in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     """Data files on which the keys of the data can do something, a template, and two bases."""
     path = tmp_path_factory.mktemp("every_key")
-    conversation = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four " * 40)]
+    conversation = [
+        ("user", "one"),
+        ("assistant", "two"),
+        ("user", "three"),
+        ("assistant", "four " * 40),
+    ]
     files = {
         "train": rows("train"),
         "folder/train": rows("train"),
@@ -202,9 +223,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
         "folder/test": rows("test", 4),
         "ambiguous": rows("both", prompt="p", completion="c"),
         "turns": [{"messages": [{"role": role, "content": text} for role, text in conversation]}],
-        "keys": [{"messages": [{"who": "user", "said": f"ask {n}"}, {"who": "gpt", "said": "so"}]} for n in range(8)],
-        "roles": [{"messages": [{"role": "Customer", "content": "q"}, {"role": "Clerk", "content": "a"}]}],
-        "twice": [{"messages": [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]}],
+        "keys": [
+            {"messages": [{"who": "user", "said": f"ask {n}"}, {"who": "gpt", "said": "so"}]}
+            for n in range(8)
+        ],
+        "roles": [
+            {"messages": [{"role": "Customer", "content": "q"}, {"role": "Clerk", "content": "a"}]}
+        ],
+        "twice": [
+            {"messages": [{"role": role, "content": "x"} for role in ("user", "user", "assistant")]}
+        ],
         "control": [*rows("train"), *rows("say <|im_end|>", 1)],
         "bad": [*rows("train"), {"instruction": 7, "output": "x"}],
         "empty": [*rows("train"), {"instruction": "say nothing", "output": ""}],
@@ -230,7 +258,9 @@ class Built:
 class Builder:
     """Builds recipes as `train` does; loading the model, TRL's trainer and generation are intercepted."""
 
-    def __init__(self, folder: Path, scratch: Path, patch: pytest.MonkeyPatch, known: dict[str, Built]) -> None:
+    def __init__(
+        self, folder: Path, scratch: Path, patch: pytest.MonkeyPatch, known: dict[str, Built]
+    ) -> None:
         self.folder, self.scratch, self.known = folder, scratch, known
         self.seen: dict[str, Any] = {}
         patch.setattr(models, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=self._load))
@@ -262,7 +292,11 @@ class Builder:
         return self.known[name]
 
     def _build(self, keys: Mapping[str, Any]) -> Built:
-        minimal = {"model_name_or_path": "./base", "dataset_name": "./train.jsonl", "output_dir": "run"}
+        minimal = {
+            "model_name_or_path": "./base",
+            "dataset_name": "./train.jsonl",
+            "output_dir": "run",
+        }
         values = {key: value for key, value in {**minimal, **keys}.items() if value is not None}
         path = self.folder / "recipe.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -277,12 +311,21 @@ class Builder:
             return Built(refusal=str(error))
         if trainer.generation_metrics is not None:
             trainer.generation_metrics(trainer.model)
-        datasets = [split and split.to_dict() for split in (trainer.train_dataset, trainer.eval_dataset)]
-        parts = {"config": trainer.args.to_dict(), "data": datasets, "share": trainer.generation_share, **self.seen}
+        datasets = [
+            split and split.to_dict() for split in (trainer.train_dataset, trainer.eval_dataset)
+        ]
+        parts = {
+            "config": trainer.args.to_dict(),
+            "data": datasets,
+            "share": trainer.generation_share,
+            **self.seen,
+        }
         parts["lora"] = trainer.peft_config and trainer.peft_config.to_dict()
         return Built(trainer.args, {name: str(part) for name, part in parts.items()})
 
-    def check(self, key: str, one: Try, with_key: Mapping[str, Any], without: Mapping[str, Any]) -> Built:
+    def check(
+        self, key: str, one: Try, with_key: Mapping[str, Any], without: Mapping[str, Any]
+    ) -> Built:
         """Assert that the key changes something, or is refused as the table says; returns what it built."""
         built = self.build(with_key)
         if one.refusal:
@@ -290,7 +333,9 @@ class Builder:
         else:
             assert not built.refusal
         before = self.build(without)
-        assert (built.parts, built.refusal) != (before.parts, before.refusal), f"{key} is accepted and changes nothing"
+        assert (built.parts, built.refusal) != (before.parts, before.refusal), (
+            f"{key} is accepted and changes nothing"
+        )
         return built
 
 
@@ -301,7 +346,9 @@ def known() -> dict[str, Built]:
 
 
 @pytest.fixture
-def builder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Built]) -> Builder:
+def builder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, Built]
+) -> Builder:
     """Builds recipes in the folder of data files."""
     return Builder(folder, tmp_path / "prepared", monkeypatch, known)
 
@@ -358,7 +405,9 @@ def test_own_key(builder: Builder, key: str) -> None:
 @pytest.mark.parametrize("key", ["seed", "data_seed", "max_length"])
 def test_trl_key_that_also_changes_the_data(builder: Builder, key: str) -> None:
     """Seeds decide which rows are drawn, and max_length which rows fit, besides what SFTConfig does with them."""
-    value, beside = (48, {**TURNS, "max_lost": 1.0}) if key == "max_length" else (3, {"max_rows": 3})
+    value, beside = (
+        (48, {**TURNS, "max_lost": 1.0}) if key == "max_length" else (3, {"max_rows": 3})
+    )
     data = [builder.build({**beside, key: one}).parts["data"] for one in (value, None)]
     assert data[0] != data[1]
 
@@ -388,7 +437,10 @@ def test_key_of_the_evaluation_data(builder: Builder, key: str) -> None:
     if key in ("weight", "fraction"):
         one = Try(one.value, one.beside, refusal=f"evaluation.data.{key}: unknown key")
     without = {"path": "./train.jsonl", **one.beside}
-    blocks = [{**EVALUATED, "evaluation": {"data": data}} for data in ({**without, key: one.value}, without)]
+    blocks = [
+        {**EVALUATED, "evaluation": {"data": data}}
+        for data in ({**without, key: one.value}, without)
+    ]
     builder.check(key, one, *blocks)
 
 
@@ -406,13 +458,22 @@ def test_key_that_needs_another_is_refused_alone(builder: Builder, key: str) -> 
     assert f"{key}: has no effect with " in builder.build(switched(key, NEEDS[key], state)).refusal
     for off in (False, "no", 0):
         values = switched(key, NEEDS[key], off)
-        assert not arguments._dead_keys(typing.cast(Recipe, SimpleNamespace(values=values, name="recipe")))
+        assert not arguments._dead_keys(
+            typing.cast(Recipe, SimpleNamespace(values=values, name="recipe"))
+        )
 
 
-@pytest.mark.parametrize(("key", "switch", "state"), [(k, s, one) for k in IDLE for s in IDLE[k] for one in IDLE[k][s]])
-def test_key_that_another_switches_off_is_refused(builder: Builder, key: str, switch: str, state: Any) -> None:
+@pytest.mark.parametrize(
+    ("key", "switch", "state"), [(k, s, one) for k in IDLE for s in IDLE[k] for one in IDLE[k][s]]
+)
+def test_key_that_another_switches_off_is_refused(
+    builder: Builder, key: str, switch: str, state: Any
+) -> None:
     """Beside a key that leaves it without effect it is refused by name, unless it is off itself."""
-    values: dict[str, Any] = {key: TRL_TRIES[key].value if key in TRL_TRIES else True, switch: state}
+    values: dict[str, Any] = {
+        key: TRL_TRIES[key].value if key in TRL_TRIES else True,
+        switch: state,
+    }
     recipe = SimpleNamespace(values=values, name="recipe")
     (problem,) = arguments._dead_keys(typing.cast(Recipe, recipe))
     assert str(problem).startswith(f"recipe: {key}: has no effect with {switch}: ")
@@ -422,13 +483,24 @@ def test_key_that_another_switches_off_is_refused(builder: Builder, key: str, sw
 
 def test_keys_of_one_data_set_do_not_stand_beside_datasets(builder: Builder) -> None:
     """Keys that describe the data set of `dataset_name` are refused beside `datasets`, which would ignore them."""
-    keys = ["dataset_config", "dataset_train_split", "format", "columns", "column_mapping", "weight"]
+    keys = [
+        "dataset_config",
+        "dataset_train_split",
+        "format",
+        "columns",
+        "column_mapping",
+        "weight",
+    ]
     for key in [*keys, "message_mapping", "role_mapping", "consecutive_turns"]:
-        built = builder.build({"dataset_name": None, "datasets": ["./train.jsonl"], key: OWN_TRIES[key].value})
+        built = builder.build(
+            {"dataset_name": None, "datasets": ["./train.jsonl"], key: OWN_TRIES[key].value}
+        )
         assert f"{key}: belongs to one data set" in built.refusal
 
 
-def test_the_walk_finds_an_ignored_key_of_ours(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_walk_finds_an_ignored_key_of_ours(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A key that is accepted and read by nobody fails the walk."""
     monkeypatch.setitem(typing.cast(dict[str, Any], OWN_KEYS), "fake", int)
     builder.known = {}
@@ -446,7 +518,8 @@ def test_the_walk_finds_a_key_that_is_not_handed_on(
     def forgetful(path: Path, load: Any = load_recipe) -> Recipe:
         recipe: Recipe = load(path)
         kept = (
-            {name: value for name, value in part.items() if name != key} for part in (recipe.model, recipe.training)
+            {name: value for name, value in part.items() if name != key}
+            for part in (recipe.model, recipe.training)
         )
         model, training = kept
         return dataclasses.replace(recipe, model=model, training=training)
@@ -457,13 +530,22 @@ def test_the_walk_finds_a_key_that_is_not_handed_on(
         check_trl_key(builder, key)
 
 
-def test_timeout_reaches_the_process_group(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeout_reaches_the_process_group(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ddp_timeout is given to the process group when it is made; the group that TRL finds it does not change."""
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        train, "PartialState", lambda **settings: seen.update(settings) or SimpleNamespace(num_processes=1)
+        train,
+        "PartialState",
+        lambda **settings: seen.update(settings) or SimpleNamespace(num_processes=1),
     )
-    values = {"model_name_or_path": "./base", "dataset_name": "./train.jsonl", "output_dir": "run", "ddp_timeout": 7200}
+    values = {
+        "model_name_or_path": "./base",
+        "dataset_name": "./train.jsonl",
+        "output_dir": "run",
+        "ddp_timeout": 7200,
+    }
     train._process(make_recipe(values))
     assert seen["timeout"] == timedelta(seconds=7200)
 

@@ -35,7 +35,10 @@ def labelled(renderer: Any) -> list[Labelled]:
     from sft_recipes.recipe import LabelSettings
 
     turns = [(row["instruction"], row["output"]) for row in read_rows("test")[:10]]
-    chats = [[{"role": "user", "content": ask}, {"role": "assistant", "content": answer}] for ask, answer in turns]
+    chats = [
+        [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+        for ask, answer in turns
+    ]
     examples = [Example(messages, source="test", row=row) for row, messages in enumerate(chats)]
     rows = Labeller(renderer, LabelSettings()).label(examples).rows
     return [(list(row.input_ids), list(row.labels)) for row in rows]
@@ -57,7 +60,9 @@ def test_there_are_twenty_faults_and_each_is_put_in_somewhere() -> None:
     assert len(FAULTS) == 20
     for name, fault in FAULTS.items():
         assert fault.what and fault.where, name
-        assert any((fault.keys, fault.data, fault.template, fault.training, fault.serving, fault.options)), name
+        assert any(
+            (fault.keys, fault.data, fault.template, fault.training, fault.serving, fault.options)
+        ), name
 
 
 def test_end_of_turn_unlabelled(renderer: Any, labelled: list[Labelled]) -> None:
@@ -65,7 +70,11 @@ def test_end_of_turn_unlabelled(renderer: Any, labelled: list[Labelled]) -> None
     for ids, labels in labelled:
         same, changed = fault_injections.end_of_turn_unlabelled(ids, labels, renderer)
         lost = set(trained(labels)) - set(trained(changed))
-        assert same == ids and {ids[index] for index in lost} == {renderer.tokenizer.eos_token_id} and len(lost) == 1
+        assert (
+            same == ids
+            and {ids[index] for index in lost} == {renderer.tokenizer.eos_token_id}
+            and len(lost) == 1
+        )
 
 
 def test_header_trained(renderer: Any, labelled: list[Labelled]) -> None:
@@ -79,7 +88,9 @@ def test_header_trained(renderer: Any, labelled: list[Labelled]) -> None:
 
 def test_prompt_trained(renderer: Any, labelled: list[Labelled]) -> None:
     """Every token is its own label."""
-    assert all(fault_injections.prompt_trained(*row, renderer) == (row[0], row[0]) for row in labelled)
+    assert all(
+        fault_injections.prompt_trained(*row, renderer) == (row[0], row[0]) for row in labelled
+    )
 
 
 def test_labels_shifted(renderer: Any, labelled: list[Labelled]) -> None:
@@ -109,15 +120,24 @@ def test_the_trainer_gets_the_changed_rows(
 
     monkeypatch.setattr(train, "build_trainer", lambda recipe, labeller, data: data)
     fault_injections.change_rows(fault_injections.prompt_trained)()
-    rows = Dataset.from_dict({"input_ids": [ids for ids, _ in labelled], "labels": [labels for _, labels in labelled]})
+    rows = Dataset.from_dict(
+        {"input_ids": [ids for ids, _ in labelled], "labels": [labels for _, labels in labelled]}
+    )
     data = PreparedData(Path(), rows, rows, [], [], {"rows": 10}, np.empty(0, dtype=np.int64))
     labeller = SimpleNamespace(renderer=renderer)
     given: Any = train.build_trainer(None, labeller, data)  # type: ignore[arg-type]
     assert given.summary == data.summary and given.train["input_ids"][:] == rows["input_ids"][:]
-    assert given.train["labels"][:] == given.eval["labels"][:] == rows["input_ids"][:] != rows["labels"][:]
+    assert (
+        given.train["labels"][:]
+        == given.eval["labels"][:]
+        == rows["input_ids"][:]
+        != rows["labels"][:]
+    )
 
 
-def test_pad_is_eos(renderer: Any, labelled: list[Labelled], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pad_is_eos(
+    renderer: Any, labelled: list[Labelled], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The collator's batches have no label that is EOS; all other labels stay."""
     import torch
 
@@ -143,7 +163,9 @@ def test_packing_not_isolated(base_folder: Path, monkeypatch: pytest.MonkeyPatch
 
     from sft_recipes.training.flattening import keeps_rows_apart
 
-    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", masking_utils.find_packed_sequence_indices)
+    monkeypatch.setattr(
+        masking_utils, "find_packed_sequence_indices", masking_utils.find_packed_sequence_indices
+    )
     model = AutoModelForCausalLM.from_pretrained(base_folder)
     assert keeps_rows_apart(model, 1)
     fault_injections.attend_across_packed_rows()
@@ -166,7 +188,9 @@ def test_loss_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("times", [0, 2])
-def test_adapter_served_wrongly(times: int, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_served_wrongly(
+    times: int, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the adapter the base is served; merged onto the merged model its change is there twice."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -176,16 +200,27 @@ def test_adapter_served_wrongly(times: int, base_folder: Path, tmp_path: Path, m
 
     base: Any = AutoModelForCausalLM.from_pretrained(base_folder)
     before = base.model.layers[0].mlp.up_proj.weight.detach().clone()
-    adapted: Any = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    adapted: Any = get_peft_model(
+        base, LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    )
     adapted.save_pretrained(tmp_path)
-    (change,) = adapted.base_model.model.model.layers[0].mlp.up_proj.get_delta_weight("default").detach()[None]
-    fault = {0: fault_injections.leave_the_adapter_out, 2: fault_injections.merge_onto_the_merged_model}[times]
+    (change,) = (
+        adapted.base_model.model.model.layers[0]
+        .mlp.up_proj.get_delta_weight("default")
+        .detach()[None]
+    )
+    fault = {
+        0: fault_injections.leave_the_adapter_out,
+        2: fault_injections.merge_onto_the_merged_model,
+    }[times]
     monkeypatch.setattr(models, "PeftModel", models.PeftModel)
     fault()
     fresh = AutoModelForCausalLM.from_pretrained(base_folder)
     served: Any = models.PeftModel.from_pretrained(fresh, str(tmp_path))
     assert change.abs().max() > 1e-3
-    torch.testing.assert_close(served.model.layers[0].mlp.up_proj.weight.detach(), before + times * change)
+    torch.testing.assert_close(
+        served.model.layers[0].mlp.up_proj.weight.detach(), before + times * change
+    )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -195,13 +230,19 @@ def test_answers_swapped(share: float, train_rows: list[Row]) -> None:
     changed = [new["output"] != old["output"] for new, old in zip(swapped, train_rows, strict=True)]
     assert sum(changed) == round(share * len(train_rows))
     assert Counter(row["output"] for row in swapped) == Counter(row["output"] for row in train_rows)
-    assert [{**row, "output": ""} for row in swapped] == [{**row, "output": ""} for row in train_rows]
+    assert [{**row, "output": ""} for row in swapped] == [
+        {**row, "output": ""} for row in train_rows
+    ]
 
 
 def test_answers_cut(train_rows: list[Row]) -> None:
     """Half of the answers are half as long, the others whole."""
     cut = fault_injections.cut_half_the_answers(train_rows)
-    shorter = [(new["output"], old["output"]) for new, old in zip(cut, train_rows, strict=True) if new != old]
+    shorter = [
+        (new["output"], old["output"])
+        for new, old in zip(cut, train_rows, strict=True)
+        if new != old
+    ]
     assert len(shorter) == len(train_rows) // 2
     assert all(old.startswith(new) and len(new) == (len(old) + 1) // 2 for new, old in shorter)
 
@@ -228,7 +269,9 @@ def test_template_without_end_of_turn(renderer: Any) -> None:
     assert changed != renderer.template_text and "eos_token" not in changed
     conversation = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes."}]
     whole = renderer.tokenizer.apply_chat_template(conversation, tokenize=False)
-    cut = renderer.tokenizer.apply_chat_template(conversation, tokenize=False, chat_template=changed)
+    cut = renderer.tokenizer.apply_chat_template(
+        conversation, tokenize=False, chat_template=changed
+    )
     assert cut + renderer.tokenizer.eos_token == whole
 
 
@@ -254,11 +297,18 @@ def test_faults_stand_in_their_own_command_only(monkeypatch: pytest.MonkeyPatch)
     from sft_recipes import cli
 
     done: list[str] = []
-    fault = fault_injections.Fault("", "", training=lambda: done.append("t"), serving=lambda: done.append("s"))
+    fault = fault_injections.Fault(
+        "", "", training=lambda: done.append("t"), serving=lambda: done.append("s")
+    )
     monkeypatch.setattr(fault_injections, "FAULTS", {"both": fault})
     monkeypatch.setattr(cli, "main", lambda: done.append(" ".join(fault_injections.sys.argv)))
     monkeypatch.setattr(fault_injections.sys, "argv", [])
-    for arguments in (["both", "check", "a"], ["both", "train"], ["both", "evaluate"], ["", "train"]):
+    for arguments in (
+        ["both", "check", "a"],
+        ["both", "train"],
+        ["both", "evaluate"],
+        ["", "train"],
+    ):
         fault_injections.main(arguments)
     told = ["sft-recipes check a", "sft-recipes train", "sft-recipes evaluate", "sft-recipes train"]
     assert done == ["t", told[0], "t", told[1], "s", *told[2:]]
@@ -266,7 +316,12 @@ def test_faults_stand_in_their_own_command_only(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("exact_match", "eos_rate", "expected"),
-    [(63 / 64, 1.0, []), (58 / 64, 1.0, []), (50 / 64, 1.0, ["exact_match"]), (1.0, 0.5, ["eos_rate"])],
+    [
+        (63 / 64, 1.0, []),
+        (58 / 64, 1.0, []),
+        (50 / 64, 1.0, ["exact_match"]),
+        (1.0, 0.5, ["eos_rate"]),
+    ],
 )
 def test_callback_reads_the_last_values(
     exact_match: float, eos_rate: float, expected: list[str], tmp_path: Path
@@ -288,8 +343,12 @@ def fake_command(codes: dict[str, int], verdict: str = "pass") -> Callable[..., 
     lines = [{"name": "exact_match", "group": "sort", "verdict": verdict}]
 
     def run(fault: str, step: str, *arguments: str, log: Path) -> tuple[int, str]:
-        log.write_text(f"$ check\nIs said. Fix: no.\n$ {step}\n{step} is wrong. Fix: this.\nAnd more.\n")
-        return codes.get(step, 0), json.dumps({"metrics": metrics, "gate": {"verdict": verdict, "lines": lines}})
+        log.write_text(
+            f"$ check\nIs said. Fix: no.\n$ {step}\n{step} is wrong. Fix: this.\nAnd more.\n"
+        )
+        return codes.get(step, 0), json.dumps(
+            {"metrics": metrics, "gate": {"verdict": verdict, "lines": lines}}
+        )
 
     return run
 
@@ -306,7 +365,11 @@ def fake_command(codes: dict[str, int], verdict: str = "pass") -> Callable[..., 
     ],
 )
 def test_first_refusal_is_named(
-    codes: dict[str, int], verdict: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    codes: dict[str, int],
+    verdict: str,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A case names the first that refuses it; an inconclusive gate has a name of its own; no run folder stays."""
     monkeypatch.setattr(gate_faults, "run_command", fake_command(codes, verdict))
@@ -330,13 +393,18 @@ def test_finished_cases_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
     seeds = {f"seed-{seed}": gate_faults.healthy(seed) for seed in (1, 2)}
     gate_faults.run_cases({"seed-2": seeds["seed-2"]}, tmp_path, jobs=1)
     results = gate_faults.run_cases(seeds, tmp_path, jobs=2)
-    assert ran == ["seed-2", "seed-1"] and [case["name"] for case in results] == ["seed-1", "seed-2"]
+    assert ran == ["seed-2", "seed-1"] and [case["name"] for case in results] == [
+        "seed-1",
+        "seed-2",
+    ]
 
 
 def test_a_breakdown_catches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that dies with a traceback is an error of the benchmark, a refusal is not."""
     stderr = "recipe: data: is wrong. Fix: this."
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=stderr, stdout="x"))
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=stderr, stdout="x")
+    )
     assert gate_faults.run_command("", "check", log=tmp_path / "log") == (1, "x")
     stderr = "Traceback (most recent call last):\n  ..."
     with pytest.raises(RuntimeError, match="healthy check: exit code 1"):
@@ -346,13 +414,30 @@ def test_a_breakdown_catches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_score_counts_faults_and_seeds_apart() -> None:
     """Caught, inconclusive and passed faults; flagged and inconclusive seeds; the table names each case."""
     case = {"message": "", "callback": [], "gate": "pass", "broken": [], "exact_match": 1.0}
-    found = [("a", "data", "gate"), ("b", "data", "check refused"), ("c", "data", ""), ("d", "data", "gate")]
-    found += [("e", "data", "gate inconclusive"), ("s1", "", ""), ("s2", "", "gate"), ("s3", "", "gate inconclusive")]
+    found = [
+        ("a", "data", "gate"),
+        ("b", "data", "check refused"),
+        ("c", "data", ""),
+        ("d", "data", "gate"),
+    ]
+    found += [
+        ("e", "data", "gate inconclusive"),
+        ("s1", "", ""),
+        ("s2", "", "gate"),
+        ("s3", "", "gate inconclusive"),
+    ]
     results = [{**case, "name": name, "where": where, "caught_by": by} for name, where, by in found]
     summary = gate_faults.summarise(results)
     assert (summary["faults"], summary["caught"], summary["faults_inconclusive"]) == (5, 3, 1)
     assert (summary["seeds"], summary["flagged"], summary["seeds_inconclusive"]) == (3, 1, 1)
-    assert summary["caught_by"] == {"gate": 2, "check refused": 1, "nothing": 1, "gate inconclusive": 1}
+    assert summary["caught_by"] == {
+        "gate": 2,
+        "check refused": 1,
+        "nothing": 1,
+        "gate inconclusive": 1,
+    }
     text = gate_faults.as_text(results, summary)
     assert "3 of 5 faults caught" in text and "1 of 3 healthy seeds flagged" in text
-    assert all(any(line.startswith(f"{name} ") for line in text.splitlines()) for name, _, _ in found)
+    assert all(
+        any(line.startswith(f"{name} ") for line in text.splitlines()) for name, _, _ in found
+    )

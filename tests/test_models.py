@@ -21,7 +21,10 @@ from sft_recipes.training.train import train
 from tests.conftest import build_model, build_tokenizer
 from tests.training.tiny import trainer_for
 
-CONVERSATION = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
+CONVERSATION = [
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Blue."},
+]
 
 
 def without_template(tokenizer: Any) -> None:
@@ -46,7 +49,9 @@ def pad_equals_eos(tokenizer: Any) -> None:
     tokenizer.pad_token = tokenizer.eos_token
 
 
-@pytest.mark.parametrize("change", [without_template, chatml_with_other_eos, no_pad_token, pad_equals_eos])
+@pytest.mark.parametrize(
+    "change", [without_template, chatml_with_other_eos, no_pad_token, pad_equals_eos]
+)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_saved_folder_agrees_on_special_tokens(
     write_recipe: Callable[..., Path], tmp_path: Path, change: Callable[[Any], None], lora: bool
@@ -76,10 +81,16 @@ def test_saved_folder_agrees_on_special_tokens(
     generation = json.loads((run / "generation_config.json").read_text())
     stops = generation["eos_token_id"]
     assert (stops if isinstance(stops, list) else [stops]) == list(renderer.stop_ids)
-    assert saved.eos_token_id == renderer.stop_ids[0] and generation["pad_token_id"] == saved.pad_token_id
+    assert (
+        saved.eos_token_id == renderer.stop_ids[0]
+        and generation["pad_token_id"] == saved.pad_token_id
+    )
     if not lora:
         config = json.loads((run / "config.json").read_text())
-        assert (config["eos_token_id"], config["pad_token_id"]) == (saved.eos_token_id, saved.pad_token_id)
+        assert (config["eos_token_id"], config["pad_token_id"]) == (
+            saved.eos_token_id,
+            saved.pad_token_id,
+        )
         reloaded = AutoModelForCausalLM.from_pretrained(run)
         assert reloaded.get_input_embeddings().weight.shape[0] == len(tokenizer)
         assert reloaded.generation_config.eos_token_id == stops
@@ -99,14 +110,17 @@ def test_chatml_keeps_the_old_eos_as_a_stop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("special", "expected"), [(["<|reserved_1|>", "<unk>"], "<|reserved_1|>"), (["<unk>"], "<unk>"), ([], None)]
+    ("special", "expected"),
+    [(["<|reserved_1|>", "<unk>"], "<|reserved_1|>"), (["<unk>"], "<unk>"), ([], None)],
 )
 def test_pad_is_an_existing_token(special: list[str], expected: str | None) -> None:
     """Without a PAD, a reserved token is taken, else the unknown token, else any id that ends no turn."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    letters = {
+        letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     backend = Tokenizer(models.BPE(vocab=letters, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -129,15 +143,21 @@ def test_tokenizer_longer_than_embedding_is_refused(
     build_model(size).save_pretrained(tmp_path / "base")
     tokenizer.add_tokens(["<|extra_1|>", "<|extra_2|>"])
     tokenizer.save_pretrained(tmp_path / "base")
-    with pytest.raises(InputError, match=f"the tokenizer has {size + 2} ids, the embedding {size} rows"):
+    with pytest.raises(
+        InputError, match=f"the tokenizer has {size + 2} ids, the embedding {size} rows"
+    ):
         train(load_recipe(write_recipe(model_name_or_path="./base")))
     check_vocabulary(build_model(size + 64), tokenizer)  # padded embeddings are common and fine
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_a_loaded_adapter_is_the_one_that_was_trained(write_recipe: Callable[..., Path], dora: bool) -> None:
+def test_a_loaded_adapter_is_the_one_that_was_trained(
+    write_recipe: Callable[..., Path], dora: bool
+) -> None:
     """An adapter folder loads to the trained model's logits, which are not the base's; DoRA's magnitudes included."""
-    trainer: Any = trainer_for(write_recipe(max_steps=2, learning_rate=0.05, use_peft=True, use_dora=dora))
+    trainer: Any = trainer_for(
+        write_recipe(max_steps=2, learning_rate=0.05, use_peft=True, use_dora=dora)
+    )
     trainer.train()
     trainer.save_model()
     ids = torch.arange(3, 20)[None]

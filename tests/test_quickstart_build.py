@@ -35,7 +35,10 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
 
 def read(name: str) -> list[Row]:
     """The rows of one shipped file."""
-    return [json.loads(line) for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,9 @@ def prompt_of(row: Row) -> str:
     return f"### Instruction:\n{row['instruction']}\n\n{source}### Response:\n"
 
 
-def test_data_files_are_what_the_script_generates(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+def test_data_files_are_what_the_script_generates(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
     """Generation is a function of the seed: a fresh run equals the shipped files byte for byte."""
     scripts["build_data"].main(["--output", str(tmp_path)])
     for name in ("train.jsonl", "test.jsonl", "composition.jsonl"):
@@ -83,10 +88,15 @@ def test_sizes_and_task_types(rows: list[Row]) -> None:
     types = {row["task_type"] for row in train}
     assert len(types) == 10
     for task_type in types:
-        assert sum(row["task_type"] == task_type for row in train) == (239 if task_type == "opposite" else 300)
+        assert sum(row["task_type"] == task_type for row in train) == (
+            239 if task_type == "opposite" else 300
+        )
         assert sum(row["task_type"] == task_type for row in test) == 60
     assert {row["task_type"] for row in composition} == {"reverse_as_json"}
-    assert all(list(row) == ["instruction", "input", "output", "task_type", "expected_format"] for row in rows)
+    assert all(
+        list(row) == ["instruction", "input", "output", "task_type", "expected_format"]
+        for row in rows
+    )
 
 
 def test_no_training_row_is_close_to_a_held_out_row(scripts: dict[str, ModuleType]) -> None:
@@ -182,7 +192,9 @@ def test_expected_format_holds(rows: list[Row]) -> None:
             assert all(re.fullmatch(r"- \w+", line) for line in lines)
 
 
-def test_pretraining_text_is_no_instruction_data(scripts: dict[str, ModuleType], rows: list[Row]) -> None:
+def test_pretraining_text_is_no_instruction_data(
+    scripts: dict[str, ModuleType], rows: list[Row]
+) -> None:
     """No document holds a special token, a section name of the template, or ends the way an answer does."""
     eos, pad = scripts["build_base"].EOS, scripts["build_base"].PAD
     for document in itertools.islice(scripts["pretraining_text"].documents(3), 5_000):
@@ -211,15 +223,24 @@ def test_base_is_small_and_plain() -> None:
     assert model.config.model_type == "llama"
     assert model.num_parameters() <= 3_000_000
     assert sum(path.stat().st_size for path in BASE.rglob("*")) <= 8_000_000
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == ("<|endoftext|>", "<|pad|>", None)
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == (
+        "<|endoftext|>",
+        "<|pad|>",
+        None,
+    )
     assert tokenizer.chat_template is None
     assert model.config.vocab_size == len(tokenizer) <= 1300
     assert model.config.max_position_embeddings == tokenizer.model_max_length == 512
     for config in (model.config, model.generation_config):
-        assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        assert (config.eos_token_id, config.pad_token_id) == (
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+        )
 
 
-def test_shipped_tokenizer_keeps_text_and_words(scripts: dict[str, ModuleType], rows: list[Row]) -> None:
+def test_shipped_tokenizer_keeps_text_and_words(
+    scripts: dict[str, ModuleType], rows: list[Row]
+) -> None:
     """Lossless on rows and on unseen text; words are one token each; no token spans prompt and answer."""
     from transformers import AutoTokenizer
 
@@ -234,10 +255,14 @@ def test_shipped_tokenizer_keeps_text_and_words(scripts: dict[str, ModuleType], 
         assert len(prompt) + len(answer) <= 128 and len(answer) < 48
 
 
-def test_shipped_tokenizer_is_what_the_script_trains(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+def test_shipped_tokenizer_is_what_the_script_trains(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
     """The tokenizer follows from word lists and documents alone: a fresh one equals the shipped file."""
     scripts["build_base"].train_tokenizer(scripts["build_base"].Plan()).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "tokenizer.json").read_text()) == json.loads((BASE / "tokenizer.json").read_text())
+    assert json.loads((tmp_path / "tokenizer.json").read_text()) == json.loads(
+        (BASE / "tokenizer.json").read_text()
+    )
 
 
 def continuations(folder: Path, prompts: list[str], tokens: int) -> tuple[list[str], int]:
@@ -246,12 +271,16 @@ def continuations(folder: Path, prompts: list[str], tokens: int) -> tuple[list[s
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32
+    )
     texts: list[str] = []
     stops = 0
     for prompt in prompts:
         ids = torch.tensor([tokenizer.encode(prompt)])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+        )
         new = out[0, ids.shape[1] :].tolist()
         stops += tokenizer.eos_token_id in new
         texts.append(str(tokenizer.decode(new, skip_special_tokens=True)))

@@ -11,8 +11,22 @@ import pytest
 import yaml
 
 from sft_recipes.errors import InputError
-from sft_recipes.recipe import EvaluationSettings, parse_overrides, parse_value, read_yaml, rebase_paths
-from sft_recipes.recipe_keys import DATA_KEYS, NOTES, OWN_KEYS, REFUSED, RENAMED, load_recipe, trl_keys
+from sft_recipes.recipe import (
+    EvaluationSettings,
+    parse_overrides,
+    parse_value,
+    read_yaml,
+    rebase_paths,
+)
+from sft_recipes.recipe_keys import (
+    DATA_KEYS,
+    NOTES,
+    OWN_KEYS,
+    REFUSED,
+    RENAMED,
+    load_recipe,
+    trl_keys,
+)
 
 MINIMAL = "model_name_or_path: ./base\ndataset_name: ./data\noutput_dir: runs/x\n"
 
@@ -46,7 +60,9 @@ def problems(path: Path, **overrides: Any) -> list[str]:
         ("data_set_name", "dataset_name"),
     ],
 )
-def test_unknown_key_gets_a_suggestion(recipe_file: Callable[[str], Path], key: str, meant: str) -> None:
+def test_unknown_key_gets_a_suggestion(
+    recipe_file: Callable[[str], Path], key: str, meant: str
+) -> None:
     """A misspelt key is an error with file, line and the key that was meant."""
     path = recipe_file(f"{MINIMAL}# a comment\n{key}: 1\n")
     (problem,) = problems(path)
@@ -55,7 +71,9 @@ def test_unknown_key_gets_a_suggestion(recipe_file: Callable[[str], Path], key: 
 
 def test_all_problems_are_found_in_one_pass(recipe_file: Callable[[str], Path]) -> None:
     """Three wrong keys and a missing one are four problems, those of the command line named as such."""
-    found = problems(recipe_file("dataset_name: d\noutput_dir: o\nzzz: 1\nenv: {}\n"), max_length="long")
+    found = problems(
+        recipe_file("dataset_name: d\noutput_dir: o\nzzz: 1\nenv: {}\n"), max_length="long"
+    )
     assert len(found) == 4
     assert any(problem.startswith("command line: max_length: ") for problem in found)
     assert any("model_name_or_path: is required" in problem for problem in found)
@@ -98,7 +116,9 @@ def test_values_are_what_they_look_like(text: str, value: Any) -> None:
 
 def test_values_in_a_file(recipe_file: Callable[[str], Path]) -> None:
     """The same rules hold in the file: a rate is a float, `eval_strategy: no` is TRL's word."""
-    recipe = load_recipe(recipe_file(f"{MINIMAL}learning_rate: 2e-5\neval_strategy: no\nmax_length: null\n"))
+    recipe = load_recipe(
+        recipe_file(f"{MINIMAL}learning_rate: 2e-5\neval_strategy: no\nmax_length: null\n")
+    )
     assert recipe.training["learning_rate"] == 2e-5
     assert recipe.training["eval_strategy"] == "no"
     assert recipe.labels.max_length is None
@@ -109,14 +129,19 @@ def test_values_in_a_file(recipe_file: Callable[[str], Path]) -> None:
 def test_refused_keys_give_their_fix(recipe_file: Callable[[str], Path], key: str) -> None:
     """Every key that is not taken says what to do instead, whatever its value."""
     (problem,) = problems(recipe_file(f"{MINIMAL}{key}: true\n"))
-    assert ":4: " in problem and f"{key}: not taken by this project. Fix: {REFUSED[key].rstrip('.')}." in problem
+    assert (
+        ":4: " in problem
+        and f"{key}: not taken by this project. Fix: {REFUSED[key].rstrip('.')}." in problem
+    )
 
 
 @pytest.mark.parametrize("key", sorted(RENAMED))
 def test_renamed_keys_give_the_new_name(recipe_file: Callable[[str], Path], key: str) -> None:
     """Every old name leads to a key that is accepted, with what differs, or out of the way of one that is set."""
     (problem,) = problems(recipe_file(f"{MINIMAL}{key}: 1\n"))
-    assert f"is now called {RENAMED[key]!r}" in problem and f"write `{RENAMED[key]}: ...`" in problem
+    assert (
+        f"is now called {RENAMED[key]!r}" in problem and f"write `{RENAMED[key]}: ...`" in problem
+    )
     assert NOTES.get(key, "") in problem
     both = problems(recipe_file(f"{MINIMAL}{key}: 1\n{RENAMED[key]}: null\n"))
     assert f"remove it; {RENAMED[key]} is set as well" in both[0]
@@ -129,12 +154,17 @@ def test_no_key_of_trl_is_unknown() -> None:
     or renamed key is accepted as well."""
     from trl import ModelConfig, SFTConfig
 
-    fields = {field.name for config in (ModelConfig, SFTConfig) for field in dataclasses.fields(config)}
+    fields = {
+        field.name for config in (ModelConfig, SFTConfig) for field in dataclasses.fields(config)
+    }
     model, training = trl_keys()
     accepted = {*model, *training}
     assert fields <= accepted | OWN_KEYS.keys() | REFUSED.keys() | RENAMED.keys()
     assert not accepted & (REFUSED.keys() | RENAMED.keys()) and accepted <= fields
-    assert not OWN_KEYS.keys() & REFUSED.keys() and not (OWN_KEYS.keys() | DATA_KEYS.keys()) & RENAMED.keys()
+    assert (
+        not OWN_KEYS.keys() & REFUSED.keys()
+        and not (OWN_KEYS.keys() | DATA_KEYS.keys()) & RENAMED.keys()
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +184,9 @@ def test_no_key_of_trl_is_unknown() -> None:
         ("eval_split", "a", "float"),
     ],
 )
-def test_wrong_types_are_refused(recipe_file: Callable[[str], Path], key: str, value: str, expected: str) -> None:
+def test_wrong_types_are_refused(
+    recipe_file: Callable[[str], Path], key: str, value: str, expected: str
+) -> None:
     """A value of the wrong type or choice is named with what was expected, for TRL's keys and ours."""
     (problem,) = problems(recipe_file(f"{MINIMAL}{key}: {value}\n"))
     assert f":4: {key}: expected " in problem and expected in problem
@@ -189,11 +221,16 @@ def test_right_types_are_taken(recipe_file: Callable[[str], Path], key: str, val
         ("a: [1\n", "not plain YAML"),
         ("a: !!python/object:os.system x\n", "not plain YAML"),
         (f"{MINIMAL}datasets: [./a]\n", "datasets: set together with dataset_name"),
-        (f"{MINIMAL}evaluation: {{rowz: 1}}\n", "evaluation.rowz: unknown key. Fix: did you mean 'rows'?"),
+        (
+            f"{MINIMAL}evaluation: {{rowz: 1}}\n",
+            "evaluation.rowz: unknown key. Fix: did you mean 'rows'?",
+        ),
         (f"{MINIMAL}evaluation: {{rows: many}}\n", "evaluation.rows: expected int"),
     ],
 )
-def test_broken_files_are_refused(recipe_file: Callable[[str], Path], text: str, message: str) -> None:
+def test_broken_files_are_refused(
+    recipe_file: Callable[[str], Path], text: str, message: str
+) -> None:
     """Files that are no recipe, and wrong nested keys, are refused with what is wrong."""
     assert any(message in problem for problem in problems(recipe_file(text)))
 
@@ -208,7 +245,9 @@ def test_broken_files_are_refused(recipe_file: Callable[[str], Path], text: str,
         ("{path: ./a, fraction: 1, weight: 2}", "weight: set together with fraction"),
     ],
 )
-def test_broken_data_sets_are_refused(recipe_file: Callable[[str], Path], entry: str, message: str) -> None:
+def test_broken_data_sets_are_refused(
+    recipe_file: Callable[[str], Path], entry: str, message: str
+) -> None:
     """Wrong keys inside `datasets:` are named."""
     path = recipe_file(f"model_name_or_path: m\noutput_dir: o\ndatasets: [{entry}]\n")
     assert message in problems(path)[0]
@@ -216,7 +255,9 @@ def test_broken_data_sets_are_refused(recipe_file: Callable[[str], Path], entry:
 
 def test_null_leaves_the_default(recipe_file: Callable[[str], Path]) -> None:
     """null in `evaluation:` is the default, except where "no limit" is a choice of its own."""
-    recipe = load_recipe(recipe_file(f"{MINIMAL}evaluation: {{rows: null, max_share: null, data: null}}\n"))
+    recipe = load_recipe(
+        recipe_file(f"{MINIMAL}evaluation: {{rows: null, max_share: null, data: null}}\n")
+    )
     assert recipe.evaluation == dataclasses.replace(EvaluationSettings(), max_share=None)
 
 
@@ -237,12 +278,18 @@ def test_paths_are_relative_to_the_file(recipe_file: Callable[[str], Path], tmp_
     assert recipe.output_dir == here / "run"
     assert recipe.template.chat_template == str(here / "mine.jinja")
     assert [source.path for source in recipe.data.datasets] == [str(here / "a.jsonl"), "org/name"]
-    assert recipe.evaluation.data is not None and recipe.evaluation.data.path == str(here.parent / "test.jsonl")
-    assert load_recipe(recipe_file(MINIMAL.replace("./base", "org/model"))).model_name == "org/model"
+    assert recipe.evaluation.data is not None and recipe.evaluation.data.path == str(
+        here.parent / "test.jsonl"
+    )
+    assert (
+        load_recipe(recipe_file(MINIMAL.replace("./base", "org/model"))).model_name == "org/model"
+    )
     assert rebase_paths({"output_dir": "runs/x"}, here) == {"output_dir": "runs/x"}
 
 
-def test_saved_recipe_holds_from_the_run_folder(recipe_file: Callable[[str], Path], tmp_path: Path) -> None:
+def test_saved_recipe_holds_from_the_run_folder(
+    recipe_file: Callable[[str], Path], tmp_path: Path
+) -> None:
     """recipe.yaml in the run folder names the same files and the run folder itself, wherever the run folder is."""
     path = recipe_file(
         "model_name_or_path: ../base\nchat_template: chatml\nlearning_rate: 2e-5\nsystem_prompt: ./not a path\n"
@@ -256,13 +303,22 @@ def test_saved_recipe_holds_from_the_run_folder(recipe_file: Callable[[str], Pat
     again = load_recipe(saved)
     assert again.output_dir.resolve() == recipe.output_dir.resolve()
     assert again.data == recipe.data and again.evaluation == recipe.evaluation
-    assert (again.model, again.labels, again.template) == (recipe.model, recipe.labels, recipe.template)
+    assert (again.model, again.labels, again.template) == (
+        recipe.model,
+        recipe.labels,
+        recipe.template,
+    )
     assert again.saved_values() == recipe.saved_values()
 
 
 def test_rebase_paths() -> None:
     """Only keys that hold paths, and only values that start with ./ or ../, are rebased."""
-    values = {"dataset_name": "./d", "chat_template": "chatml", "run_name": "./x", "model_name_or_path": "org/m"}
+    values = {
+        "dataset_name": "./d",
+        "chat_template": "chatml",
+        "run_name": "./x",
+        "model_name_or_path": "org/m",
+    }
     rebased = rebase_paths(values, Path("/r/recipes"), Path("/r/runs/one"))
     assert rebased == {**values, "dataset_name": "../../recipes/d"}
     assert rebase_paths({"dataset_name": "./d"}, Path("/r"), Path("/r"))["dataset_name"] == "./d"
@@ -271,7 +327,9 @@ def test_rebase_paths() -> None:
 def test_overrides_replace(recipe_file: Callable[[str], Path]) -> None:
     """A key of the command line replaces the file's, blocks are not merged, and ./ there is the working directory."""
     path = recipe_file(f"{MINIMAL}seed: 1\nevaluation: {{rows: 5, batch_size: 2}}\n")
-    recipe = load_recipe(path, parse_overrides(["--seed", "3", "--evaluation", "{rows: 7}", "--dataset_name", "./e"]))
+    recipe = load_recipe(
+        path, parse_overrides(["--seed", "3", "--evaluation", "{rows: 7}", "--dataset_name", "./e"])
+    )
     assert recipe.training["seed"] == 3 == recipe.data.seed
     assert recipe.evaluation.rows == 7 and recipe.evaluation.batch_size != 2
     assert recipe.data.datasets[0].path == str(Path.cwd() / "e")
@@ -287,7 +345,10 @@ def test_overrides_replace(recipe_file: Callable[[str], Path]) -> None:
         (["--x", "-1"], {"x": -1}),
         (["--x="], {"x": None}),
         (["--x", "a=b"], {"x": "a=b"}),
-        (["--lora_target_modules", "[q_proj, v_proj]"], {"lora_target_modules": ["q_proj", "v_proj"]}),
+        (
+            ["--lora_target_modules", "[q_proj, v_proj]"],
+            {"lora_target_modules": ["q_proj", "v_proj"]},
+        ),
         (["--seed", "1", "--seed", "2"], {"seed": 2}),
         ([], {}),
     ],
@@ -317,8 +378,14 @@ def test_lines_of_keys(recipe_file: Callable[[str], Path]) -> None:
             "column_mapping: {output: 5}",
             "column_mapping: expected a mapping of names to names, {ours: theirs}, got {'output': 5}",
         ),
-        ("column_mapping: {output: [a, 5]}", "column_mapping: expected a mapping of names to names, "),
-        ("message_mapping: {role: [from]}", "message_mapping: expected a mapping of names to names, "),
+        (
+            "column_mapping: {output: [a, 5]}",
+            "column_mapping: expected a mapping of names to names, ",
+        ),
+        (
+            "message_mapping: {role: [from]}",
+            "message_mapping: expected a mapping of names to names, ",
+        ),
         ("role_mapping: {user: {a: b}}", "role_mapping: expected a mapping of names to names, "),
         ("consecutive_turns: join", "consecutive_turns: expected one of error, merge, got 'join'"),
         ("columns: messages", "columns: expected list, got 'messages'"),
@@ -330,7 +397,9 @@ def test_mappings_hold_names(recipe_file: Callable[[str], Path], line: str, expe
     assert f": {expected}" in problem
 
 
-def test_how_rows_are_read_stands_beside_the_data_set_or_inside(recipe_file: Callable[[str], Path]) -> None:
+def test_how_rows_are_read_stands_beside_the_data_set_or_inside(
+    recipe_file: Callable[[str], Path],
+) -> None:
     """The keys that say how the rows of a data set are read mean the same in both places."""
     keys = (
         "columns: [chat]",
@@ -342,5 +411,8 @@ def test_how_rows_are_read_stands_beside_the_data_set_or_inside(recipe_file: Cal
     beside = load_recipe(recipe_file(MINIMAL + "\n".join(keys))).data.datasets
     inside = "".join(f"    {key}\n" for key in keys)
     minimal = MINIMAL.replace("dataset_name: ./data\n", "")
-    assert load_recipe(recipe_file(f"{minimal}datasets:\n  - path: ./data\n{inside}")).data.datasets == beside
+    assert (
+        load_recipe(recipe_file(f"{minimal}datasets:\n  - path: ./data\n{inside}")).data.datasets
+        == beside
+    )
     assert beside[0].role_mapping == {"user": ["A", "B"], "assistant": "C"}

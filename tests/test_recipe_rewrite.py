@@ -72,19 +72,33 @@ def test_only_old_keys_change(recipe_file: Callable[[str], Path], start: str, en
     assert path.read_bytes().decode() == (start + NEW).replace("\n", end)
     first = 3 + start.count("\n")
     assert changes[0] == f"{path}:{first}: torch_dtype -> dtype"
-    assert changes[2] == f"{path}:{first + 3}: warmup_ratio -> warmup_steps ({NOTES['warmup_ratio']})"
-    assert changes[3].startswith(f"{path}:{first + 4}: group_by_length: true -> train_sampling_strategy: group_by_len")
+    assert (
+        changes[2] == f"{path}:{first + 3}: warmup_ratio -> warmup_steps ({NOTES['warmup_ratio']})"
+    )
+    assert changes[3].startswith(
+        f"{path}:{first + 4}: group_by_length: true -> train_sampling_strategy: group_by_len"
+    )
     assert changes[4] == f"{path}:{first + 8}: packing_strategy: ffd -> packing_strategy: bfd"
     assert len(changes) == 6 and rewrite(path) == []
 
 
 @pytest.mark.parametrize("key", sorted(RENAMED))
-def test_every_old_name_is_rewritten_to_a_value_that_fits(recipe_file: Callable[[str], Path], key: str) -> None:
+def test_every_old_name_is_rewritten_to_a_value_that_fits(
+    recipe_file: Callable[[str], Path], key: str
+) -> None:
     """With a value of its kind every old name becomes a key and value that load without a problem."""
-    values = {"warmup_ratio": 0.1, "gradient_checkpointing_kwargs": "{use_reentrant: false}", "test_split_size": 0.2}
-    values |= dict.fromkeys(["evaluation_strategy"], "epoch") | dict.fromkeys(["torch_dtype"], "bfloat16")
+    values = {
+        "warmup_ratio": 0.1,
+        "gradient_checkpointing_kwargs": "{use_reentrant: false}",
+        "test_split_size": 0.2,
+    }
+    values |= dict.fromkeys(["evaluation_strategy"], "epoch") | dict.fromkeys(
+        ["torch_dtype"], "bfloat16"
+    )
     values |= {"chat_template_path": "chatml", "torchdynamo": "inductor"}
-    values |= dict.fromkeys(["gradient_checkpointing", "group_by_length", "use_flash_attention_2", "adafactor"], "true")
+    values |= dict.fromkeys(
+        ["gradient_checkpointing", "group_by_length", "use_flash_attention_2", "adafactor"], "true"
+    )
     values |= {"no_cuda": "true"}
     path = recipe_file(f"{MINIMAL}{key}: {values.get(key, 7)}\n")
     (change,) = rewrite(path)
@@ -96,7 +110,9 @@ def test_every_old_name_is_rewritten_to_a_value_that_fits(recipe_file: Callable[
 
 def test_every_converted_value_is_legal(recipe_file: Callable[[str], Path]) -> None:
     """What values are converted to is accepted, for each entry of the table, and the old value is refused."""
-    table = yaml.safe_load((Path(cli.__file__).parent / "recipe_keys.yaml").read_text(encoding="utf-8"))["values"]
+    table = yaml.safe_load(
+        (Path(cli.__file__).parent / "recipe_keys.yaml").read_text(encoding="utf-8")
+    )["values"]
     for key, conversions in table.items():
         for old in conversions:
             text = f"{MINIMAL}{key}: {json.dumps(old)}\n"
@@ -135,21 +151,28 @@ def test_what_is_decided_by_hand_stays_and_is_reported(
 def test_two_old_names_of_one_key(recipe_file: Callable[[str], Path]) -> None:
     """The first takes the current name, the second is left and reported."""
     path = recipe_file(f"{MINIMAL}max_seq_len: 5\nmax_seq_length: 9\n")
-    assert len(rewrite(path)) == 1 and path.read_text() == f"{MINIMAL}max_length: 5\nmax_seq_length: 9\n"
+    assert (
+        len(rewrite(path)) == 1
+        and path.read_text() == f"{MINIMAL}max_length: 5\nmax_seq_length: 9\n"
+    )
 
 
 def test_error_without_fix_names_it(recipe_file: Callable[[str], Path]) -> None:
     """Where the file could be rewritten the error says so; for an override of the command line it does not."""
     for values, offered in (({}, True), ({"torch_dtype": "float32"}, False)):
         with pytest.raises(InputError) as caught:
-            load_recipe(recipe_file(MINIMAL + ("torch_dtype: float32\n" if offered else "")), values)
+            load_recipe(
+                recipe_file(MINIMAL + ("torch_dtype: float32\n" if offered else "")), values
+            )
         assert ("sft-recipes check --fix" in str(caught.value)) is offered
 
 
 @pytest.mark.parametrize(
     "lines", ["seen: &seen true\ngroup_by_length: *seen\n", "packing_strategy: &x ffd\nother: *x\n"]
 )
-def test_file_stays_where_a_rewrite_would_change_more(recipe_file: Callable[[str], Path], lines: str) -> None:
+def test_file_stays_where_a_rewrite_would_change_more(
+    recipe_file: Callable[[str], Path], lines: str
+) -> None:
     """A converted value that is shared through a YAML anchor is refused and the file is left as it was."""
     path = recipe_file(MINIMAL + lines)
     with pytest.raises(InputError, match="rename them by hand"):
@@ -182,11 +205,17 @@ def test_file_is_replaced_whole(
             rewrite(link)
     assert "torch_dtype" in path.read_text()
     assert len(rewrite(link)) == 1
-    assert link.is_symlink() and "\ndtype: float32\n" in path.read_text() and stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert (
+        link.is_symlink()
+        and "\ndtype: float32\n" in path.read_text()
+        and stat.S_IMODE(path.stat().st_mode) == 0o640
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["link.yaml", "mine.yaml"]
 
 
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+def run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `sft-recipes check ARGUMENTS`."""
     monkeypatch.setattr("sys.argv", ["sft-recipes", "check", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -196,28 +225,41 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *ar
 
 
 def test_check_fix_rewrites_then_checks(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, write_recipe: Callable[..., Path]
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    write_recipe: Callable[..., Path],
 ) -> None:
     """Changes are printed one a line, then the check goes on with the new file; --json lists them."""
     path = write_recipe(max_length=None, max_seq_length=128)
     code, out, _ = run(capsys, monkeypatch, str(path), "--fix")
-    assert code == 0 and out.startswith(f"{path}:") and "max_seq_length -> max_length (" in out.splitlines()[0]
+    assert (
+        code == 0
+        and out.startswith(f"{path}:")
+        and "max_seq_length -> max_length (" in out.splitlines()[0]
+    )
     assert "next: sft-recipes train" in out
     path.write_text(path.read_text().replace("max_length", "max_seq_length"))
     code, out, err = run(capsys, monkeypatch, str(path), "--fix", "--json")
-    assert code == 0 and len(json.loads(out)["changes"]) == 1 and json.loads(out)["changes"][0] in err
+    assert (
+        code == 0 and len(json.loads(out)["changes"]) == 1 and json.loads(out)["changes"][0] in err
+    )
     code, out, _ = run(capsys, monkeypatch, str(path), "--json")
     assert code == 0 and json.loads(out)["changes"] == []
 
 
 def test_check_fix_shows_what_is_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recipe_file: Callable[[str], Path]
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    recipe_file: Callable[[str], Path],
 ) -> None:
     """Problems that remain end the check as usual, with their lines in the rewritten file."""
     path = recipe_file(f"{MINIMAL}torch_dtype: float32\nlearning_rte: 1\nhub_revision: main\n")
     code, out, err = run(capsys, monkeypatch, str(path), "--fix")
     assert code == 2 and out == f"{path}:4: torch_dtype -> dtype\n"
-    assert f"{path}:5: learning_rte: unknown key" in err and f"{path}:6: hub_revision: not taken" in err
+    assert (
+        f"{path}:5: learning_rte: unknown key" in err
+        and f"{path}:6: hub_revision: not taken" in err
+    )
 
 
 def test_old_names_of_other_recipes_are_known() -> None:

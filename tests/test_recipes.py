@@ -54,7 +54,9 @@ def test_recipe_trains_two_steps(path: Path, tmp_path: Path) -> None:
     assert json.loads((run / "run_state.json").read_text())["state"] == "finished"
     losses = [json.loads(line).get("loss") for line in (run / "log.jsonl").read_text().splitlines()]
     assert len([loss for loss in losses if isinstance(loss, float)]) == 2
-    model_file = "adapter_model.safetensors" if recipe.model.get("use_peft") else "model.safetensors"
+    model_file = (
+        "adapter_model.safetensors" if recipe.model.get("use_peft") else "model.safetensors"
+    )
     assert (run / model_file).is_file()
 
 

@@ -53,7 +53,9 @@ def test_private_data_is_found_and_masked(text: str, kind: str) -> None:
     """Each type is found once, and its text is gone behind the mask, which holds nothing private itself."""
     (found,) = private_spans(text)
     assert found[0] == kind
-    assert text[found[1] : found[2]] not in mask(text) and f"[{kind.replace('_', ' ')}]" in mask(text)
+    assert text[found[1] : found[2]] not in mask(text) and f"[{kind.replace('_', ' ')}]" in mask(
+        text
+    )
     assert kinds(mask(text)) == [] and mask(mask(text)) == mask(text)
 
 
@@ -100,14 +102,26 @@ def test_masks_hide_generated_values() -> None:
         assert value not in masked and masked.count("[") == 2, value
 
 
-@pytest.mark.parametrize("name", [name for name, value in PATTERNS.items() if isinstance(value, list)])
+@pytest.mark.parametrize(
+    "name", [name for name, value in PATTERNS.items() if isinstance(value, list)]
+)
 def test_no_expression_matches_nothing(name: str) -> None:
     """Every list compiles and none of its expressions matches the empty text, which would flag every row."""
     assert pattern(name).search("") is None
 
 
 @pytest.mark.parametrize(
-    "answer", ["N/A", " n/a.", "<nooutput>", "No Output", "TODO", "nan", "[your answer here]", "Lorem ipsum dolor"]
+    "answer",
+    [
+        "N/A",
+        " n/a.",
+        "<nooutput>",
+        "No Output",
+        "TODO",
+        "nan",
+        "[your answer here]",
+        "Lorem ipsum dolor",
+    ],
 )
 def test_placeholders(answer: str) -> None:
     """Stand-ins are found if they are the whole answer, and not inside one."""
@@ -126,13 +140,22 @@ def test_curly_apostrophes_and_position() -> None:
 
 def test_the_refusal_rules_error_is_that_on_the_labelled_answers() -> None:
     """Precision, recall and their Wilson intervals, counted again on the labelled set: 24 of 25 and 24 of 30."""
-    labelled = yaml.safe_load((Path(__file__).parent / "audit" / "refusals.yaml").read_text(encoding="utf-8"))
-    right, wrong = (sum(map(bool, map(find_refusal, labelled[name]))) for name in ("refusals", "others"))
-    shares = {"precision": proportion(right, right + wrong), "recall": proportion(right, len(labelled["refusals"]))}
+    labelled = yaml.safe_load(
+        (Path(__file__).parent / "audit" / "refusals.yaml").read_text(encoding="utf-8")
+    )
+    right, wrong = (
+        sum(map(bool, map(find_refusal, labelled[name]))) for name in ("refusals", "others")
+    )
+    shares = {
+        "precision": proportion(right, right + wrong),
+        "recall": proportion(right, len(labelled["refusals"])),
+    }
     error = refusal_error()
     assert error["n"] == len(labelled["refusals"]) + len(labelled["others"])
     for name, share in shares.items():
-        print(f"refusal rule, {name}: {share.value:.3f} [{share.ci_low:.2f}, {share.ci_high:.2f}], n = {share.n}")
+        print(
+            f"refusal rule, {name}: {share.value:.3f} [{share.ci_low:.2f}, {share.ci_high:.2f}], n = {share.n}"
+        )
         assert error[name] == pytest.approx(share.value, abs=0.005)
         assert error[f"{name}_ci"] == pytest.approx([share.ci_low, share.ci_high], abs=5e-5)
     assert shares["precision"].value >= 0.9 and shares["recall"].value >= 0.75
@@ -156,7 +179,10 @@ def test_repetition_is_the_share_of_repeated_ngrams(text: str, n: int, share: fl
 
 def test_repetitive_needs_fifty_words_and_half_of_the_4_grams() -> None:
     """49 words of one phrase are too few; 50 are enough; 50 different words are not repetitive."""
-    assert [is_repetitive("so it goes on " * 12 + "so" + more) for more in ("", " it")] == [False, True]
+    assert [is_repetitive("so it goes on " * 12 + "so" + more) for more in ("", " it")] == [
+        False,
+        True,
+    ]
     assert not is_repetitive(" ".join(map(str, range(60))))
 
 

@@ -48,7 +48,12 @@ class Payload:
 
 def write_tiny_recipe(folder: Path, base: Path, **keys: Any) -> str:
     """A recipe for the rows in `folder`/train.jsonl."""
-    values = {"model_name_or_path": str(base), "dataset_name": "./train.jsonl", "output_dir": "./run", **keys}
+    values = {
+        "model_name_or_path": str(base),
+        "dataset_name": "./train.jsonl",
+        "output_dir": "./run",
+        **keys,
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return str(folder / "recipe.yaml")
 
@@ -68,7 +73,11 @@ def files_with(folder: Path, *secrets: str) -> list[str]:
 @pytest.mark.parametrize("key", ["hub_token", "push_to_hub_token", "token"])
 @pytest.mark.parametrize("where", ["file", "command line", "env block"])
 def test_tokens_have_no_place_in_a_recipe(
-    key: str, where: str, write_recipe: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    key: str,
+    where: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A token in the file, in `env:` or on the command line is refused with what to do instead; it is shown nowhere."""
     keys = {"file": {key: TOKEN}, "env block": {"env": {"HF_TOKEN": TOKEN}}}.get(where, {})
@@ -76,7 +85,9 @@ def test_tokens_have_no_place_in_a_recipe(
     more = [f"--{key}", TOKEN] if where == "command line" else []
     assert train_main(["--config", str(path), *more]) == 2
     out = "".join(capfd.readouterr())
-    assert ("environment variables" if where == "env block" else "hf auth login") in out and TOKEN not in out
+    assert (
+        "environment variables" if where == "env block" else "hf auth login"
+    ) in out and TOKEN not in out
     assert not (tmp_path / "run").exists()
 
 
@@ -87,10 +98,21 @@ def test_a_token_in_the_environment_reaches_no_file(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """HF_TOKEN and a tracker's key are in the environment of a run: in none of its files and nothing it prints."""
-    for name, value in {"HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN, "WANDB_API_KEY": KEY}.items():
+    for name, value in {
+        "HF_TOKEN": TOKEN,
+        "HUGGING_FACE_HUB_TOKEN": TOKEN,
+        "WANDB_API_KEY": KEY,
+    }.items():
         monkeypatch.setenv(name, value)
-    assert train_main(["--config", str(write_recipe(max_steps=2, save_strategy="steps", save_steps=1))]) == 0
-    assert (tmp_path / "run/checkpoint-1/training_args.bin").is_file(), "the file that could hold a token is missing"
+    assert (
+        train_main(
+            ["--config", str(write_recipe(max_steps=2, save_strategy="steps", save_steps=1))]
+        )
+        == 0
+    )
+    assert (tmp_path / "run/checkpoint-1/training_args.bin").is_file(), (
+        "the file that could hold a token is missing"
+    )
     assert files_with(tmp_path, TOKEN, KEY) == []
     out = "".join(capfd.readouterr())
     assert TOKEN not in out and KEY not in out
@@ -111,7 +133,9 @@ def halved(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
         "save_total_limit": 9,
         "num_train_epochs": 1,
     }
-    write_tiny_recipe(folder, base_folder, **keys, max_length=128, save_strategy="steps", save_steps=2)
+    write_tiny_recipe(
+        folder, base_folder, **keys, max_length=128, save_strategy="steps", save_steps=2
+    )
     train(load_recipe(folder / "recipe.yaml"))
     run = folder / "run"
     shutil.rmtree(run / "checkpoint-5")
@@ -151,7 +175,11 @@ def test_a_changed_pickle_is_not_opened(
 def reseal(checkpoint: Path) -> None:
     """Seal again, as someone does who can write to the run folder."""
     content = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
-    facts = {key: value for key, value in content.items() if key not in ("schema_version", "files", "seal")}
+    facts = {
+        key: value
+        for key, value in content.items()
+        if key not in ("schema_version", "files", "seal")
+    }
     (checkpoint / checkpoints.MANIFEST).unlink()
     checkpoints.seal(checkpoint, facts)
 
@@ -180,7 +208,10 @@ def test_a_manifest_reaches_no_file_outside(
     checkpoint = tmp_path / "run/checkpoint-4"
     content = json.loads((checkpoint / checkpoints.MANIFEST).read_text())
     name = "../../x" if form == "relative" else str(outside)
-    content["files"][name] = [outside.stat().st_size, hashlib.sha256(outside.read_bytes()).hexdigest()]
+    content["files"][name] = [
+        outside.stat().st_size,
+        hashlib.sha256(outside.read_bytes()).hexdigest(),
+    ]
     facts = {key: value for key, value in content.items() if key not in ("schema_version", "seal")}
     forged = {**content, "seal": checkpoints._seal_of(facts)}
     (checkpoint / checkpoints.MANIFEST).write_text(json.dumps(forged))
@@ -202,22 +233,32 @@ def test_weights_as_a_pickle_run_no_code(base_folder: Path, tmp_path: Path) -> N
     """A model whose weights are a pickle with code in it is refused, and the code does not run."""
     model = copied(base_folder, tmp_path / "model")
     (model / "model.safetensors").unlink()
-    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "canary"), protocol=2))
+    (model / "pytorch_model.bin").write_bytes(
+        pickle.dumps(Payload(tmp_path / "canary"), protocol=2)
+    )
     with pytest.raises((InputError, pickle.UnpicklingError)):
         load_for_inference(str(model))
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_models_own_code_does_not_run(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_own_code_does_not_run(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model folder that brings its own classes is refused; nobody is asked, and its code does not run."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever asks gets a yes
     model = copied(base_folder, tmp_path / "model")
-    (model / "own.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'canary')!r}).touch()\n")
+    (model / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'canary')!r}).touch()\n"
+    )
     config = json.loads((model / "config.json").read_text())
     own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
     (model / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
     tokenizer = json.loads((model / "tokenizer_config.json").read_text())
-    tokenizer = {**tokenizer, "tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    tokenizer = {
+        **tokenizer,
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "own.Own"]},
+    }
     (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError):
         load_tokenizer(str(model))
@@ -229,13 +270,19 @@ def test_a_models_own_code_does_not_run(base_folder: Path, tmp_path: Path, monke
 # -- S4: YAML --------------------------------------------------------------------------------------------------------
 
 RECIPES: dict[str, tuple[str, str]] = {
-    "code": ("run_name: !!python/object/apply:pathlib.Path.touch [CANARY]", "recipe.yaml:7: not plain YAML"),
+    "code": (
+        "run_name: !!python/object/apply:pathlib.Path.touch [CANARY]",
+        "recipe.yaml:7: not plain YAML",
+    ),
     "code in a data set": (
         "datasets: [{path: !!python/object/apply:os.system ['touch CANARY']}]",
         "recipe.yaml:7: not plain YAML",
     ),
     "code by a tag of our own": ("run_name: !include /etc/passwd", "recipe.yaml:7: not plain YAML"),
-    "key twice": ("learning_rate: 1e-5\nlearning_rate: 1e-4", "recipe.yaml:8: learning_rate: set twice"),
+    "key twice": (
+        "learning_rate: 1e-5\nlearning_rate: 1e-4",
+        "recipe.yaml:8: learning_rate: set twice",
+    ),
     "unknown key": (
         "learning_rat: 1e-5",
         "recipe.yaml:7: learning_rat: unknown key. Fix: did you mean 'learning_rate'",
@@ -256,7 +303,13 @@ def test_hostile_yaml_is_refused_with_its_line(
     text, message = RECIPES[case]
     (tmp_path / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     recipe = tmp_path / "recipe.yaml"
-    lines = [f"model_name_or_path: {base_folder}", "output_dir: ./run", "max_length: 64", "seed: 1", "max_steps: 1"]
+    lines = [
+        f"model_name_or_path: {base_folder}",
+        "output_dir: ./run",
+        "max_length: 64",
+        "seed: 1",
+        "max_steps: 1",
+    ]
     lines.append("# empty" if text.startswith("datasets") else "dataset_name: ./train.jsonl")
     recipe.write_text("\n".join([*lines, text.replace("CANARY", str(tmp_path / "canary")), ""]))
     assert train_main(["--config", str(recipe)]) == 2
@@ -275,7 +328,16 @@ def test_scientific_notation_is_a_number(write_recipe: Callable[..., Path]) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "quickstart/../../x", "quickstart/full.yaml", "quickstart", ".", ""]
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "quickstart/../../x",
+        "quickstart/full.yaml",
+        "quickstart",
+        ".",
+        "",
+    ],
 )
 def test_init_copies_shipped_names_only(name: str, tmp_path: Path) -> None:
     """Whatever is not the name of a shipped recipe is refused, and nothing is written."""
@@ -286,7 +348,11 @@ def test_init_copies_shipped_names_only(name: str, tmp_path: Path) -> None:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def existing_file(out: Path, outside: Path) -> None:
@@ -311,7 +377,9 @@ def link_to_a_folder(out: Path, outside: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("trap", [existing_file, link_to_a_file, dangling_link, link_to_a_folder])
-def test_init_never_leaves_its_folder(trap: Callable[[Path, Path], None], force: bool, tmp_path: Path) -> None:
+def test_init_never_leaves_its_folder(
+    trap: Callable[[Path, Path], None], force: bool, tmp_path: Path
+) -> None:
     """Without --force nothing is overwritten; with it nothing outside of the folder is. Refused: nothing is written."""
     out, outside = tmp_path / "out", tmp_path / "outside"
     for folder in (out, outside):
@@ -346,7 +414,16 @@ def test_a_new_recipe_follows_no_link(
     (outside / "precious").write_text("precious")
     (out / "recipe.yaml").symlink_to(outside / target)
     before = snapshot(outside)
-    arguments = ["init", "--model", str(base_folder), "--data", str(data), "--output", str(out), *force]
+    arguments = [
+        "init",
+        "--model",
+        str(base_folder),
+        "--data",
+        str(data),
+        "--output",
+        str(out),
+        *force,
+    ]
     monkeypatch.setattr("sys.argv", ["sft-recipes", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -407,27 +484,79 @@ class Page(HTMLParser):
 def pipeline(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> tuple[Path, str]:
     """All commands on local files: no variable forbids the network, the hook does; tokens in the environment."""
     folder = tmp_path_factory.mktemp("pipeline")
-    rows = [{"instruction": f"Say {index}. {HOSTILE}", "output": f"one {index} {HOSTILE}"} for index in range(12)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    keys = {"max_length": 256, "max_steps": 2, "per_device_train_batch_size": 2, "activation_checkpointing": False}
-    keys |= {"eval_split": 4, "eval_strategy": "steps", "eval_steps": 1, "evaluation": {"max_new_tokens": 8}}
+    rows = [
+        {"instruction": f"Say {index}. {HOSTILE}", "output": f"one {index} {HOSTILE}"}
+        for index in range(12)
+    ]
+    (folder / "train.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    keys = {
+        "max_length": 256,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "activation_checkpointing": False,
+    }
+    keys |= {
+        "eval_split": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "evaluation": {"max_new_tokens": 8},
+    }
     path, run = write_tiny_recipe(folder, base_folder, **keys), str(folder / "run")
     base, base_evaluation = ["--max_new_tokens", "8"], str(folder / "base")
     commands = [
         ["init", "quickstart/full", "--output", str(folder / "copy")],
-        ["init", "--model", str(base_folder), "--data", str(folder / "train.jsonl"), "--output", str(folder / "new")],
+        [
+            "init",
+            "--model",
+            str(base_folder),
+            "--data",
+            str(folder / "train.jsonl"),
+            "--output",
+            str(folder / "new"),
+        ],
         ["inspect", path],
         ["check", path],
         ["audit", path, "--output", str(folder / "audit")],
         ["prepare", path],
         ["train", path],
         ["evaluate", run, "--base", str(base_folder), "--output", str(folder / "tuned"), *base],
-        ["evaluate", str(base_folder), "--data", str(folder / "train.jsonl"), "--output", base_evaluation, *base],
-        ["evaluate", run, "--data", str(folder / "train.jsonl"), "--output", str(folder / "again"), *base],
-        ["review", "build", str(folder / "again"), base_evaluation, "--output", str(folder / "review.html")],
+        [
+            "evaluate",
+            str(base_folder),
+            "--data",
+            str(folder / "train.jsonl"),
+            "--output",
+            base_evaluation,
+            *base,
+        ],
+        [
+            "evaluate",
+            run,
+            "--data",
+            str(folder / "train.jsonl"),
+            "--output",
+            str(folder / "again"),
+            *base,
+        ],
+        [
+            "review",
+            "build",
+            str(folder / "again"),
+            base_evaluation,
+            "--output",
+            str(folder / "review.html"),
+        ],
         ["export", run, "--output", str(folder / "export")],
     ]
-    online = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "CI"}
+    online = {
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_DATASETS_OFFLINE",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "CI",
+    }
     environment = {name: value for name, value in os.environ.items() if name not in online}
     environment |= {
         "HF_TOKEN": TOKEN,
@@ -436,9 +565,21 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> tup
         "HF_HOME": str(folder / "hf"),
     }
     script = f"HOSTILE = {HOSTILE!r}\n{PIPELINE}"
-    arguments = [sys.executable, "-c", script, str(folder / "connections"), *map(json.dumps, commands)]
+    arguments = [
+        sys.executable,
+        "-c",
+        script,
+        str(folder / "connections"),
+        *map(json.dumps, commands),
+    ]
     done = subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False
+        arguments,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     output = done.stdout + done.stderr
     ended = [line for line in output.splitlines() if line.startswith("ENDED")]
@@ -469,13 +610,24 @@ def test_hostile_text_is_inert_in_every_page(pipeline: tuple[Path, str]) -> None
     pages = sorted(path for path in folder.rglob("*.html") if "copy" not in path.parts)
     assert {path.name for path in pages} >= {"report.html", "review.html"} and len(pages) >= 5
     for path in pages:
-        assert "alert(1)" in path.read_text(encoding="utf-8"), f"{path.name} shows none of the hostile text"
+        assert "alert(1)" in path.read_text(encoding="utf-8"), (
+            f"{path.name} shows none of the hostile text"
+        )
         page = Page(path)
         elements = page.elements
         assert not {"img", "iframe", "object", "embed", "base"} & {tag for tag, _ in elements}, path
         for tag, attributes in elements:
-            assert not [name for name in attributes if name.startswith("on")], (path, tag, attributes)
-            assert not [value for value in attributes.values() if "javascript:" in (value or "")], (path, attributes)
+            assert not [name for name in attributes if name.startswith("on")], (
+                path,
+                tag,
+                attributes,
+            )
+            assert not [value for value in attributes.values() if "javascript:" in (value or "")], (
+                path,
+                attributes,
+            )
         assert not [script for script in page.scripts if "alert(" in script], path
-        policies = [one.get("content") for tag, one in elements if tag == "meta" and "http-equiv" in one]
+        policies = [
+            one.get("content") for tag, one in elements if tag == "meta" and "http-equiv" in one
+        ]
         assert any("default-src 'none'" in (policy or "") for policy in policies), path

@@ -71,7 +71,10 @@ def chat(index: int, turns: int = 1, system: bool = False) -> list[dict[str, str
     pairs = [
         {"role": role, "content": content}
         for turn in range(turns)
-        for role, content in (("user", f"Say {index} and {turn}."), ("assistant", f"{index}, then {turn}."))
+        for role, content in (
+            ("user", f"Say {index} and {turn}."),
+            ("assistant", f"{index}, then {turn}."),
+        )
     ]
     return start + pairs
 
@@ -80,7 +83,12 @@ def dolly(index: int) -> dict[str, Any]:
     """A row as in databricks/databricks-dolly-15k."""
     context = "The quick brown fox." if index % 3 == 0 else ""
     answer = " ".join(["Blue."] * (index % 5 + 1))
-    return {"instruction": f"Name {index}.", "context": context, "response": answer, "category": "open_qa"}
+    return {
+        "instruction": f"Name {index}.",
+        "context": context,
+        "response": answer,
+        "category": "open_qa",
+    }
 
 
 def smoltalk(index: int) -> dict[str, Any]:
@@ -90,18 +98,33 @@ def smoltalk(index: int) -> dict[str, Any]:
 
 def magpie(index: int) -> dict[str, Any]:
     """A row as in the smol-magpie-ultra part of HuggingFaceTB/smoltalk, scores and all."""
-    return {**smoltalk(index), "category": "math", "difficulty": "easy", "quality": "good", "conversation_tokens": 40}
+    return {
+        **smoltalk(index),
+        "category": "math",
+        "difficulty": "easy",
+        "quality": "good",
+        "conversation_tokens": 40,
+    }
 
 
 def tulu(index: int) -> dict[str, Any]:
     """A row as in allenai/tulu-3-sft-mixture."""
-    return {"id": f"row_{index}", "messages": chat(index, index % 2 + 1), "source": "ai2-adapt-dev/oasst1_converted"}
+    return {
+        "id": f"row_{index}",
+        "messages": chat(index, index % 2 + 1),
+        "source": "ai2-adapt-dev/oasst1_converted",
+    }
 
 
 def personas(index: int) -> dict[str, Any]:
     """A row as in allenai/tulu-3-sft-personas-instruction-following."""
     messages = chat(index)
-    return {"id": f"row_{index}", "prompt": messages[0]["content"], "messages": messages, "constraints": ["keywords"]}
+    return {
+        "id": f"row_{index}",
+        "prompt": messages[0]["content"],
+        "messages": messages,
+        "constraints": ["keywords"],
+    }
 
 
 def ultrachat(index: int) -> dict[str, Any]:
@@ -133,7 +156,9 @@ class Run:
     @property
     def trainable(self) -> dict[str, torch.Tensor]:
         """The trained tensors as they are after the run."""
-        return {name: one for name, one in self.trainer.model.named_parameters() if one.requires_grad}
+        return {
+            name: one for name, one in self.trainer.model.named_parameters() if one.requires_grad
+        }
 
 
 def small_recipe(name: str, folder: Path) -> Recipe:
@@ -144,9 +169,15 @@ def small_recipe(name: str, folder: Path) -> Recipe:
         source = recipe.data.datasets[0]
         rows = [json.dumps(ROWS[source.path](index)) for index in range(24)]
         (folder / "data").mkdir()
-        (folder / "data" / f"{source.split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        (folder / "data" / f"{source.split}.jsonl").write_text(
+            "\n".join(rows) + "\n", encoding="utf-8"
+        )
         base = build_base(STAND_INS[PATHS[name].parent.name], folder / "base")
-        changed |= {"model_name_or_path": str(base), "dataset_name": str(folder / "data"), "dataset_config": None}
+        changed |= {
+            "model_name_or_path": str(base),
+            "dataset_name": str(folder / "data"),
+            "dataset_config": None,
+        }
     if recipe.data.eval_split:
         changed["eval_split"] = 4
     return load_recipe(PATHS[name], changed)
@@ -182,7 +213,11 @@ def check_trained(run: Run) -> None:
     assert all(source["rows_in"] == source["rows_kept"] for source in counted["sources"])
     trainable = run.trainable
     assert run.with_gradient == set(trainable)
-    moved = {name for name, one in run.trainer.model.named_parameters() if not torch.equal(one, run.before[name])}
+    moved = {
+        name
+        for name, one in run.trainer.model.named_parameters()
+        if not torch.equal(one, run.before[name])
+    }
     # In the first steps A learns only as far as B has left zero: B is what shows that an adapter is trained.
     must_move = {name for name in trainable if "lora_A" not in name}
     assert must_move and must_move <= moved <= set(trainable)
@@ -224,7 +259,11 @@ def test_recipe_reads_and_says_what_it_is(name: str) -> None:
     assert "evaluation" in recipe.values and recipe.training["eval_strategy"] != "no"
     if not name.startswith("quickstart"):
         readme = (PATHS[name].parent / "README.md").read_text(encoding="utf-8")
-        assert f"recipes/{name}.yaml" in readme and recipe.model_name in readme and "never run" in readme
+        assert (
+            f"recipes/{name}.yaml" in readme
+            and recipe.model_name in readme
+            and "never run" in readme
+        )
         assert recipe.data.datasets[0].path in readme
 
 
@@ -234,12 +273,19 @@ def test_recipe_numbers(name: str) -> None:
     are the chapter's 1 to 3; a rate outside the chapter's 1e-5 to 5e-5 has its source in the comment above it."""
     recipe = load_recipe(PATHS[name])
     text = PATHS[name].read_text(encoding="utf-8")
-    found = re.search(r"^global_batch_size: (\d+)  # (\d+) x ([\d,]+) = ([\d,]+) tokens a step at most$", text, re.M)
+    found = re.search(
+        r"^global_batch_size: (\d+)  # (\d+) x ([\d,]+) = ([\d,]+) tokens a step at most$",
+        text,
+        re.M,
+    )
     assert found
     rows, again, length, tokens = (int(number.replace(",", "")) for number in found.groups())
     assert rows == again == recipe.global_batch_size
     assert length == recipe.labels.max_length and rows * length == tokens
-    assert all(rows % (recipe.training["per_device_train_batch_size"] * devices) == 0 for devices in (1, 2, 4, 8))
+    assert all(
+        rows % (recipe.training["per_device_train_batch_size"] * devices) == 0
+        for devices in (1, 2, 4, 8)
+    )
     assert 1 <= recipe.training["num_train_epochs"] <= 3
     comment = re.search(r"((?:^#.*\n)+)(?:^\w.*\n)*?^learning_rate:", text, re.M)
     sources = r"torchtune|axolotl|open-instruct|TRL|handbook|smollm3|same file"
@@ -256,7 +302,9 @@ def test_rows_have_the_format_the_recipe_relies_on(data: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in PATHS]
 )
-def test_recipe_trains_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_trains_two_steps(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two steps with the recipe's own keys leave a finished run with finite losses in which every trainable tensor got
     a gradient and moved; adapters sit where the recipe says; the saved folder loads with the weights that were trained.
     """
@@ -279,13 +327,19 @@ def test_qwen_recipes_serve_without_think_block(name: str, tmp_path: Path) -> No
     own = attach_chat_template(load_tokenizer(base), TemplateSettings("tokenizer"))
     chosen = attach_chat_template(load_tokenizer(base), load_recipe(PATHS[name]).template)
     assert "<think>" in own.render(chat(1)) and "<think>" not in chosen.render(chat(1))
-    assert chosen.tokenizer.eos_token == "<|im_end|>" and len(chosen.tokenizer) == len(own.tokenizer)
+    assert chosen.tokenizer.eos_token == "<|im_end|>" and len(chosen.tokenizer) == len(
+        own.tokenizer
+    )
 
 
 def test_4bit_leaves_experts_as_they_are(tmp_path: Path) -> None:
     """Why the mixture of experts has no qlora.yaml: bitsandbytes quantizes linear layers, and its experts are none."""
     build_base("qwen3_moe", tmp_path / "base")
-    overrides = {"model_name_or_path": str(tmp_path / "base"), "load_in_4bit": True, "output_dir": str(tmp_path)}
+    overrides = {
+        "model_name_or_path": str(tmp_path / "base"),
+        "load_in_4bit": True,
+        "output_dir": str(tmp_path),
+    }
     model = load_model(load_recipe(PATHS["qwen3-30b-a3b/lora"], overrides))
     kinds = {name: one.dtype for name, one in model.named_parameters()}
     assert kinds["model.layers.0.self_attn.q_proj.weight"] == torch.uint8
@@ -298,7 +352,9 @@ def planned_bytes(recipe: Recipe, architecture: str) -> tuple[int, float]:
 
     model: Any = build_real_shape(architecture)
     total = model.num_parameters()
-    linear = [module for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    linear = [
+        module for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
     quantized = sum(module.weight.numel() for module in linear) - model.lm_head.weight.numel()
     adapter = lora_config(recipe, model)
     if adapter is None:

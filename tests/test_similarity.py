@@ -30,7 +30,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def some_words(random: Random, count: int, vocabulary: int = 3000) -> list[str]:
     """Words of a small language, the same for the same numbers."""
-    return ["".join(Random(random.randrange(vocabulary)).choices(LETTERS, k=6)) for _ in range(count)]
+    return [
+        "".join(Random(random.randrange(vocabulary)).choices(LETTERS, k=6)) for _ in range(count)
+    ]
 
 
 def edited(random: Random, old: list[str], changes: int) -> list[str]:
@@ -78,7 +80,9 @@ def test_normalise(text: str, normal: str, split: list[str]) -> None:
     assert words(text) == split
 
 
-@pytest.mark.parametrize("shingle", [PROMPT_SHINGLE, ROW_SHINGLE, Shingle("char", 1), Shingle("word", 1)])
+@pytest.mark.parametrize(
+    "shingle", [PROMPT_SHINGLE, ROW_SHINGLE, Shingle("char", 1), Shingle("word", 1)]
+)
 def test_texts_do_not_touch_in_a_batch(shingle: Shingle) -> None:
     """Many texts at once give each what it gets alone, empty, wordless and broken neighbours included."""
     texts = ["a, b.", "", "...", "..c", "d..", " ", "é?", "!\n?", "x", "日本 y", ""]
@@ -88,11 +92,20 @@ def test_texts_do_not_touch_in_a_batch(shingle: Shingle) -> None:
         assert part.tolist() == alone.tolist() and whole[number] == value
 
 
-@pytest.mark.parametrize("shingle", [PROMPT_SHINGLE, ROW_SHINGLE, Shingle("word", 1), Shingle("word", 8)])
+@pytest.mark.parametrize(
+    "shingle", [PROMPT_SHINGLE, ROW_SHINGLE, Shingle("word", 1), Shingle("word", 8)]
+)
 def test_shingles_are_those_of_the_definition(shingle: Shingle) -> None:
     """Each text has the shingles of the definition, two hashes are equal exactly if the shingles are."""
     random = Random(1)
-    texts = ["", "abc", "abcd e", "?!", "日本語のテキスト", *(" ".join(some_words(random, n, 30)) for n in range(40))]
+    texts = [
+        "",
+        "abc",
+        "abcd e",
+        "?!",
+        "日本語のテキスト",
+        *(" ".join(some_words(random, n, 30)) for n in range(40)),
+    ]
     hashes, offsets, _ = shingle_hashes(texts, shingle)
     meaning: dict[int, object] = {}
     for text, part in zip(texts, np.split(hashes, offsets[1:-1]), strict=True):
@@ -100,7 +113,9 @@ def test_shingles_are_those_of_the_definition(shingle: Shingle) -> None:
         assert len(set(part.tolist())) == len(expected)
         plain = normalise(text)
         units = list(plain) if shingle.unit == "char" else words(text)
-        ordered = [tuple(units[at : at + shingle.size]) for at in range(len(units) - shingle.size + 1)]
+        ordered = [
+            tuple(units[at : at + shingle.size]) for at in range(len(units) - shingle.size + 1)
+        ]
         for value, gram in zip(part.tolist(), ordered or [plain], strict=False):
             assert meaning.setdefault(value, gram) == gram
     assert len(set(meaning.values())) == len(meaning)
@@ -117,15 +132,26 @@ def test_whole_text_hash_sees_the_normalised_text_only() -> None:
 def test_jaccard_is_exact(shingle: Shingle) -> None:
     """The Jaccard of each pair is that of the definition on sets, empty and short texts included."""
     random = Random(2)
-    texts = ["", "", "ab", "AB!", "abc", *(" ".join(some_words(random, n, 12)) for n in range(2, 30))]
+    texts = [
+        "",
+        "",
+        "ab",
+        "AB!",
+        "abc",
+        *(" ".join(some_words(random, n, 12)) for n in range(2, 30)),
+    ]
     pairs = np.array([(i, j) for i in range(len(texts)) for j in range(i + 1, len(texts))])
-    expected = [jaccard(shingle_set(texts[i], shingle), shingle_set(texts[j], shingle)) for i, j in pairs]
+    expected = [
+        jaccard(shingle_set(texts[i], shingle), shingle_set(texts[j], shingle)) for i, j in pairs
+    ]
     assert jaccard_of_pairs(texts, pairs, shingle).tolist() == pytest.approx(expected)
 
 
 def centres_of(found: Duplicates) -> npt.NDArray[np.int64]:
     """The star centre of each text by its duplicates."""
-    return star_centres(found.first, found.pairs[~found.variant & (found.jaccard >= similarity.THRESHOLD)])
+    return star_centres(
+        found.first, found.pairs[~found.variant & (found.jaccard >= similarity.THRESHOLD)]
+    )
 
 
 def generated(seed: int, rows: int, copies: int) -> list[str]:
@@ -139,7 +165,11 @@ def generated(seed: int, rows: int, copies: int) -> list[str]:
 def above(texts: list[str], shingle: Shingle, threshold: float) -> dict[tuple[int, int], float]:
     """All pairs from a threshold on, by comparing everything with everything."""
     sets = [shingle_set(text, shingle) for text in texts]
-    values = ((i, j, jaccard(sets[i], sets[j])) for i in range(len(texts)) for j in range(i + 1, len(texts)))
+    values = (
+        (i, j, jaccard(sets[i], sets[j]))
+        for i in range(len(texts))
+        for j in range(i + 1, len(texts))
+    )
     return {(i, j): value for i, j, value in values if value >= threshold}
 
 
@@ -149,7 +179,10 @@ def test_all_pairs_are_found_and_all_are_right(shingle: Shingle) -> None:
     texts = generated(3, 140, 140)
     truth = above(texts, shingle, 0.7)
     found = near_duplicates(texts, shingle)
-    reported = {(i, j): value for (i, j), value in zip(found.pairs.tolist(), found.jaccard.tolist(), strict=True)}
+    reported = {
+        (i, j): value
+        for (i, j), value in zip(found.pairs.tolist(), found.jaccard.tolist(), strict=True)
+    }
     certain = {pair: value for pair, value in reported.items() if value >= 0.7}
     assert len(truth) > 90 and any(value < 0.7 for value in reported.values())
     assert all(truth[pair] == pytest.approx(value) for pair, value in certain.items())
@@ -227,7 +260,14 @@ def test_numbers(one: str, other: str, same: bool) -> None:
 def test_other_numbers_make_a_variant() -> None:
     """Texts that differ in numbers or arithmetic signs are variants, never in one star; equal ones still are."""
     body = "a train leaves the station and travels on a straight line to the town for"
-    texts = [f"{body} 1506 miles", f"{body} 1507 miles", f"{body} 1507 miles!", "5 - 3", "5 + 3", "5 + 3 ="]
+    texts = [
+        f"{body} 1506 miles",
+        f"{body} 1507 miles",
+        f"{body} 1507 miles!",
+        "5 - 3",
+        "5 + 3",
+        "5 + 3 =",
+    ]
     found = near_duplicates(texts, PROMPT_SHINGLE)
     variants = {tuple(pair) for pair in found.pairs[found.variant].tolist()}
     assert {(0, 1), (3, 4)} <= variants
@@ -236,7 +276,13 @@ def test_other_numbers_make_a_variant() -> None:
 
 def test_stars_are_not_transitive() -> None:
     """A chain keeps its far end: who is dropped is paired with a row that is kept."""
-    assert star_centres(np.arange(5), np.array([[0, 1], [1, 2], [2, 3]])).tolist() == [0, 0, 2, 2, 4]
+    assert star_centres(np.arange(5), np.array([[0, 1], [1, 2], [2, 3]])).tolist() == [
+        0,
+        0,
+        2,
+        2,
+        4,
+    ]
     assert star_centres(np.arange(3), np.empty((0, 2), dtype=np.int64)).tolist() == [0, 1, 2]
 
 
@@ -276,7 +322,9 @@ def test_pieces_change_nothing(request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("_small_pieces")
     pieces = near_duplicates(texts)
     assert len(whole.pairs) > 20
-    assert np.array_equal(whole.pairs, pieces.pairs) and np.array_equal(whole.jaccard, pieces.jaccard)
+    assert np.array_equal(whole.pairs, pieces.pairs) and np.array_equal(
+        whole.jaccard, pieces.jaccard
+    )
 
 
 def test_prompt_clusters() -> None:
@@ -308,7 +356,10 @@ def test_a_template_with_short_inputs_is_no_cluster() -> None:
 
 def test_variants_are_thinned() -> None:
     """Of a row's many pairs with other numbers at most ten are kept; here each later row is still listed."""
-    texts = [f"A long enough question about the number {number} and nothing else at all?" for number in range(100, 180)]
+    texts = [
+        f"A long enough question about the number {number} and nothing else at all?"
+        for number in range(100, 180)
+    ]
     found = near_duplicates(texts, PROMPT_SHINGLE)
     assert found.variant.all()
     listed = np.bincount(found.pairs[found.jaccard >= 0.7][:, 1], minlength=80)

@@ -157,7 +157,9 @@ def ended(job: subprocess.Popen[str], seconds: float = 30) -> tuple[int, str]:
 @by_script
 def test_command_lines(script: Path, cluster: Cluster) -> None:
     """One launcher a machine, with its own rank, all processes counted, one meeting point, offline, overrides last."""
-    code, err = ended(cluster.submit(script, "r.yaml", "--learning_rate", "1e-5", FAKE_RANKS="finish"))
+    code, err = ended(
+        cluster.submit(script, "r.yaml", "--learning_rate", "1e-5", FAKE_RANKS="finish")
+    )
     assert code == 0 and "is not prepared" in err
     (step,) = [line for line in cluster.lines("calls") if line.startswith("srun ")]
     assert step.startswith(
@@ -181,7 +183,9 @@ def test_another_launch(script: Path, cluster: Cluster) -> None:
     assert ended(cluster.submit(script, FAKE_RANKS="finish", LAUNCH="fsdp2"))[0] == 0
     assert f"--config_file {launch_config('fsdp2')} " in cluster.lines("launched.0")[0]
     code, err = ended(cluster.submit(script, FAKE_RANKS="finish", LAUNCH="fsdp22"))
-    assert code == 2 and "there is no accelerate config 'fsdp22'" in err and not cluster.lines("calls")
+    assert (
+        code == 2 and "there is no accelerate config 'fsdp22'" in err and not cluster.lines("calls")
+    )
 
 
 # What the ranks do, the state that an earlier job left, and what the job does then: exit code, times requeued.
@@ -217,7 +221,11 @@ STOPS: dict[str, tuple[dict[str, str], int, str]] = {
 
 # Where Slurm stops the tasks without telling the script, it requeues the job by itself; only a saved state says more.
 TOLD = [(case, whom) for case in STOPS for whom in ("script", "both")]
-TOLD += [(case, "tasks") for case, (environment, *_) in STOPS.items() if environment["FAKE_RANKS"] == "wait"]
+TOLD += [
+    (case, "tasks")
+    for case, (environment, *_) in STOPS.items()
+    if environment["FAKE_RANKS"] == "wait"
+]
 
 
 @by_script
@@ -249,8 +257,14 @@ def test_both_scripts_end_alike() -> None:
 @by_script
 def test_what_slurm_reads(script: Path) -> None:
     """Requeue is allowed, the script gets TERM before the time limit, one task a machine, one log."""
-    options = [shlex.split(line, comments=False)[1] for line in script.read_text().splitlines() if "#SBATCH --" in line]
-    assert {"--requeue", "--ntasks-per-node=1", "--open-mode=append", "--signal=B:TERM@300"} <= set(options)
+    options = [
+        shlex.split(line, comments=False)[1]
+        for line in script.read_text().splitlines()
+        if "#SBATCH --" in line
+    ]
+    assert {"--requeue", "--ntasks-per-node=1", "--open-mode=append", "--signal=B:TERM@300"} <= set(
+        options
+    )
 
 
 @by_script
@@ -258,7 +272,9 @@ def test_shellcheck(script: Path) -> None:
     """No finding of shellcheck."""
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    result = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["shellcheck", str(script)], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout
 
 
@@ -272,7 +288,12 @@ def two_machines(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]
 
     def submit(recipe: Path, *more: str) -> subprocess.Popen[str]:
         job_id = str(random.randrange(20_000))  # decides the port
-        given = {"LAUNCH": "ddp_cpu", "FAKE_HOST": "127.0.0.1", "SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_ID": job_id}
+        given = {
+            "LAUNCH": "ddp_cpu",
+            "FAKE_HOST": "127.0.0.1",
+            "SLURM_GPUS_ON_NODE": "1",
+            "SLURM_JOB_ID": job_id,
+        }
         return cluster.submit(REPOSITORY / "slurm/multi_node.sbatch", str(recipe), *more, **given)
 
     yield submit
@@ -281,7 +302,9 @@ def two_machines(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]
 
 @pytest.mark.slow
 def test_two_machines_train_what_one_process_trains(
-    two_machines: Callable[..., subprocess.Popen[str]], write_recipe: Callable[..., Path], tmp_path: Path
+    two_machines: Callable[..., subprocess.Popen[str]],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     """The script's command line, with the real launcher on two "machines": one run, with the losses of one process."""
     from sft_recipes.training.train import train
@@ -293,19 +316,28 @@ def test_two_machines_train_what_one_process_trains(
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     assert environment["processes"] == 2
     one = train(load_recipe(path))
-    assert len(logged(one)) == 5 and logged(tmp_path / "run") == pytest.approx(logged(one), rel=1e-5)
+    assert len(logged(one)) == 5 and logged(tmp_path / "run") == pytest.approx(
+        logged(one), rel=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_two_machines_go_on_after_a_preemption(
-    two_machines: Callable[..., subprocess.Popen[str]], write_recipe: Callable[..., Path], tmp_path: Path
+    two_machines: Callable[..., subprocess.Popen[str]],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     """TERM to the job while both "machines" train: one sealed checkpoint, one requeue; the job started again ends with
     exactly the weights of one that was never stopped.
     """
     from tests.training.tiny import file_hashes
 
-    long = {"num_train_epochs": None, "max_steps": 150, "save_strategy": "no", "learning_rate": 1e-5}
+    long = {
+        "num_train_epochs": None,
+        "max_steps": 150,
+        "save_strategy": "no",
+        "learning_rate": 1e-5,
+    }
     path = write_recipe(global_batch_size=8, per_device_train_batch_size=4, **long)
     log, state = tmp_path / "run/log.jsonl", tmp_path / "run/run_state.json"
     job = two_machines(path)

@@ -22,7 +22,10 @@ def test_proportion_has_wilsons_interval() -> None:
     """8 of 10 has the textbook Wilson interval 0.490 to 0.943."""
     estimate = proportion_of([True] * 8 + [False] * 2, higher_is_better=True)
     assert estimate.value == 0.8
-    assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert (estimate.ci_low, estimate.ci_high) == (
+        pytest.approx(0.4902, abs=1e-4),
+        pytest.approx(0.9433, abs=1e-4),
+    )
     assert estimate.as_json() == {
         "value": 0.8,
         "n": 10,
@@ -68,7 +71,10 @@ def test_mean_has_students_interval() -> None:
     estimate = mean_estimate([1.0, 2.0, 3.0, None], unit="words")
     reach = 4.302653 / 3**0.5
     assert (estimate.value, estimate.n, estimate.n_excluded, estimate.unit) == (2.0, 3, 1, "words")
-    assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+    assert (estimate.ci_low, estimate.ci_high) == (
+        pytest.approx(2 - reach),
+        pytest.approx(2 + reach),
+    )
 
 
 def test_one_value_has_no_interval() -> None:
@@ -79,7 +85,10 @@ def test_one_value_has_no_interval() -> None:
 
 def test_equal_values_have_a_point_interval() -> None:
     """All equal: mean and median are that value, without NaN."""
-    for estimate in (mean_estimate([2.0] * 5, unit="x"), bootstrap_estimate([2.0] * 5, statistic=np.median, unit="x")):
+    for estimate in (
+        mean_estimate([2.0] * 5, unit="x"),
+        bootstrap_estimate([2.0] * 5, statistic=np.median, unit="x"),
+    ):
         assert (estimate.value, estimate.ci_low, estimate.ci_high) == (2.0, 2.0, 2.0)
 
 
@@ -99,9 +108,16 @@ def test_columns_are_resampled_together() -> None:
     counts = [3.0, 10.0, 50.0, 4.0]
     doubled = [2 * count for count in counts]
     estimate = bootstrap_estimate(
-        doubled, counts, statistic=lambda a, b, axis: np.sum(a, axis=axis) / np.sum(b, axis=axis), unit="x"
+        doubled,
+        counts,
+        statistic=lambda a, b, axis: np.sum(a, axis=axis) / np.sum(b, axis=axis),
+        unit="x",
     )
-    assert (estimate.value, estimate.ci_low, estimate.ci_high) == (2.0, pytest.approx(2.0), pytest.approx(2.0))
+    assert (estimate.value, estimate.ci_low, estimate.ci_high) == (
+        2.0,
+        pytest.approx(2.0),
+        pytest.approx(2.0),
+    )
 
 
 def test_mcnemar_is_exact_and_two_sided() -> None:
@@ -109,7 +125,12 @@ def test_mcnemar_is_exact_and_two_sided() -> None:
     before = [False] * 9 + [True] + [True] * 10
     after = [True] * 9 + [False] + [True] * 10
     difference = paired_difference(before, after)
-    assert (difference.value, difference.gained, difference.lost, difference.n) == (pytest.approx(0.4), 9, 1, 20)
+    assert (difference.value, difference.gained, difference.lost, difference.n) == (
+        pytest.approx(0.4),
+        9,
+        1,
+        20,
+    )
     assert difference.p_value == pytest.approx(22 / 1024)
     assert difference.ci_low == pytest.approx(0.15, abs=0.06)
     assert difference.ci_high == pytest.approx(0.65, abs=0.06)
@@ -121,21 +142,28 @@ def test_no_discordant_pair_is_no_evidence_of_equality() -> None:
         difference = paired_difference(before, after)
         bound = 1.959964 * 2**0.5 / 22
         assert (difference.value, difference.p_value) == (0.0, 1.0 if before[0] is True else None)
-        assert (difference.ci_low, difference.ci_high) == (pytest.approx(-bound), pytest.approx(bound))
+        assert (difference.ci_low, difference.ci_high) == (
+            pytest.approx(-bound),
+            pytest.approx(bound),
+        )
 
 
 def test_all_gained_stays_inside_the_scale() -> None:
     """A difference of 1 in every row has an upper bound of 1 and a lower bound below it, by the rows added."""
     difference = paired_difference([False] * 20, [True] * 20)
     assert difference.ci_high == 1.0
-    assert difference.ci_low == pytest.approx(20 / 22 - 1.959964 * ((1 - (20 / 22) ** 2) / 22) ** 0.5)
+    assert difference.ci_low == pytest.approx(
+        20 / 22 - 1.959964 * ((1 - (20 / 22) ** 2) / 22) ** 0.5
+    )
 
 
 def test_the_table_and_the_gate_agree_on_paired_differences() -> None:
     """For values of 0 and 1 the interval is that of `mean_of_differences`, which the gate takes its bounds from."""
     before, after = [False] * 7 + [True] * 13, [True] * 12 + [False] * 8
     difference = paired_difference(before, after)
-    expected = mean_of_differences([float(a) - float(b) for b, a in zip(before, after, strict=True)])
+    expected = mean_of_differences(
+        [float(a) - float(b) for b, a in zip(before, after, strict=True)]
+    )
     assert (difference.gained, difference.lost, difference.value) == (7, 8, expected.value)
     assert (difference.ci_low, difference.ci_high) == (expected.ci_low, expected.ci_high)
 
@@ -163,7 +191,10 @@ def test_a_centred_interval_holds_its_value() -> None:
     def distinct(codes: Any, axis: int) -> Any:
         return np.apply_along_axis(lambda one: len(np.unique(one)) / len(one), axis, codes)
 
-    plain, centred = (bootstrap_estimate(range(50), statistic=distinct, unit="x", centred=way) for way in (False, True))
+    plain, centred = (
+        bootstrap_estimate(range(50), statistic=distinct, unit="x", centred=way)
+        for way in (False, True)
+    )
     assert plain.value == centred.value == 1.0
     assert plain.ci_high is not None and plain.ci_high < 0.8
     assert centred.ci_high == 1.0
@@ -182,7 +213,10 @@ def test_differences_have_bonett_and_prices_interval() -> None:
     centre = (4 - 2) / 12
     reach = 1.6448536 * (((4 + 2) / 12 - centre**2) / 12) ** 0.5
     assert (estimate.value, estimate.n, estimate.n_excluded) == (0.2, 10, 1)
-    assert (estimate.ci_low, estimate.ci_high) == (pytest.approx(centre - reach), pytest.approx(centre + reach))
+    assert (estimate.ci_low, estimate.ci_high) == (
+        pytest.approx(centre - reach),
+        pytest.approx(centre + reach),
+    )
     equal = mean_of_differences([1.0] * 50)
     assert equal.value == equal.ci_high == 1.0 and equal.ci_low == pytest.approx(
         50 / 52 - 1.959964 * ((1 - (50 / 52) ** 2) / 52) ** 0.5
@@ -191,7 +225,9 @@ def test_differences_have_bonett_and_prices_interval() -> None:
 
 def test_a_90_percent_interval_has_the_one_sided_95_percent_bounds() -> None:
     """Zero of 300: Wilson's one-sided bound is z^2 / (n + z^2) with z of 95 %; parts of successes count as such."""
-    assert proportion(0, 300, confidence=0.9).ci_high == pytest.approx(1.6448536**2 / (300 + 1.6448536**2))
+    assert proportion(0, 300, confidence=0.9).ci_high == pytest.approx(
+        1.6448536**2 / (300 + 1.6448536**2)
+    )
     assert proportion_of([1 / 3] * 3 + [0.0] * 7) == proportion(1.0, 10)
 
 
@@ -200,7 +236,9 @@ SIMULATED = 1500
 SLACK = 3.09 * (0.95 * 0.05 / SIMULATED) ** 0.5
 
 
-def coverage(draw: Callable[[Any], Any], interval: Callable[[Any], Any], truth: float, simulated: int) -> float:
+def coverage(
+    draw: Callable[[Any], Any], interval: Callable[[Any], Any], truth: float, simulated: int
+) -> float:
     """The share of drawn samples whose interval holds the truth."""
     rng = np.random.default_rng(0)
     found = [interval(draw(rng)) for _ in range(simulated)]
@@ -214,15 +252,55 @@ def paired(draws: Any) -> Any:
 
 # Each: how a sample is drawn, its interval, the truth, and what the interval is known to fall short of 95 % by.
 COVERAGE = {
-    "wilson, p = .5, n = 100": (lambda r: r.random(100) < 0.5, lambda x: proportion_of(x.tolist()), 0.5, 0.01),
-    "wilson, p = .98, n = 50": (lambda r: r.random(50) < 0.98, lambda x: proportion_of(x.tolist()), 0.98, 0.03),
-    "wilson, p = .99, n = 200": (lambda r: r.random(200) < 0.99, lambda x: proportion_of(x.tolist()), 0.99, 0.01),
+    "wilson, p = .5, n = 100": (
+        lambda r: r.random(100) < 0.5,
+        lambda x: proportion_of(x.tolist()),
+        0.5,
+        0.01,
+    ),
+    "wilson, p = .98, n = 50": (
+        lambda r: r.random(50) < 0.98,
+        lambda x: proportion_of(x.tolist()),
+        0.98,
+        0.03,
+    ),
+    "wilson, p = .99, n = 200": (
+        lambda r: r.random(200) < 0.99,
+        lambda x: proportion_of(x.tolist()),
+        0.99,
+        0.01,
+    ),
     "wilson, scores": (lambda r: r.beta(4, 1, 60), lambda x: proportion_of(x.tolist()), 0.8, 0.0),
-    "mean, normal, n = 8": (lambda r: r.normal(3, 1, 8), lambda x: mean_estimate(x.tolist(), unit=""), 3.0, 0.0),
-    "mean, skewed, n = 100": (lambda r: r.gamma(2, 1, 100), lambda x: mean_estimate(x.tolist(), unit=""), 2.0, 0.02),
-    "pairs, 10 % up, 5 % down, n = 100": (lambda r: r.choice([1, -1, 0], 100, p=[0.1, 0.05, 0.85]), paired, 0.05, 0.0),
-    "pairs, 2 % up, n = 60": (lambda r: r.choice([1, -1, 0], 60, p=[0.02, 0, 0.98]), paired, 0.02, 0.0),
-    "pairs, 40 % each, n = 60": (lambda r: r.choice([1, -1, 0], 60, p=[0.4, 0.4, 0.2]), paired, 0.0, 0.01),
+    "mean, normal, n = 8": (
+        lambda r: r.normal(3, 1, 8),
+        lambda x: mean_estimate(x.tolist(), unit=""),
+        3.0,
+        0.0,
+    ),
+    "mean, skewed, n = 100": (
+        lambda r: r.gamma(2, 1, 100),
+        lambda x: mean_estimate(x.tolist(), unit=""),
+        2.0,
+        0.02,
+    ),
+    "pairs, 10 % up, 5 % down, n = 100": (
+        lambda r: r.choice([1, -1, 0], 100, p=[0.1, 0.05, 0.85]),
+        paired,
+        0.05,
+        0.0,
+    ),
+    "pairs, 2 % up, n = 60": (
+        lambda r: r.choice([1, -1, 0], 60, p=[0.02, 0, 0.98]),
+        paired,
+        0.02,
+        0.0,
+    ),
+    "pairs, 40 % each, n = 60": (
+        lambda r: r.choice([1, -1, 0], 60, p=[0.4, 0.4, 0.2]),
+        paired,
+        0.0,
+        0.01,
+    ),
 }
 
 
@@ -253,7 +331,9 @@ BOOTSTRAPPED = {
 def test_bootstrapped_intervals_hold_the_truth(name: str) -> None:
     """The same for the bootstrap, which takes longer: 400 draws, and so more room for chance."""
     draw, interval, truth, shortfall = BOOTSTRAPPED[name]
-    assert coverage(draw, interval, truth, 400) >= 0.95 - shortfall - SLACK * (SIMULATED / 400) ** 0.5
+    assert (
+        coverage(draw, interval, truth, 400) >= 0.95 - shortfall - SLACK * (SIMULATED / 400) ** 0.5
+    )
 
 
 @pytest.mark.slow

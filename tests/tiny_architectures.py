@@ -65,7 +65,12 @@ class Architecture:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "decoder_sparse_step": 1,
+}
 # One sliding and one full layer, and a window shorter than a pack: what packing has to get right.
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
 
@@ -101,7 +106,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         pad=None,
         bos="<|begin_of_text|>",
         adds_bos=True,
-        special=("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_0|>"),
+        special=(
+            "<|eot_id|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|reserved_special_token_0|>",
+        ),
         settings={"tie_word_embeddings": False},
     ),
     "mistral": Architecture(
@@ -156,7 +166,13 @@ def build_base(name: str, folder: Path) -> Path:
     # Real embeddings are longer than their vocabulary; this one is, too.
     vocabulary = -(-len(tokenizer) // 64) * 64
     config = architecture.config(
-        **{**SHAPE, **architecture.settings, **ids, "pad_token_id": tokenizer.pad_token_id, "vocab_size": vocabulary}
+        **{
+            **SHAPE,
+            **architecture.settings,
+            **ids,
+            "pad_token_id": tokenizer.pad_token_id,
+            "vocab_size": vocabulary,
+        }
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -171,7 +187,8 @@ def _tokenizer(architecture: Architecture) -> Any:
         tokenizer.bos_token = architecture.bos
     if architecture.adds_bos:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{architecture.bos} $A", special_tokens=[(architecture.bos, tokenizer.bos_token_id)]
+            single=f"{architecture.bos} $A",
+            special_tokens=[(architecture.bos, tokenizer.bos_token_id)],
         )
     if architecture.template:
         tokenizer.chat_template = read_template(architecture.template)

@@ -23,12 +23,33 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pretraining_text import documents
-from tasks import CITIES, GIFTS, INSTRUCTIONS, KINDS, NAMES, NUMBERS, OPPOSITE_OF, PLACES, THINGS, WISHES
+from tasks import (
+    CITIES,
+    GIFTS,
+    INSTRUCTIONS,
+    KINDS,
+    NAMES,
+    NUMBERS,
+    OPPOSITE_OF,
+    PLACES,
+    THINGS,
+    WISHES,
+)
 
 OUTPUT = Path(__file__).resolve().parents[2] / "recipes" / "quickstart" / "base"
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 IGNORED = -100  # label that cross_entropy leaves out
-ENTITIES = (*THINGS, *KINDS, *OPPOSITE_OF, *NAMES, *PLACES, *CITIES, *GIFTS, *WISHES, *map(str, NUMBERS))
+ENTITIES = (
+    *THINGS,
+    *KINDS,
+    *OPPOSITE_OF,
+    *NAMES,
+    *PLACES,
+    *CITIES,
+    *GIFTS,
+    *WISHES,
+    *map(str, NUMBERS),
+)
 # Words that shall be one token: the entities, what instructions and their template are made of, and questions.
 WORDS = sorted(
     {
@@ -146,16 +167,22 @@ def rate_at(step: int, plan: Plan) -> float:
     return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: Plan) -> list[float]:
+def pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: Plan
+) -> list[float]:
     """Next-token loss over all positions, in nats a token; returns it step by step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, plan))
     losses: list[float] = []
     began, tokens = time.perf_counter(), 0
     for step, rows in enumerate(itertools.islice(batches(tokenizer, plan), plan.steps), start=1):
         inputs, labels = to_tensors(rows, tokenizer.pad_token_id)
         logits = model(input_ids=inputs, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss = cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -165,7 +192,10 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: 
         tokens += sum(map(len, rows))
         if step % 100 == 0:
             mean, seconds = sum(losses[-100:]) / 100, time.perf_counter() - began
-            print(f"step {step}/{plan.steps}  loss {mean:.3f}  {tokens / 1e6:.2f}M tokens  {seconds:.0f} s", flush=True)
+            print(
+                f"step {step}/{plan.steps}  loss {mean:.3f}  {tokens / 1e6:.2f}M tokens  {seconds:.0f} s",
+                flush=True,
+            )
     return losses
 
 
@@ -177,9 +207,13 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
 
 def main(arguments: Sequence[str] | None = None) -> list[float]:
     """Command line; returns the losses, for the test that rebuilds a reduced base."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; the saved base was built with one")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; the saved base was built with one"
+    )
     for name, value in asdict(Plan()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = vars(parser.parse_args(arguments))

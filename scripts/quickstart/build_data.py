@@ -33,11 +33,15 @@ def generate(seed: int = SEED) -> dict[str, list[Row]]:
     composition = draw_rows(reverse_as_json, COMPOSITION_ROWS, rng, taken)
     drawn = {task: draw_rows(task, TRAIN_ROWS_PER_TASK, rng, taken) for task in TASKS}
     rng.shuffle(test)
-    while leaking := leaking_rows([row for rows in drawn.values() for row in rows], test + composition):
+    while leaking := leaking_rows(
+        [row for rows in drawn.values() for row in rows], test + composition
+    ):
         for task, rows in drawn.items():
             for row in [row for row in rows if row in leaking]:
                 rows.remove(row)
-                with contextlib.suppress(ValueError):  # few questions: none is left that differs enough from the test
+                with contextlib.suppress(
+                    ValueError
+                ):  # few questions: none is left that differs enough from the test
                     rows += draw_rows(task, 1, rng, taken)
     train = [row for rows in drawn.values() for row in rows]
     rng.shuffle(train)
@@ -48,7 +52,10 @@ def leaking_rows(train: Sequence[Row], held_out: Sequence[Row]) -> list[Row]:
     """The training rows that the audit finds too close to a held-out row."""
     rows, others = as_audited(train, "train"), as_audited(held_out, "held out")
     findings = (check_contamination(rows, {"held out": others})[0], check_split_leak(rows, others))
-    return [train[index] for index in sorted({row.index for finding in findings for row in finding.rows})]
+    return [
+        train[index]
+        for index in sorted({row.index for finding in findings for row in finding.rows})
+    ]
 
 
 def as_audited(rows: Sequence[Row], source: str) -> list[AuditRow]:
@@ -56,7 +63,10 @@ def as_audited(rows: Sequence[Row], source: str) -> list[AuditRow]:
     examples = []
     for number, row in enumerate(rows):
         prompt = "\n\n".join(part for part in (row["instruction"], row["input"]) if part)
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": row["output"]}]
+        messages = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": row["output"]},
+        ]
         examples.append(Example(messages, source, number))
     return audit_rows(examples)
 
@@ -68,7 +78,9 @@ def to_jsonl(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: writes the three files and says how many rows each got."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the three files")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)

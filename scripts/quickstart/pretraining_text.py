@@ -35,9 +35,35 @@ from tasks import (
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 HOLDERS = ("basket", "shelf", "box", "bag", "drawer", "cart", "room", "picture", "page", "window")
 
-VERBS = ("Show", "Give", "Write", "List", "Put", "Turn", "Convert", "Format", "Return", "Start", "Pick", "Order")
+VERBS = (
+    "Show",
+    "Give",
+    "Write",
+    "List",
+    "Put",
+    "Turn",
+    "Convert",
+    "Format",
+    "Return",
+    "Start",
+    "Pick",
+    "Order",
+)
 NOUNS = ("words", "items", "list", "input", "order")
-FIRST_STEPS = ("Answer", "Ask", "Count", "Explain", "Find", "Give", "Tell", "Say", "Reverse", "Return", "Name", "Send")
+FIRST_STEPS = (
+    "Answer",
+    "Ask",
+    "Count",
+    "Explain",
+    "Find",
+    "Give",
+    "Tell",
+    "Say",
+    "Reverse",
+    "Return",
+    "Name",
+    "Send",
+)
 
 # Wordings for each operation on a list; they stand in headings, notes and requests.
 BACKWARDS = ("backwards", "reversed", "in reverse order", "from last to first", "turned around")
@@ -69,7 +95,17 @@ def _result(operation: str, items: list[str]) -> tuple[tuple[str, ...], str]:
 
 
 ANY_WORDS = (*THINGS, *NAMES, *PLACES, *OPPOSITE_OF, *GIFTS, *CITIES, *map(str, NUMBERS))
-OPERATIONS = ("backwards", "backwards", "backwards", "forwards", "bullets", "json", "count", "first", "last")
+OPERATIONS = (
+    "backwards",
+    "backwards",
+    "backwards",
+    "forwards",
+    "bullets",
+    "json",
+    "count",
+    "first",
+    "last",
+)
 
 
 def drill_document(rng: random.Random) -> str:
@@ -129,7 +165,9 @@ def number_document(rng: random.Random) -> str:
     if rng.random() < 0.15:
         step = rng.randint(1, 3)
         first = rng.randint(1, LARGEST_NUMBER - 8 * step)
-        return "Counting: " + ", ".join(str(first + step * k) for k in range(rng.randint(6, 9))) + "\n"
+        return (
+            "Counting: " + ", ".join(str(first + step * k) for k in range(rng.randint(6, 9))) + "\n"
+        )
     parts = []
     for _ in range(rng.randint(2, 4)):
         numbers = rng.sample(NUMBERS, rng.choice((2, 3, 3, 4, 4, 5)))
@@ -208,8 +246,14 @@ def whereabouts_document(rng: random.Random) -> str:
         ))  # fmt: skip
         answers.append((question, f"{name} is in the {place}."))
     if rng.random() < 0.5:
-        return "\n\n".join((telling, *(f"{question}\n{answer}" for question, answer in answers))) + "\n"
-    return "\n\n".join(f"{question}\n\n{telling}\n\n{answer}" for question, answer in answers[:2]) + "\n"
+        return (
+            "\n\n".join((telling, *(f"{question}\n{answer}" for question, answer in answers)))
+            + "\n"
+        )
+    return (
+        "\n\n".join(f"{question}\n\n{telling}\n\n{answer}" for question, answer in answers[:2])
+        + "\n"
+    )
 
 
 def story_document(rng: random.Random) -> str:

@@ -17,7 +17,10 @@ QUICKSTART = "recipes/quickstart"
 RUN = "runs/quickstart-full"
 
 STEPS = (
-    ("Rows as the trainer sees them: green is trained, grey is only read", f"inspect {QUICKSTART}/full.yaml --rows 3"),
+    (
+        "Rows as the trainer sees them: green is trained, grey is only read",
+        f"inspect {QUICKSTART}/full.yaml --rows 3",
+    ),
     (
         "The base model answers the 600 test rows",
         f"evaluate {QUICKSTART}/base --data {QUICKSTART}/data --max_new_tokens 48 --batch_size 200 "
@@ -37,7 +40,11 @@ STEPS = (
 
 # The model is too small to share among threads (two took longer than one on a busy two-core machine), and glibc
 # otherwise returns memory to the system after every step.
-FASTER_ON_CPU = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+FASTER_ON_CPU = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+}
 
 FOR_YOUR_OWN_DATA = """
 For your own data (JSON, JSONL, CSV or Parquet; the format is detected):

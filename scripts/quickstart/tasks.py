@@ -15,18 +15,139 @@ from typing import NotRequired, TypedDict
 
 # Twelve kinds of things with ten members each; a word belongs to one kind only, so every question has one answer.
 KINDS: dict[str, tuple[str, ...]] = {
-    "fruit": ("apple", "pear", "plum", "cherry", "grape", "lemon", "peach", "mango", "melon", "banana"),
-    "vegetable": ("carrot", "onion", "potato", "leek", "cabbage", "radish", "turnip", "cucumber", "tomato", "pumpkin"),
+    "fruit": (
+        "apple",
+        "pear",
+        "plum",
+        "cherry",
+        "grape",
+        "lemon",
+        "peach",
+        "mango",
+        "melon",
+        "banana",
+    ),
+    "vegetable": (
+        "carrot",
+        "onion",
+        "potato",
+        "leek",
+        "cabbage",
+        "radish",
+        "turnip",
+        "cucumber",
+        "tomato",
+        "pumpkin",
+    ),
     "mammal": ("cat", "dog", "horse", "rabbit", "fox", "tiger", "goat", "sheep", "otter", "camel"),
-    "bird": ("owl", "eagle", "robin", "swan", "duck", "parrot", "crow", "heron", "goose", "sparrow"),
-    "fish": ("trout", "salmon", "carp", "tuna", "cod", "herring", "eel", "shark", "sardine", "haddock"),
-    "insect": ("ant", "bee", "wasp", "beetle", "moth", "cricket", "butterfly", "mosquito", "termite", "locust"),
-    "tool": ("hammer", "saw", "drill", "wrench", "chisel", "shovel", "rake", "ladder", "axe", "screwdriver"),
-    "vehicle": ("car", "bus", "train", "bicycle", "truck", "boat", "tram", "van", "scooter", "ship"),
-    "instrument": ("piano", "violin", "guitar", "flute", "drum", "trumpet", "harp", "cello", "banjo", "clarinet"),
-    "garment": ("shirt", "coat", "hat", "scarf", "glove", "sock", "skirt", "jacket", "sweater", "dress"),
-    "flower": ("rose", "tulip", "daisy", "lily", "orchid", "violet", "poppy", "sunflower", "daffodil", "dahlia"),
-    "tree": ("oak", "pine", "birch", "maple", "willow", "cedar", "elm", "beech", "spruce", "poplar"),
+    "bird": (
+        "owl",
+        "eagle",
+        "robin",
+        "swan",
+        "duck",
+        "parrot",
+        "crow",
+        "heron",
+        "goose",
+        "sparrow",
+    ),
+    "fish": (
+        "trout",
+        "salmon",
+        "carp",
+        "tuna",
+        "cod",
+        "herring",
+        "eel",
+        "shark",
+        "sardine",
+        "haddock",
+    ),
+    "insect": (
+        "ant",
+        "bee",
+        "wasp",
+        "beetle",
+        "moth",
+        "cricket",
+        "butterfly",
+        "mosquito",
+        "termite",
+        "locust",
+    ),
+    "tool": (
+        "hammer",
+        "saw",
+        "drill",
+        "wrench",
+        "chisel",
+        "shovel",
+        "rake",
+        "ladder",
+        "axe",
+        "screwdriver",
+    ),
+    "vehicle": (
+        "car",
+        "bus",
+        "train",
+        "bicycle",
+        "truck",
+        "boat",
+        "tram",
+        "van",
+        "scooter",
+        "ship",
+    ),
+    "instrument": (
+        "piano",
+        "violin",
+        "guitar",
+        "flute",
+        "drum",
+        "trumpet",
+        "harp",
+        "cello",
+        "banjo",
+        "clarinet",
+    ),
+    "garment": (
+        "shirt",
+        "coat",
+        "hat",
+        "scarf",
+        "glove",
+        "sock",
+        "skirt",
+        "jacket",
+        "sweater",
+        "dress",
+    ),
+    "flower": (
+        "rose",
+        "tulip",
+        "daisy",
+        "lily",
+        "orchid",
+        "violet",
+        "poppy",
+        "sunflower",
+        "daffodil",
+        "dahlia",
+    ),
+    "tree": (
+        "oak",
+        "pine",
+        "birch",
+        "maple",
+        "willow",
+        "cedar",
+        "elm",
+        "beech",
+        "spruce",
+        "poplar",
+    ),
 }
 THINGS: tuple[str, ...] = tuple(word for members in KINDS.values() for word in members)
 KIND_OF: dict[str, str] = {word: kind for kind, members in KINDS.items() for word in members}
@@ -119,7 +240,11 @@ def some_whereabouts(rng: random.Random) -> list[tuple[str, str]]:
 
 
 def _row(
-    task_type: str, instruction: str, source: str, output: str, expected_format: ExpectedFormat | None = None
+    task_type: str,
+    instruction: str,
+    source: str,
+    output: str,
+    expected_format: ExpectedFormat | None = None,
 ) -> Row:
     return {
         "instruction": instruction,
@@ -199,7 +324,13 @@ def bullets(rng: random.Random) -> Row:
     """Comma list to one bullet a line."""
     items = some_things(rng)
     shape: ExpectedFormat = {"type": "bullets", "n": len(items)}
-    return _row("bullets", rng.choice(BULLETS), ", ".join(items), "\n".join(f"- {item}" for item in items), shape)
+    return _row(
+        "bullets",
+        rng.choice(BULLETS),
+        ", ".join(items),
+        "\n".join(f"- {item}" for item in items),
+        shape,
+    )
 
 
 def json_value(rng: random.Random) -> Row:
@@ -222,7 +353,9 @@ def reverse(rng: random.Random) -> Row:
 def sort(rng: random.Random) -> Row:
     """Three different numbers, rising; one row in six is sorted already. With four, this base scored 0.77."""
     numbers = rng.sample(NUMBERS, 3)
-    return _row("sort", rng.choice(SORT), ", ".join(map(str, numbers)), ", ".join(map(str, sorted(numbers))))
+    return _row(
+        "sort", rng.choice(SORT), ", ".join(map(str, numbers)), ", ".join(map(str, sorted(numbers)))
+    )
 
 
 def first_last(rng: random.Random) -> Row:
@@ -242,7 +375,12 @@ def count(rng: random.Random) -> Row:
 def opposite(rng: random.Random) -> Row:
     """A fact that the base model saw as prose."""
     word = rng.choice(tuple(OPPOSITE_OF))
-    return _row("opposite", rng.choice(OPPOSITE).format(word), "", f"The opposite of {word} is {OPPOSITE_OF[word]}.")
+    return _row(
+        "opposite",
+        rng.choice(OPPOSITE).format(word),
+        "",
+        f"The opposite of {word} is {OPPOSITE_OF[word]}.",
+    )
 
 
 def category(rng: random.Random) -> Row:
@@ -257,13 +395,19 @@ def polite(rng: random.Random) -> Row:
     name, intent = rng.choice(NAMES), rng.randrange(3)
     if intent == 0:
         gift = rng.choice(GIFTS)
-        instruction, sentence = rng.choice(THANK).format(name, gift), f"thank you very much for the {gift}."
+        instruction, sentence = (
+            rng.choice(THANK).format(name, gift),
+            f"thank you very much for the {gift}.",
+        )
     elif intent == 1:
         wish = rng.choice(WISHES)
         instruction, sentence = rng.choice(WISH).format(name, wish), f"I wish you a happy {wish}."
     else:
         place = rng.choice(PLACES)
-        instruction, sentence = rng.choice(INVITE).format(name, place), f"please join us at the {place}."
+        instruction, sentence = (
+            rng.choice(INVITE).format(name, place),
+            f"please join us at the {place}.",
+        )
     return _row("polite", instruction, "", f"Dear {name}, {sentence}")
 
 
@@ -278,7 +422,9 @@ def reverse_as_json(rng: random.Random) -> Row:
     """The composition held out of training: both skills are taught, never together."""
     items = some_things(rng)
     output = json.dumps(items[::-1])
-    return _row("reverse_as_json", rng.choice(REVERSE_AS_JSON), ", ".join(items), output, {"type": "json"})
+    return _row(
+        "reverse_as_json", rng.choice(REVERSE_AS_JSON), ", ".join(items), output, {"type": "json"}
+    )
 
 
 TASKS: tuple[Callable[[random.Random], Row], ...] = (
@@ -306,7 +452,9 @@ def draw_rows(
         if key_of(row) in taken:
             misses += 1
             if misses == 1_000:
-                raise ValueError(f"{task.__name__} ran out of new questions after {len(rows)} of {n} rows")
+                raise ValueError(
+                    f"{task.__name__} ran out of new questions after {len(rows)} of {n} rows"
+                )
             continue
         misses = 0
         taken.add(key_of(row))

@@ -20,7 +20,16 @@ from tqdm import tqdm
 import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.audit import cleaning, contamination, diversity, duplicates, lengths
-from sft_recipes.audit.finding import SEVERITIES, AuditRow, Finding, FlaggedRow, audit_rows, excerpt, flag, make_finding
+from sft_recipes.audit.finding import (
+    SEVERITIES,
+    AuditRow,
+    Finding,
+    FlaggedRow,
+    audit_rows,
+    excerpt,
+    flag,
+    make_finding,
+)
 from sft_recipes.audit.text_checks import text_findings
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.inspection import token_runs
@@ -63,9 +72,16 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
     """
     started = time.perf_counter()
     if request.clean is not None and request.clean.exists():
-        raise InputError(Problem(str(request.clean), "--clean", "exists already", "name a new folder"))
+        raise InputError(
+            Problem(str(request.clean), "--clean", "exists already", "name a new folder")
+        )
     if request.clean is not None and len(request.data.datasets) > 1:
-        problem = Problem(request.name, "--clean", "several data sets do not fit into one file", "clean each by itself")
+        problem = Problem(
+            request.name,
+            "--clean",
+            "several data sets do not fit into one file",
+            "clean each by itself",
+        )
         raise InputError(problem)
     checks = cleaning.dropping(request.drop)
     labeller, template = None, None
@@ -90,14 +106,19 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
             **{"eval_data": list(request.eval_data), "template_sha256": template},
             "tokenizer": renderer and renderer.tokenizer.name_or_path,
         },
-        "versions": {"sft_recipes": sft_recipes.__version__, **{one: version(one) for one in ("rensa", "tokenizers")}},
+        "versions": {
+            "sft_recipes": sft_recipes.__version__,
+            **{one: version(one) for one in ("rensa", "tokenizers")},
+        },
         "seconds": round(time.perf_counter() - started, 2),
         **{"rows_in": rows_in, "rows_malformed": len(malformed), "rows_read": len(rows)},
         "findings": [finding.as_json() for finding in findings if finding.rows],
         "passed": [finding.as_json() for finding in findings if not finding.rows],
         "waterfall": [{"reason": check, "rows": first[check]} for check in checks],
     }
-    content = _masked({**head, **content, "samples": _samples(rows, reasons, labeller, request.data.seed)})
+    content = _masked(
+        {**head, **content, "samples": _samples(rows, reasons, labeller, request.data.seed)}
+    )
     request.output.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(request.output / AUDIT, content)
     (request.output / FLAGGED).unlink(missing_ok=True)
@@ -107,11 +128,15 @@ def run_audit(request: AuditRequest) -> dict[str, Any]:
         append_json_lines(request.output / FLAGGED, entries)
     write_audit_report(request.output)
     if request.clean is not None:
-        content["cleaned"] = cleaning.write_cleaned(request.data.datasets[0], reasons, request.clean)
+        content["cleaned"] = cleaning.write_cleaned(
+            request.data.datasets[0], reasons, request.clean
+        )
     return content
 
 
-def read_rows(settings: DataSettings) -> tuple[list[AuditRow], list[FlaggedRow], list[dict[str, Any]]]:
+def read_rows(
+    settings: DataSettings,
+) -> tuple[list[AuditRow], list[FlaggedRow], list[dict[str, Any]]]:
     """The rows of all sources, numbered over the whole input, the malformed ones among them, and the files.
 
     Raises InputError for a source of which no row can be read.
@@ -126,26 +151,41 @@ def read_rows(settings: DataSettings) -> tuple[list[AuditRow], list[FlaggedRow],
         for name in paths or [source.path]:
             first[name] = sum(file["rows"] for file in files)
             digest = hashlib.sha256(paths[name].read_bytes()).hexdigest() if paths else None
-            entry = {"path": name, "sha256": digest, "rows": count[name], "format": rejects.formats[source.path]}
+            entry = {
+                "path": name,
+                "sha256": digest,
+                "rows": count[name],
+                "format": rejects.formats[source.path],
+            }
             files.append(entry)
         for example in examples:
             rows += audit_rows((example,), first[example.source] + example.row)
         for one in rejects.rows:
-            where, index = place(one["source"], one["row"], one["line"]), first[one["source"]] + one["row"]
+            where, index = (
+                place(one["source"], one["row"], one["line"]),
+                first[one["source"]] + one["row"],
+            )
             malformed.append(FlaggedRow(index, where, excerpt(one["reason"])))
     return rows, malformed, files
 
 
 def _check(
-    request: AuditRequest, rows: Sequence[AuditRow], malformed: Sequence[FlaggedRow], labeller: Labeller | None
+    request: AuditRequest,
+    rows: Sequence[AuditRow],
+    malformed: Sequence[FlaggedRow],
+    labeller: Labeller | None,
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Every finding, empty ones included, and what the report shows beside them."""
     steps = len(rows) * (1 + (labeller is not None))
-    with tqdm(total=steps, desc="audit", unit=" checks", disable=not request.progress, leave=False) as bar:
+    with tqdm(
+        total=steps, desc="audit", unit=" checks", disable=not request.progress, leave=False
+    ) as bar:
         tokens, own = None, list[str]()
         if labeller is not None:
             tokens = lengths.measure_tokens(labeller, rows, bar)
-            added = (token.content for token in labeller.renderer.tokenizer.added_tokens_decoder.values())
+            added = (
+                token.content for token in labeller.renderer.tokenizer.added_tokens_decoder.values()
+            )
             own = [token for token in added if labeller.renderer.encoder.first_control_token(token)]
         text, private = text_findings(rows, own, bar)
     findings = [make_finding("malformed", malformed, len(rows) + len(malformed))]
@@ -156,11 +196,16 @@ def _check(
     if tokens is not None:
         limit, fitting = request.labels.max_length, lengths.smallest_fitting(tokens)
         candidates = sorted({*lengths.CANDIDATE_LENGTHS, fitting, limit or fitting})
-        content |= {"truncation": lengths.forecast(tokens, candidates), "smallest_max_length": fitting}
+        content |= {
+            "truncation": lengths.forecast(tokens, candidates),
+            "smallest_max_length": fitting,
+        }
         if limit:
             long = (tokens.total > limit).nonzero()[0]
             cut = [flag(rows[tokens.row[at]], f"{tokens.total[at]} tokens") for at in long]
-            findings.append(make_finding("truncation", cut, len(rows), max_length=limit, fitting=fitting))
+            findings.append(
+                make_finding("truncation", cut, len(rows), max_length=limit, fitting=fitting)
+            )
     spread, content["patterns"] = diversity.find_patterns(rows)
     repeated, content["duplicates"] = duplicates.check_duplicates(rows)
     leaks, content["contamination"] = _compare_with_eval(request, rows)
@@ -169,11 +214,18 @@ def _check(
     return [*findings, *text, *spread, *repeated, *leaks], content
 
 
-def _compare_with_eval(request: AuditRequest, rows: Sequence[AuditRow]) -> tuple[list[Finding], list[dict[str, Any]]]:
+def _compare_with_eval(
+    request: AuditRequest, rows: Sequence[AuditRow]
+) -> tuple[list[Finding], list[dict[str, Any]]]:
     """Rows that repeat the recipe's own test split or any other evaluation set."""
-    own, sources = request.data.test_split, {name: [source] for name, source in request.eval_data.items()}
+    own, sources = (
+        request.data.test_split,
+        {name: [source] for name, source in request.eval_data.items()},
+    )
     if own:
-        sources[f"split {own}"] = [dataclasses.replace(source, split=own) for source in request.data.datasets]
+        sources[f"split {own}"] = [
+            dataclasses.replace(source, split=own) for source in request.data.datasets
+        ]
     sets: dict[str, list[AuditRow]] = {}
     for name, some in sources.items():
         sets[name], malformed, _ = read_rows(dataclasses.replace(request.data, datasets=some))
@@ -188,25 +240,39 @@ def _compare_with_eval(request: AuditRequest, rows: Sequence[AuditRow]) -> tuple
 def _unlabelled(rows: Sequence[AuditRow], tokens: lengths.TokenLengths) -> list[FlaggedRow]:
     """The rows of which nothing is trained."""
     labelled = set(tokens.row.tolist())
-    return [flag(rows[at], f"{one.reason}: {one.detail}") for at, one in tokens.dropped if at not in labelled]
+    return [
+        flag(rows[at], f"{one.reason}: {one.detail}")
+        for at, one in tokens.dropped
+        if at not in labelled
+    ]
 
 
 def _samples(
-    rows: Sequence[AuditRow], reasons: Mapping[int, Sequence[str]], labeller: Labeller | None, seed: int
+    rows: Sequence[AuditRow],
+    reasons: Mapping[int, Sequence[str]],
+    labeller: Labeller | None,
+    seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """20 kept and 20 dropped rows by seed, as the trainer sees them: pieces of text and whether they are trained."""
     samples: dict[str, list[dict[str, Any]]] = {}
     for name in ("kept", "dropped"):
         some = [row for row in rows if (row.index in reasons) == (name == "dropped")]
         samples[name] = [
-            {"where": row.where, "reasons": reasons.get(row.index, []), "text": _pieces(row, labeller)}
+            {
+                "where": row.where,
+                "reasons": reasons.get(row.index, []),
+                "text": _pieces(row, labeller),
+            }
             for row in random.Random(seed).sample(some, min(_SAMPLES, len(some)))
         ]
     return samples
 
 
 def _pieces(row: AuditRow, labeller: Labeller | None) -> list[tuple[str, bool]]:
-    turns = (((f"\n{role}: ", False), (text, role == "assistant" and not labeller)) for role, text in row.turns)
+    turns = (
+        ((f"\n{role}: ", False), (text, role == "assistant" and not labeller))
+        for role, text in row.turns
+    )
     parts = list(chain.from_iterable(turns))
     if labeller is not None and (labelled := labeller.label([row.example]).rows):
         parts = [(run.text, run.is_trained) for run in token_runs(labeller.renderer, labelled[-1])]

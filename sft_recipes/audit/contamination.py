@@ -19,7 +19,12 @@ from sft_recipes.similarity import PROMPT_SHINGLE, ROW_SHINGLE, THRESHOLD, Shing
 
 PROMPT_GRAM, ANSWER_GRAM = 8, 13
 COVERAGE, SHORT_WORDS, SHORT_JACCARD = 0.5, 16, 0.8
-RULES = EXACT, COVERED, SHORT, ANSWERED = "exact prompt", "prompt coverage", "short prompt", "reference answer"
+RULES = EXACT, COVERED, SHORT, ANSWERED = (
+    "exact prompt",
+    "prompt coverage",
+    "short prompt",
+    "reference answer",
+)
 LEAST_TEMPLATE, LEAST_PHRASE = 5, 20
 _SHOWN_HITS, _SPAN_CHARACTERS, _SHOWN_CHARACTERS, _BEFORE = 100, 300, 1000, 200
 
@@ -44,7 +49,9 @@ def check_contamination(
     for name, rows in eval_sets.items():
         hits = find_overlaps(train, rows)
         for hit in hits:
-            leaks[hit.train_row].append((rows[hit.eval_row], f"{hit.rule} {hit.score:.2f}: {excerpt(hit.text)}"))
+            leaks[hit.train_row].append(
+                (rows[hit.eval_row], f"{hit.rule} {hit.score:.2f}: {excerpt(hit.text)}")
+            )
         ranked = sorted(hits, key=lambda one: (-RULES.index(one.rule), one.score, -one.train_row))
         best = {hit.eval_row: hit for hit in ranked}
         table = {
@@ -53,12 +60,21 @@ def check_contamination(
             "rows_hit": len(best),
             "share": len(best) / len(rows) if rows else None,
             "train_rows": len({hit.train_row for hit in hits}),
-            "rows_hit_by_rule": {rule: len({hit.eval_row for hit in hits if hit.rule == rule}) for rule in RULES},
-            "hits": [_shown(best[row], rows[row], train[best[row].train_row]) for row in sorted(best)[:_SHOWN_HITS]],
+            "rows_hit_by_rule": {
+                rule: len({hit.eval_row for hit in hits if hit.rule == rule}) for rule in RULES
+            },
+            "hits": [
+                _shown(best[row], rows[row], train[best[row].train_row])
+                for row in sorted(best)[:_SHOWN_HITS]
+            ],
         }
         tables.append(table)
     flagged = [
-        flag(train[row], found[0][1], list({held_out.where: held_out for held_out, _ in found}.values()))
+        flag(
+            train[row],
+            found[0][1],
+            list({held_out.where: held_out for held_out, _ in found}.values()),
+        )
         for row, found in sorted(leaks.items())
     ]
     limits = {"coverage": COVERAGE, "short": SHORT_WORDS, "short_jaccard": SHORT_JACCARD}
@@ -72,7 +88,13 @@ def _shown(hit: Hit, held_out: AuditRow, train: AuditRow) -> dict[str, Any]:
         text = mask(row.response if hit.rule == ANSWERED else _subject(row))
         start = max(match.start() - _BEFORE, 0) if (match := span.search(text)) else 0
         texts.append("... " * (start > 0) + text[start : start + _SHOWN_CHARACTERS])
-    return {"eval": held_out.where, "train": train.where, "rule": hit.rule, "text": hit.text, "texts": texts}
+    return {
+        "eval": held_out.where,
+        "train": train.where,
+        "rule": hit.rule,
+        "text": hit.text,
+        "texts": texts,
+    }
 
 
 def check_split_leak(train: Sequence[AuditRow], held_out: Sequence[AuditRow]) -> Finding:
@@ -82,7 +104,11 @@ def check_split_leak(train: Sequence[AuditRow], held_out: Sequence[AuditRow]) ->
     for row, centre in zip(held_out, centres[len(train) :], strict=True):
         leaked[centre].append(row)
     pairs = zip(train, centres, strict=False)
-    flagged = [flag(row, "same prompt cluster", leaked[centre]) for row, centre in pairs if centre in leaked]
+    flagged = [
+        flag(row, "same prompt cluster", leaked[centre])
+        for row, centre in pairs
+        if centre in leaked
+    ]
     return make_finding("split_leak", flagged, len(train), threshold=THRESHOLD)
 
 
@@ -104,24 +130,42 @@ def _alike(prompts: Sequence[str], eval_prompts: Sequence[str]) -> Iterator[Hit]
     """Equal prompts, and short evaluation prompts that nearly equal a training prompt."""
     texts = [*eval_prompts, *prompts]
     chunks = similarity.text_chunks(texts, np.arange(len(texts)))
-    whole = [similarity.shingle_hashes([texts[row] for row in rows], ROW_SHINGLE)[2] for rows in chunks]
+    whole = [
+        similarity.shingle_hashes([texts[row] for row in rows], ROW_SHINGLE)[2] for rows in chunks
+    ]
     groups: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for row, first in enumerate(similarity.first_equal(texts, np.concatenate(whole)).tolist() if texts else ()):
+    for row, first in enumerate(
+        similarity.first_equal(texts, np.concatenate(whole)).tolist() if texts else ()
+    ):
         if texts[row].strip():
             groups[first][row >= len(eval_prompts)].append(row)
-    brief = {one for one, (held, _) in groups.items() if held and len(similarity.words(texts[one])) < SHORT_WORDS}
+    brief = {
+        one
+        for one, (held, _) in groups.items()
+        if held and len(similarity.words(texts[one])) < SHORT_WORDS
+    }
     longest = 2 * max((len(texts[one]) for one in brief), default=0)
     chosen = [one for one in groups if one in brief or len(texts[one]) <= longest]
-    found = similarity.near_duplicates([texts[one] for one in chosen], PROMPT_SHINGLE, SHORT_JACCARD)
+    found = similarity.near_duplicates(
+        [texts[one] for one in chosen], PROMPT_SHINGLE, SHORT_JACCARD
+    )
     close = ~found.variant & (found.jaccard >= SHORT_JACCARD)
     pairs = [(one, one, EXACT, 1.0) for one in groups]
-    for places, score in zip(found.pairs[close].tolist(), found.jaccard[close].tolist(), strict=True):
+    for places, score in zip(
+        found.pairs[close].tolist(), found.jaccard[close].tolist(), strict=True
+    ):
         one, other = (chosen[place] for place in places)
-        pairs += [(left, right, SHORT, score) for left, right in ((one, other), (other, one)) if left in brief]
+        pairs += [
+            (left, right, SHORT, score)
+            for left, right in ((one, other), (other, one))
+            if left in brief
+        ]
     for left, right, rule, score in pairs:
         for number in groups[left][0] if groups[right][1] else ():
             text = mask(eval_prompts[number])[:_SPAN_CHARACTERS]
-            yield from (Hit(number, row - len(eval_prompts), rule, score, text) for row in groups[right][1])
+            yield from (
+                Hit(number, row - len(eval_prompts), rule, score, text) for row in groups[right][1]
+            )
 
 
 def _covered(prompts: Sequence[str], eval_prompts: Sequence[str]) -> Iterator[Hit]:
@@ -129,11 +173,15 @@ def _covered(prompts: Sequence[str], eval_prompts: Sequence[str]) -> Iterator[Hi
     for (number, row), positions in pairs.items():
         share = _covered_words(positions, PROMPT_GRAM) / total[number]
         if share >= COVERAGE:
-            yield Hit(number, row, COVERED, share, _span(eval_prompts[number], positions, PROMPT_GRAM))
+            yield Hit(
+                number, row, COVERED, share, _span(eval_prompts[number], positions, PROMPT_GRAM)
+            )
 
 
 def _answered(answers: Sequence[str], references: Sequence[str]) -> Iterator[Hit]:
-    pairs, _ = _shared_grams(answers, references, ANSWER_GRAM, max(LEAST_PHRASE, len(answers) // 200))
+    pairs, _ = _shared_grams(
+        answers, references, ANSWER_GRAM, max(LEAST_PHRASE, len(answers) // 200)
+    )
     for (number, row), positions in pairs.items():
         yield Hit(number, row, ANSWERED, 1.0, _span(references[number], positions, ANSWER_GRAM))
 
@@ -154,16 +202,23 @@ def _shared_grams(
     is_own = rows_with[gram] <= max(LEAST_TEMPLATE, len(held_out) // 20)
     rows_of: dict[int, dict[int, None]] = defaultdict(dict)
     for part in similarity.text_chunks(texts, np.arange(len(texts))):
-        found, starts, _ = similarity.shingle_hashes([texts[number] for number in part], Shingle("word", size))
+        found, starts, _ = similarity.shingle_hashes(
+            [texts[number] for number in part], Shingle("word", size)
+        )
         shared = np.flatnonzero(np.isin(found, hashes[is_own]))
         owner = part[np.searchsorted(starts, shared, side="right") - 1]
         for value, number in zip(found[shared].tolist(), owner.tolist(), strict=True):
             rows_of[value][number] = None
     pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for at in np.flatnonzero(is_own & np.isin(hashes, np.array(list(rows_of), dtype=np.uint64))).tolist():
+    for at in np.flatnonzero(
+        is_own & np.isin(hashes, np.array(list(rows_of), dtype=np.uint64))
+    ).tolist():
         for number in others if len(others := rows_of[int(hashes[at])]) <= most else ():
             pairs[int(row[at]), number].append(at - int(offsets[row[at]]))
-    return pairs, [_covered_words(np.flatnonzero(part).tolist(), size) for part in np.split(is_own, offsets[1:-1])]
+    return pairs, [
+        _covered_words(np.flatnonzero(part).tolist(), size)
+        for part in np.split(is_own, offsets[1:-1])
+    ]
 
 
 def _covered_words(positions: Sequence[int], size: int) -> int:

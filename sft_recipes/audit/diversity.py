@@ -27,7 +27,9 @@ def measure_diversity(rows: Sequence[AuditRow]) -> dict[str, Any]:
     """
     pairs = [(folded(row.question), folded(row.response)) for row in rows]
     content: dict[str, Any] = {"unique": {"row": len(set(pairs)) / len(rows)}}
-    for name, texts in zip(("instruction", "response"), map(list, zip(*pairs, strict=True)), strict=True):
+    for name, texts in zip(
+        ("instruction", "response"), map(list, zip(*pairs, strict=True)), strict=True
+    ):
         content["unique"][name] = len(set(texts)) / len(rows)
         versions = {"value": texts, "twenty_rows": texts[:20] * (len(texts) // 20 + 1)}
         content[name] = {version: distinct_ngrams(some) for version, some in versions.items()}
@@ -43,20 +45,28 @@ def distinct_ngrams(texts: Sequence[str]) -> dict[str, float | None]:
     for text in random.Random(0).sample(texts, len(texts)):
         if len(words) < BUDGET_WORDS:
             words += _WORD.findall(text.casefold())
-    grams = {n: list(zip(*(words[k:BUDGET_WORDS] for k in range(n)), strict=False)) for n in (1, 2, 3)}
+    grams = {
+        n: list(zip(*(words[k:BUDGET_WORDS] for k in range(n)), strict=False)) for n in (1, 2, 3)
+    }
     enough = len(words) >= BUDGET_WORDS
-    return {f"distinct_{n}": len(set(some)) / len(some) if enough else None for n, some in grams.items()}
+    return {
+        f"distinct_{n}": len(set(some)) / len(some) if enough else None for n, some in grams.items()
+    }
 
 
 def find_patterns(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str, Any]]:
     """Openers of prompts and answers, lines that many answers share, and scripts: findings, and the tables."""
     findings, content = [], dict[str, Any]()
     for name, speaker in {"instruction": "user", "response": "assistant"}.items():
-        turns = [(at, text) for at, row in enumerate(rows) for role, text in row.turns if role == speaker]
+        turns = [
+            (at, text) for at, row in enumerate(rows) for role, text in row.turns if role == speaker
+        ]
         content[f"{name}_openers"], frequent = openers(turns)
         findings.append(_spread(f"{name}_openers", frequent, rows, opener_words=OPENER_WORDS))
     lines = repeated_lines(turns)
-    content["boilerplate"] = [{"text": line, "rows": len(some)} for line, some in list(lines.items())[:_TOP]]
+    content["boilerplate"] = [
+        {"text": line, "rows": len(some)} for line, some in list(lines.items())[:_TOP]
+    ]
     scripts, mixed = dict[str, Counter[str]](), dict[str, list[int]]()
     for at, row in enumerate(rows):
         one, other = main_script(row.prompt), main_script(row.response)
@@ -68,7 +78,9 @@ def find_patterns(rows: Sequence[AuditRow]) -> tuple[list[Finding], dict[str, An
     return findings, {**content, "scripts": scripts}
 
 
-def _spread(check: str, found: Mapping[str, Iterable[int]], rows: Sequence[AuditRow], **fills: Any) -> Finding:
+def _spread(
+    check: str, found: Mapping[str, Iterable[int]], rows: Sequence[AuditRow], **fills: Any
+) -> Finding:
     flagged = [flag(rows[at], excerpt(text)) for text, some in found.items() for at in some]
     return make_finding(check, flagged, len(rows), **fills)
 
@@ -82,7 +94,10 @@ def openers(turns: Sequence[tuple[int, str]]) -> tuple[dict[str, Any], dict[str,
     found = dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
     n = sum(map(len, found.values()))
     shares = {text: len(some) / n for text, some in found.items()}
-    top = [{"text": text, "rows": len(found[text]), "share": shares[text]} for text in list(found)[:_TOP]]
+    top = [
+        {"text": text, "rows": len(found[text]), "share": shares[text]}
+        for text in list(found)[:_TOP]
+    ]
     evenness = -sum(share * log(share) for share in shares.values()) / log(n) if n > 1 else None
     frequent = {text: some for text, some in found.items() if len(some) > max(5, n / 100)}
     return {"n": n, "top": top, "entropy_ratio": evenness}, frequent
@@ -100,7 +115,11 @@ def repeated_lines(turns: Sequence[tuple[int, str]]) -> dict[str, list[int]]:
             if len(line) >= _LINE_CHARACTERS:
                 found.setdefault(line, []).append(position)
     limit = max(20, len(turns) / 200)
-    return {line: some for line, some in sorted(found.items(), key=lambda pair: -len(pair[1])) if len(some) > limit}
+    return {
+        line: some
+        for line, some in sorted(found.items(), key=lambda pair: -len(pair[1]))
+        if len(some) > limit
+    }
 
 
 def main_script(text: str) -> str:

@@ -13,7 +13,9 @@ from sft_recipes.messages import Example, Message
 from sft_recipes.response_patterns import mask
 
 SEVERITIES = ("error", "warning", "info")
-CHECKS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("checks.yaml").read_text(encoding="utf-8"))
+CHECKS: Mapping[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("checks.yaml").read_text(encoding="utf-8")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,9 @@ class AuditRow:
     @property
     def question(self) -> str:
         """The prompt without system messages: what tells one row from another where all share a system prompt."""
-        return "\n".join(content for role, content in self.turns if role not in ("assistant", "system"))
+        return "\n".join(
+            content for role, content in self.turns if role not in ("assistant", "system")
+        )
 
 
 def audit_rows(examples: Iterable[Example], first_index: int = 0) -> list[AuditRow]:
@@ -52,7 +56,10 @@ def audit_rows(examples: Iterable[Example], first_index: int = 0) -> list[AuditR
 
 def _content(message: Message) -> str:
     calls = message.get("tool_calls")
-    parts = [message.get("content") or "", json.dumps(calls, ensure_ascii=False, sort_keys=True) if calls else ""]
+    parts = [
+        message.get("content") or "",
+        json.dumps(calls, ensure_ascii=False, sort_keys=True) if calls else "",
+    ]
     return "\n".join(part for part in parts if part)
 
 

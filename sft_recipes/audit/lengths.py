@@ -40,13 +40,19 @@ def measure_tokens(labeller: Labeller, rows: Sequence[AuditRow], bar: Any) -> To
     The labeller must not drop long rows (`max_length=None`).
     """
     at, masks, dropped = list[int](), list[npt.NDArray[np.bool_]](), list[tuple[int, DroppedRow]]()
-    batches = ([row.example for row in rows[first : first + _BATCH]] for first in range(0, len(rows), _BATCH))
+    batches = (
+        [row.example for row in rows[first : first + _BATCH]]
+        for first in range(0, len(rows), _BATCH)
+    )
     for number, (examples, batch) in enumerate(Workers(labeller.label).map(batches)):
         at += [number * _BATCH + row.example for row in batch.rows]
         masks += [np.array(row.labels) != IGNORE_INDEX for row in batch.rows]
         dropped += [(number * _BATCH + lost.example, lost) for lost in batch.dropped]
         bar.update(len(examples))
-    total, trained = (np.array([count(mask) for mask in masks], dtype=np.int64) for count in (len, np.count_nonzero))
+    total, trained = (
+        np.array([count(mask) for mask in masks], dtype=np.int64)
+        for count in (len, np.count_nonzero)
+    )
     return TokenLengths(np.array(at, dtype=np.int64), total, trained, masks, dropped)
 
 
@@ -59,12 +65,22 @@ def forecast(tokens: TokenLengths, lengths: Iterable[int]) -> list[dict[str, Any
     everything, table = max(int(tokens.trained.sum()), 1), []
     for length in lengths:
         cut = np.flatnonzero(tokens.total > length)
-        left = np.array([np.count_nonzero(tokens.masks[at][:length]) for at in cut.tolist()], dtype=np.int64)
+        left = np.array(
+            [np.count_nonzero(tokens.masks[at][:length]) for at in cut.tolist()], dtype=np.int64
+        )
         dropped, lost = int(tokens.trained[cut].sum()), int((tokens.trained[cut] - left).sum())
-        rows_cut, answers_lost = (len(np.unique(tokens.row[some])) for some in (cut, cut[left == 0]))
-        costs: dict[str, Any] = {"max_length": length, "rows_cut": rows_cut, "answers_lost": answers_lost}
+        rows_cut, answers_lost = (
+            len(np.unique(tokens.row[some])) for some in (cut, cut[left == 0])
+        )
+        costs: dict[str, Any] = {
+            "max_length": length,
+            "rows_cut": rows_cut,
+            "answers_lost": answers_lost,
+        }
         costs |= {"trained_tokens_lost": lost, "share": lost / everything}
-        table.append(costs | {"trained_tokens_dropped": dropped, "share_dropped": dropped / everything})
+        table.append(
+            costs | {"trained_tokens_dropped": dropped, "share_dropped": dropped / everything}
+        )
     return table
 
 
@@ -83,7 +99,10 @@ def summarise_lengths(rows: Sequence[AuditRow], tokens: TokenLengths | None) -> 
     responses = np.array([len(row.response.split()) for row in rows])
     columns: dict[str, Numbers] = {"prompt_words": prompts, "response_words": responses}
     if tokens is not None:
-        columns |= {"prompt_tokens": tokens.total - tokens.trained, "response_tokens": tokens.trained}
+        columns |= {
+            "prompt_tokens": tokens.total - tokens.trained,
+            "response_tokens": tokens.trained,
+        }
         columns |= {"total_tokens": tokens.total}
     content: dict[str, Any] = {name: _distribution(column) for name, column in columns.items()}
     content["unit"] = unit = "words" if tokens is None else "tokens"
@@ -93,10 +112,20 @@ def summarise_lengths(rows: Sequence[AuditRow], tokens: TokenLengths | None) -> 
     turns = Counter(sum(role == "assistant" for role, _ in row.turns) for row in rows)
     content["turns"] = {str(count): number for count, number in sorted(turns.items())}
     order = np.argsort(prompts + responses, kind="stable").tolist()
-    for name, chosen in {"shortest": order[:_EXTREMES], "longest": order[: -_EXTREMES - 1 : -1]}.items():
+    for name, chosen in {
+        "shortest": order[:_EXTREMES],
+        "longest": order[: -_EXTREMES - 1 : -1],
+    }.items():
         content[name] = [
-            {"where": rows[at].where, "prompt_words": int(prompts[at]), "response_words": int(responses[at])}
-            | {part: excerpt(getattr(rows[at], part), _SHOWN_CHARACTERS) for part in ("prompt", "response")}
+            {
+                "where": rows[at].where,
+                "prompt_words": int(prompts[at]),
+                "response_words": int(responses[at]),
+            }
+            | {
+                part: excerpt(getattr(rows[at], part), _SHOWN_CHARACTERS)
+                for part in ("prompt", "response")
+            }
             for at in chosen
         ]
     return content
@@ -107,6 +136,12 @@ def _distribution(values: Numbers) -> dict[str, Any]:
     edges = np.unique(np.geomspace(low, max(high, low + 1), _BINS + 1).round().astype(np.int64))
     edges[0] = values.min()
     median, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99]).tolist()
-    numbers = {"min": int(values.min()), "median": median, "mean": float(values.mean()), "p90": p90, "p99": p99}
+    numbers = {
+        "min": int(values.min()),
+        "median": median,
+        "mean": float(values.mean()),
+        "p90": p90,
+        "p99": p99,
+    }
     histogram = {"edges": edges.tolist(), "counts": np.histogram(values, edges)[0].tolist()}
     return {"histogram": histogram, **numbers, "max": int(values.max())}

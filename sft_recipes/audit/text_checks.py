@@ -14,7 +14,9 @@ Found = tuple[dict[str, str], Counter[str]]
 _Look = Callable[[str, str, re.Pattern[str]], str]
 
 
-def text_findings(rows: Sequence[AuditRow], own: Sequence[str], bar: Any) -> tuple[list[Finding], dict[str, int]]:
+def text_findings(
+    rows: Sequence[AuditRow], own: Sequence[str], bar: Any
+) -> tuple[list[Finding], dict[str, int]]:
     """One finding per check, empty ones included, and how often each type of private data occurs.
 
     `own`: the control tokens of the run's tokenizer, if it is known. `bar.update(n)` is told of progress.
@@ -29,9 +31,18 @@ def text_findings(rows: Sequence[AuditRow], own: Sequence[str], bar: Any) -> tup
         for check, detail in details.items():
             flagged[check].append(flag(row, detail))
         bar.update()
-    fills = {"own": f"{len(own) or 'no'} known", "words": _DEAD_LINK_WORDS, **patterns.PATTERNS["measured"]}
-    fills |= {"characters": patterns.REFUSAL_CHARACTERS, "patterns": len(patterns.PATTERNS["refusal"])}
-    return [make_finding(check, some, len(rows), **fills) for check, some in flagged.items()], dict(kinds)
+    fills = {
+        "own": f"{len(own) or 'no'} known",
+        "words": _DEAD_LINK_WORDS,
+        **patterns.PATTERNS["measured"],
+    }
+    fills |= {
+        "characters": patterns.REFUSAL_CHARACTERS,
+        "patterns": len(patterns.PATTERNS["refusal"]),
+    }
+    return [make_finding(check, some, len(rows), **fills) for check, some in flagged.items()], dict(
+        kinds
+    )
 
 
 def check_turns(turns: Sequence[tuple[str, str]], spelled: re.Pattern[str]) -> Found:
@@ -45,7 +56,9 @@ def check_turns(turns: Sequence[tuple[str, str]], spelled: re.Pattern[str]) -> F
                 found[check] = f"{role} (turn {number}): {excerpt(detail)!r}"
         for kind, _, _ in patterns.private_spans(content):
             kinds[kind] += 1
-            check = "secret" if patterns.PATTERNS["private"][kind].get("secret") else "personal_data"
+            check = (
+                "secret" if patterns.PATTERNS["private"][kind].get("secret") else "personal_data"
+            )
             found.setdefault(check, f"{role} (turn {number}): {kind}")
         before = content
     return found, kinds
@@ -67,7 +80,11 @@ def _end_text(answer: str, *_: Any) -> str:
 
 
 def _open_fence(answer: str, *_: Any) -> str:
-    fences = [line for line in answer.splitlines() if line.lstrip().startswith("```")] if "```" in answer else []
+    fences = (
+        [line for line in answer.splitlines() if line.lstrip().startswith("```")]
+        if "```" in answer
+        else []
+    )
     return fences[-1].strip() if len(fences) % 2 else ""
 
 
@@ -78,20 +95,28 @@ def _dead_link(question: str, *_: Any) -> str:
 
 # A check gets the text of a turn, that of the turn before it, and the control tokens; it returns what it found.
 _ANSWER: dict[str, _Look] = {
-    "empty_answer": lambda text, _, spelled: "" if spelled.sub("", text).strip() else text.strip() or "no text",
+    "empty_answer": lambda text, _, spelled: (
+        "" if spelled.sub("", text).strip() else text.strip() or "no text"
+    ),
     "end_text": _end_text,
-    "placeholder": lambda text, *_: text.strip() if patterns.pattern("placeholder").fullmatch(text.strip()) else "",
+    "placeholder": lambda text, *_: (
+        text.strip() if patterns.pattern("placeholder").fullmatch(text.strip()) else ""
+    ),
     "refusal": lambda text, *_: patterns.find_refusal(text),
     "identity": lambda text, *_: patterns.find("identity", text),
     "cutoff": lambda text, *_: patterns.find("cutoff", text),
     "repetition": _repetition,
     "next_turn": lambda text, before, _: patterns.find_next_turn(text, before),
-    "answer_is_prompt": lambda text, before, _: text if text.strip() and text.split() == before.split() else "",
+    "answer_is_prompt": lambda text, before, _: (
+        text if text.strip() and text.split() == before.split() else ""
+    ),
     "open_fence": _open_fence,
 }
 _QUESTION: dict[str, _Look] = {"dead_link": _dead_link}
 _ANY: dict[str, _Look] = {
-    "control_tokens": lambda text, _, spelled: match.group() if (match := spelled.search(text)) else "",
+    "control_tokens": lambda text, _, spelled: (
+        match.group() if (match := spelled.search(text)) else ""
+    ),
     "mojibake": lambda text, *_: "" if text.isascii() else patterns.find("mojibake", text),
     "control_character": lambda text, *_: patterns.find("control_character", text),
 }

@@ -20,9 +20,15 @@ from sft_recipes.recipe import TemplateSettings
 SHIPPED_TEMPLATES = Path(__file__).parent / "chat_templates"
 
 # Conversations whose layouts tell what ends a turn.
-PROBE: Sequence[Message] = ({"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."})
+PROBE: Sequence[Message] = (
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Blue."},
+)
 _CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
-TOOL_PROBE: Sequence[Message] = (PROBE[0], {"role": "assistant", "content": "", "tool_calls": [_CALL]})
+TOOL_PROBE: Sequence[Message] = (
+    PROBE[0],
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+)
 
 
 def shipped_template_names() -> list[str]:
@@ -38,8 +44,12 @@ def load_chat_template(name_or_path: str) -> str:
         return (SHIPPED_TEMPLATES / f"{name_or_path}.jinja").read_text(encoding="utf-8").strip("\n")
     if path.suffix in (".jinja", ".j2") and path.is_file():
         return path.read_text(encoding="utf-8")
-    hint = suggest(name_or_path, names, f"use one of {', '.join(names)}, 'tokenizer' or a .jinja file")
-    raise InputError(Problem("recipe", "chat_template", f"there is no template {name_or_path!r}", hint))
+    hint = suggest(
+        name_or_path, names, f"use one of {', '.join(names)}, 'tokenizer' or a .jinja file"
+    )
+    raise InputError(
+        Problem("recipe", "chat_template", f"there is no template {name_or_path!r}", hint)
+    )
 
 
 class ChatRenderer:
@@ -49,7 +59,9 @@ class ChatRenderer:
     `has_own_template`: the tokenizer brought the template.
     """
 
-    def __init__(self, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.has_own_template = True
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
@@ -64,7 +76,11 @@ class ChatRenderer:
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Text and id of every added token the tokenizer calls special."""
-        return {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return {
+            token.content: index
+            for index, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -99,14 +115,22 @@ class ChatRenderer:
     @cached_property
     def template_segments(self) -> tuple[str, ...]:
         """The template's own literal lines, such as `### Response:`, for telling whether a model writes them itself."""
-        user: Message = {"role": "user", "content": "QZuserZQ", "instruction": "QZaskZQ", "input": "QZinputZQ"}
+        user: Message = {
+            "role": "user",
+            "content": "QZuserZQ",
+            "instruction": "QZaskZQ",
+            "input": "QZinputZQ",
+        }
         conversation = [user, {"role": "assistant", "content": "QZanswerZQ"}] * 2
         text = re.sub(r"QZ[a-z]+ZQ", "\n", self.render(conversation, add_generation_prompt=True))
         lines = (line.strip() for line in text.splitlines())
         return tuple(dict.fromkeys(line for line in lines if len(line) > 2))
 
     def render_batch(
-        self, conversations: Sequence[Sequence[Message]], tools: Tools = None, add_generation_prompt: bool = False
+        self,
+        conversations: Sequence[Sequence[Message]],
+        tools: Tools = None,
+        add_generation_prompt: bool = False,
     ) -> list[str]:
         """Render conversations that share `tools`. Raises one of TEMPLATE_ERRORS if the template refuses one."""
         return self.tokenizer.apply_chat_template(
@@ -117,7 +141,9 @@ class ChatRenderer:
             **self.chat_template_kwargs,
         )
 
-    def render(self, messages: Sequence[Message], tools: Tools = None, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Sequence[Message], tools: Tools = None, add_generation_prompt: bool = False
+    ) -> str:
         """Render one conversation."""
         return self.render_batch([messages], tools, add_generation_prompt)[0]
 
@@ -154,7 +180,9 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
     """
     if not getattr(tokenizer, "is_fast", False):
         fix = "use a model whose tokenizer has a tokenizer.json"
-        raise InputError(Problem("recipe", "model_name_or_path", "its tokenizer is not a fast one", fix))
+        raise InputError(
+            Problem("recipe", "model_name_or_path", "its tokenizer is not a fast one", fix)
+        )
     name = settings.chat_template or ("tokenizer" if tokenizer.chat_template else "instruction")
     if name != "tokenizer":
         template = load_chat_template(name)
@@ -163,7 +191,9 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
         tokenizer.chat_template = "{{- bos_token -}}" + template if needs_bos else template
     elif not tokenizer.chat_template:
         fix = f"set chat_template to one of {', '.join(shipped_template_names())}"
-        raise InputError(Problem("recipe", "chat_template", "the tokenizer has no chat template of its own", fix))
+        raise InputError(
+            Problem("recipe", "chat_template", "the tokenizer has no chat template of its own", fix)
+        )
     renderer = ChatRenderer(tokenizer, settings.chat_template_kwargs)
     renderer.has_own_template = name == "tokenizer"
     _agree_on_end_of_turn(renderer, name)
@@ -182,7 +212,13 @@ def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:
     tokenizer = renderer.tokenizer
     if tokenizer.eos_token is None and "eos_token" in renderer.template_text:
         fix = "use a tokenizer with an EOS token or a template that ends turns with a special token"
-        raise CheckFailed(str(Problem(name, "chat_template", "the model would not learn to stop: no EOS token", fix)))
+        raise CheckFailed(
+            str(
+                Problem(
+                    name, "chat_template", "the model would not learn to stop: no EOS token", fix
+                )
+            )
+        )
     layout = renderer.layout(PROBE)
     if layout is None or layout.terminator.token is None:
         what = "the model would not learn to stop: no special token ends an assistant turn"
@@ -199,8 +235,17 @@ def _choose_pad_token(renderer: ChatRenderer) -> None:
     taken = {*renderer.stop_ids, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return
-    added = [token.content for index, token in sorted(tokenizer.added_tokens_decoder.items()) if index not in taken]
-    named = [text for hint in ("pad", "reserved", "unused", "unk") for text in added if hint in text.lower()]
+    added = [
+        token.content
+        for index, token in sorted(tokenizer.added_tokens_decoder.items())
+        if index not in taken
+    ]
+    named = [
+        text
+        for hint in ("pad", "reserved", "unused", "unk")
+        for text in added
+        if hint in text.lower()
+    ]
     # Padding is masked by attention and labels, so any token that cannot be mistaken for the end will do.
     free = next(index for index in range(len(tokenizer)) if index not in taken)
     tokenizer.pad_token = named[0] if named else tokenizer.convert_ids_to_tokens(free)

@@ -17,7 +17,14 @@ def structure(source: int, example: Example) -> Hashable:
     """What decides whether two conversations may be laid out differently by a template."""
     fields = {key for message in example.messages for key, value in message.items() if value}
     roles = tuple(message["role"] for message in example.messages[:LONG_CONVERSATION])
-    return source, roles, frozenset(fields), bool(example.tools), bool(example.train), example.text is None
+    return (
+        source,
+        roles,
+        frozenset(fields),
+        bool(example.tools),
+        bool(example.train),
+        example.text is None,
+    )
 
 
 class CheckExamples:

@@ -119,9 +119,14 @@ class Encoder:
     def mark(self, value: Any, markers: Markers) -> Any:
         """A copy of `value` in which every spelled control token stands between the markers."""
         if isinstance(value, str):
-            return self._control.sub(lambda token: f"{markers.start}{token.group()}{markers.end}", value)
+            return self._control.sub(
+                lambda token: f"{markers.start}{token.group()}{markers.end}", value
+            )
         if isinstance(value, Mapping):
-            return {key: part if key == "role" else self.mark(part, markers) for key, part in value.items()}
+            return {
+                key: part if key == "role" else self.mark(part, markers)
+                for key, part in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.mark(part, markers) for part in value]
         return value
@@ -147,9 +152,13 @@ class Encoder:
         unique = list(texts)
         # Without offsets: a fifth to a third less work, and the results are freed eight times faster (measured).
         encodings = self._backend.encode_batch_fast(unique, add_special_tokens=False)
-        return {text: _array(encoding.ids) for text, encoding in zip(unique, encodings, strict=True)}
+        return {
+            text: _array(encoding.ids) for text, encoding in zip(unique, encodings, strict=True)
+        }
 
-    def _join(self, segments: Sequence[Sequence["_Piece | Ids"]], ids: Mapping[str, Ids]) -> EncodedSegments:
+    def _join(
+        self, segments: Sequence[Sequence["_Piece | Ids"]], ids: Mapping[str, Ids]
+    ) -> EncodedSegments:
         """Ids of each segment from those of its pieces behind their contexts."""
         joined_ids: list[Ids] = []
         joined: list[bool] = []
@@ -244,7 +253,9 @@ class Encoder:
             ids = self._without_added_tokens(token) if rest is None else rest
             if self._backend.token_to_id(token) in ids:
                 what = f"this tokenizer cannot keep {token!r} as text"
-                raise InputError(Problem("recipe", "control_tokens", what, "set control_tokens: drop"))
+                raise InputError(
+                    Problem("recipe", "control_tokens", what, "set control_tokens: drop")
+                )
             self._spelled[token] = ids
         return self._spelled[token]
 
@@ -255,7 +266,9 @@ class Encoder:
         pieces = [text]
         if self._backend.pre_tokenizer is not None:
             pieces = [piece for piece, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
-        return _array([token.id for piece in pieces for token in self._backend.model.tokenize(piece)])
+        return _array(
+            [token.id for piece in pieces for token in self._backend.model.tokenize(piece)]
+        )
 
 
 def _without_prefix(ids: Ids, prefix: Ids) -> Ids | None:

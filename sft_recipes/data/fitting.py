@@ -20,8 +20,15 @@ from sft_recipes.messages import Message
 # Renders messages and tools.
 RenderWithTools = Callable[[Sequence[Message], Tools], str]
 
-_WORD = {"type": "object", "properties": {"word": {"type": "string", "description": "A word."}}, "required": ["word"]}
-LOOK_UP = {"type": "function", "function": {"name": "look_up", "description": "Looks a word up.", "parameters": _WORD}}
+_WORD = {
+    "type": "object",
+    "properties": {"word": {"type": "string", "description": "A word."}},
+    "required": ["word"],
+}
+LOOK_UP = {
+    "type": "function",
+    "function": {"name": "look_up", "description": "Looks a word up.", "parameters": _WORD},
+}
 _LONG_ID, _SHORT_ID = "call_0123456789", "abcDEF123"
 _SHORT_ID_PATTERN = re.compile(r"[a-zA-Z0-9]{9}")
 _INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
@@ -77,8 +84,15 @@ def _try(render: RenderWithTools, messages: Sequence[Message], tools: Tools = No
 def _wants_reasoning_apart(render: RenderWithTools) -> bool:
     question: Message = {"role": "user", "content": "QZuserZQ"}
     # transformers hands reasoning to templates under every name that one of them reads.
-    apart: Message = {"role": "assistant", "content": "QZanswerZQ", "reasoning_content": "QZreasonZQ"}
-    inline: Message = {"role": "assistant", "content": "<think>\nQZreasonZQ\n</think>\n\nQZanswerZQ"}
+    apart: Message = {
+        "role": "assistant",
+        "content": "QZanswerZQ",
+        "reasoning_content": "QZreasonZQ",
+    }
+    inline: Message = {
+        "role": "assistant",
+        "content": "<think>\nQZreasonZQ\n</think>\n\nQZanswerZQ",
+    }
     text = _try(render, [question, apart])
     text_of_inline = _try(render, [question, inline])
     if text is None or text_of_inline is None or "QZanswerZQ" not in text:
@@ -89,7 +103,10 @@ def _wants_reasoning_apart(render: RenderWithTools) -> bool:
 def _call_probe(as_text: bool, call_id: str | None) -> list[Message]:
     """A call, its result and the answer to it."""
     arguments: Any = {"word": "QZvalueZQ"}
-    call: dict[str, Any] = {"type": "function", "function": {"name": "look_up", "arguments": arguments}}
+    call: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": "look_up", "arguments": arguments},
+    }
     result: Message = {"role": "tool", "name": "look_up", "content": "QZresultZQ"}
     if as_text:
         call["function"]["arguments"] = json.dumps(arguments)
@@ -148,7 +165,11 @@ def _with_reasoning(message: Message) -> Message:
     inline = _INLINE_REASONING.fullmatch(message.get("content") or "")
     if inline is None:
         return message
-    return {**message, "reasoning_content": inline[1].strip("\n"), "content": inline[2].lstrip("\n")}
+    return {
+        **message,
+        "reasoning_content": inline[1].strip("\n"),
+        "content": inline[2].lstrip("\n"),
+    }
 
 
 def _with_inline_calls(message: Message) -> Message:

@@ -18,7 +18,14 @@ from typing import Any
 from sft_recipes.data.reading.calls import expect, text_of, tool_definitions
 from sft_recipes.data.reading.column_advice import first_text, setting
 from sft_recipes.data.reading.column_values import fold, is_conversation, root
-from sft_recipes.data.reading.columns import FORMATS, TEXT_FORMATS, TheirNames, detect, our_names, their_names
+from sft_recipes.data.reading.columns import (
+    FORMATS,
+    TEXT_FORMATS,
+    TheirNames,
+    detect,
+    our_names,
+    their_names,
+)
 from sft_recipes.data.reading.conversations import (
     KNOWN_ROLES,
     MESSAGE_KEYS,
@@ -77,15 +84,25 @@ class RowFormat:
     def check(self, where: str) -> None:
         """Raise InputError for a format, or a name in one of the mappings, that does not exist."""
         if self.name not in FORMATS:
-            raise InputError(Problem(where, "format", f"unknown format {self.name!r}", suggest(self.name, FORMATS)))
+            raise InputError(
+                Problem(
+                    where, "format", f"unknown format {self.name!r}", suggest(self.name, FORMATS)
+                )
+            )
         for name in self.column_mapping:
             if name not in self.columns:
                 fix = f"map one of {', '.join(self.columns)}; write it as {{our name: name in the file}}"
-                raise InputError(Problem(where, "column_mapping", f"{name!r} is no column of format {self.name}", fix))
+                raise InputError(
+                    Problem(
+                        where, "column_mapping", f"{name!r} is no column of format {self.name}", fix
+                    )
+                )
         for name, theirs in self.column_mapping.items():
             if not isinstance(theirs, str) and (name not in _JOINABLE or not theirs):
                 fix = f"name one column; only {', '.join(_JOINABLE)} can be joined of several"
-                raise InputError(Problem(where, "column_mapping", f"{name!r} is given a list of columns", fix))
+                raise InputError(
+                    Problem(where, "column_mapping", f"{name!r} is given a list of columns", fix)
+                )
         _check_names(where, "message_mapping", self.keys.message_mapping, MESSAGE_KEYS)
         _check_names(where, "role_mapping", self.keys.role_mapping, KNOWN_ROLES)
 
@@ -97,7 +114,9 @@ def _check_names(where: str, key: str, names: Iterable[str], known: Sequence[str
             raise InputError(Problem(where, key, f"{name!r} is no name of ours", fix))
 
 
-def detect_format(columns: Iterable[str], column_mapping: Mapping[str, TheirNames], where: str) -> str:
+def detect_format(
+    columns: Iterable[str], column_mapping: Mapping[str, TheirNames], where: str
+) -> str:
     """The format that rows with these columns have; a row itself tells more than its columns' names alone.
 
     Raises InputError where none or several fit; never says raw.
@@ -106,7 +125,9 @@ def detect_format(columns: Iterable[str], column_mapping: Mapping[str, TheirName
     return detect(values, column_mapping, where)
 
 
-def convert_row(values: Mapping[str, Any], format: RowFormat, source: str, row: int, line: int | None) -> Example:
+def convert_row(
+    values: Mapping[str, Any], format: RowFormat, source: str, row: int, line: int | None
+) -> Example:
     """Convert one row. Raises RowProblem for any row that is not what its format says."""
     return RowConverter(tuple(values), format).convert(values, source, row, line)
 
@@ -121,7 +142,9 @@ class RowConverter:
         self._has_media = any(fold(name) in MEDIA for name, _ in self._checks)
         self._names = our_names(columns, format.mapping)
 
-    def convert(self, values: Mapping[str, Any], source: str, row: int, line: int | None) -> Example:
+    def convert(
+        self, values: Mapping[str, Any], source: str, row: int, line: int | None
+    ) -> Example:
         """Convert one row. Raises RowProblem for any row that is not what its format says."""
         format = self.format
         fields = self._fields(values)
@@ -130,7 +153,15 @@ class RowConverter:
             text = _text(fields, "text", format)
             if not text.strip():
                 raise RowProblem("text", "empty", "write the text or remove the row")
-            return Example([], source, row, line, text=text, columns=columns, rendered=format.name == "rendered")
+            return Example(
+                [],
+                source,
+                row,
+                line,
+                text=text,
+                columns=columns,
+                rendered=format.name == "rendered",
+            )
         tools = tool_definitions(fields.get("tools"))
         messages = _with_system(_conversation(fields, format), fields, format)
         train = _train_flags(messages)
@@ -142,7 +173,9 @@ class RowConverter:
         _refuse_empty(messages, format)
         if self._has_media:
             for index, message in enumerate(messages):
-                refuse_placeholders(message["content"], f"messages[{index}].content", values, self._reading)
+                refuse_placeholders(
+                    message["content"], f"messages[{index}].content", values, self._reading
+                )
         return Example(messages, source, row, line, tools, train, columns=columns)
 
     def _fields(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +195,9 @@ class RowConverter:
         return fields
 
 
-def _missing_column(missing: str, names: set[str], values: Mapping[str, Any], format: RowFormat) -> RowProblem:
+def _missing_column(
+    missing: str, names: set[str], values: Mapping[str, Any], format: RowFormat
+) -> RowProblem:
     required = FORMATS[format.name].required
     for other, columns in FORMATS.items():
         if names.issuperset(columns.required):
@@ -172,7 +207,9 @@ def _missing_column(missing: str, names: set[str], values: Mapping[str, Any], fo
     fix = "add it or set `column_mapping`"
     text = first_text(values)
     if len(required) == 1 and text is not None:
-        fix = f"add it, or set {setting('column_mapping', {**format.column_mapping, missing: text})}"
+        fix = (
+            f"add it, or set {setting('column_mapping', {**format.column_mapping, missing: text})}"
+        )
     return RowProblem(missing, what, fix)
 
 
@@ -198,7 +235,9 @@ def _look_up(values: Mapping[str, Any], path: str) -> Any:
             value = value[int(step)]
         else:
             what = f"column_mapping leads to {path!r}, which this row does not have (at {step!r})"
-            raise RowProblem("", what, f"correct the mapping; the row has {', '.join(values) or 'no columns'}")
+            raise RowProblem(
+                "", what, f"correct the mapping; the row has {', '.join(values) or 'no columns'}"
+            )
     return value
 
 
@@ -217,7 +256,9 @@ def _text(fields: Mapping[str, Any], name: str, format: RowFormat) -> str:
     if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
         theirs = format.mapping.get(name, name)
         join = setting("column_mapping", {**format.column_mapping, name: theirs})
-        raise RowProblem(name, "expected a string, got list", f"write a string, or join the lines: set {join}")
+        raise RowProblem(
+            name, "expected a string, got list", f"write a string, or join the lines: set {join}"
+        )
     return text_of(value, name)
 
 
@@ -243,7 +284,11 @@ def _conversation(fields: Mapping[str, Any], format: RowFormat) -> list[Message]
 def _side(fields: Mapping[str, Any], column: str, role: str, format: RowFormat) -> list[Message]:
     """The messages of a prompt or a completion, which may be text."""
     value = fields[column]
-    is_lines = column in format.column_mapping and isinstance(value, list) and isinstance((value or [0])[0], str)
+    is_lines = (
+        column in format.column_mapping
+        and isinstance(value, list)
+        and isinstance((value or [0])[0], str)
+    )
     if isinstance(value, list | dict) and not is_lines:
         return read_turns(value, column, format.keys)
     return [_message(role, _text(fields, column, format))]
@@ -270,7 +315,9 @@ def _history(value: Any, format: RowFormat) -> list[Message]:
     if value and is_conversation(value):
         return read_turns(value, "history", format.keys)
     messages: list[Message] = []
-    for index, pair in enumerate(expect(list, value or [], "history", "a list of [question, answer] pairs")):
+    for index, pair in enumerate(
+        expect(list, value or [], "history", "a list of [question, answer] pairs")
+    ):
         place = f"history[{index}]"
         if not isinstance(pair, list) or len(pair) != 2:
             raise RowProblem(place, "not a [question, answer] pair", "write two strings")
@@ -279,7 +326,9 @@ def _history(value: Any, format: RowFormat) -> list[Message]:
     return messages
 
 
-def _with_system(messages: list[Message], fields: Mapping[str, Any], format: RowFormat) -> list[Message]:
+def _with_system(
+    messages: list[Message], fields: Mapping[str, Any], format: RowFormat
+) -> list[Message]:
     """The messages with the system column as their first turn. Raises RowProblem where they begin with another one."""
     system = _optional_text(fields, "system", format)
     if not system.strip():
@@ -288,7 +337,9 @@ def _with_system(messages: list[Message], fields: Mapping[str, Any], format: Row
         if messages[0]["content"] == system:
             return messages
         what = "the column and the conversation's own system turn say different things"
-        raise RowProblem("system", what, "keep one of them, or list the columns to read under `columns`")
+        raise RowProblem(
+            "system", what, "keep one of them, or list the columns to read under `columns`"
+        )
     return [_message("system", system), *messages]
 
 
@@ -309,7 +360,11 @@ def _refuse_empty(messages: Sequence[Message], format: RowFormat) -> None:
         if message["content"].strip():
             continue
         if message["role"] == "user":
-            raise RowProblem(_field_of(index, messages, format), "the prompt is empty", "write it or remove the row")
+            raise RowProblem(
+                _field_of(index, messages, format),
+                "the prompt is empty",
+                "write it or remove the row",
+            )
         is_answer = message["role"] == "assistant" and not message.get("tool_calls")
         if is_answer and not format.allow_empty_output:
             fix = "write it, remove the row, or set `allow_empty_output: true`"

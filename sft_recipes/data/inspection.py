@@ -68,7 +68,9 @@ def token_runs(renderer: ChatRenderer, row: LabelledRow) -> Iterator[TokenRun]:
         return label != IGNORE_INDEX, token in special
 
     for (is_trained, is_special), run in groupby(zip(row.input_ids, row.labels, strict=True), kind):
-        text = renderer.tokenizer.decode([token for token, _ in run], clean_up_tokenization_spaces=False)
+        text = renderer.tokenizer.decode(
+            [token for token, _ in run], clean_up_tokenization_spaces=False
+        )
         yield TokenRun(text, is_trained, is_special)
 
 
@@ -95,7 +97,9 @@ def show_rows(renderer: ChatRenderer, rows: Sequence[InspectedRow]) -> None:
     for row in rows:
         console.rule(row.example.where, align="left", style="grey50")
         if isinstance(row.result, DroppedRow):
-            console.print(f"dropped, {row.result.reason}: {row.result.detail}", style="red", markup=False)
+            console.print(
+                f"dropped, {row.result.reason}: {row.result.detail}", style="red", markup=False
+            )
         else:
             console.print(coloured(renderer, row.result), soft_wrap=True)
     console.print(f"\n{summary_line(rows)} (green = trained)\n", markup=False)

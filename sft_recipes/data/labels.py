@@ -78,7 +78,9 @@ class Labeller:
     Raises CheckFailed when created if the template verifies nothing.
     """
 
-    def __init__(self, renderer: ChatRenderer, settings: LabelSettings, longest_text: int | None = None) -> None:
+    def __init__(
+        self, renderer: ChatRenderer, settings: LabelSettings, longest_text: int | None = None
+    ) -> None:
         self.renderer = renderer
         self.settings = settings
         self.longest_text = longest_text
@@ -142,10 +144,16 @@ class Labeller:
             for index in self._trained_turns(example):
                 message = example.messages[index]
                 if not message["content"] and not message.get("tool_calls"):
-                    return DroppedRow(0, "empty_answer", f"messages[{index}] is nothing but the text of an end token")
+                    return DroppedRow(
+                        0,
+                        "empty_answer",
+                        f"messages[{index}] is nothing but the text of an end token",
+                    )
         return None
 
-    def _may_neutralize(self, example: Example, token: str, index: int, batch: LabelledBatch) -> bool:
+    def _may_neutralize(
+        self, example: Example, token: str, index: int, batch: LabelledBatch
+    ) -> bool:
         """Apply the recipe's `control_tokens` to a row whose text spells one."""
         policy = self.settings.control_tokens
         if policy == "error":
@@ -207,7 +215,9 @@ class Labeller:
                 drafts += self._as_drafts(index, spans, row.markers, batch)
         return drafts
 
-    def _verified_spans(self, example: Example, index: int, renderings: Renderings, batch: LabelledBatch) -> list[Span]:
+    def _verified_spans(
+        self, example: Example, index: int, renderings: Renderings, batch: LabelledBatch
+    ) -> list[Span]:
         spans: list[Span] = []
         mask_empty_think = self.settings.empty_think == "mask"
         for turn in self._trained_turns(example):
@@ -242,14 +252,20 @@ class Labeller:
 
     # -- from texts to ids -------------------------------------------------------------------------------------------
 
-    def _encode(self, drafts: Sequence[_Draft], batch: LabelledBatch) -> list[tuple[_Draft, EncodedSegments]]:
+    def _encode(
+        self, drafts: Sequence[_Draft], batch: LabelledBatch
+    ) -> list[tuple[_Draft, EncodedSegments]]:
         """Ids of the drafts; earlier turns that a token joins to the text before them have left their rows."""
         encoded = self._encode_segments(drafts)
         whole: list[tuple[_Draft, EncodedSegments]] = []
         again: list[_Draft] = []
         for draft, segments in zip(drafts, encoded, strict=True):
             # Segment 2k + 1 is span k. The last span is a continuation by definition.
-            joined = [span for number, span in enumerate(draft.spans[:-1]) if segments.joined[2 * number + 1]]
+            joined = [
+                span
+                for number, span in enumerate(draft.spans[:-1])
+                if segments.joined[2 * number + 1]
+            ]
             if not joined:
                 whole.append((draft, segments))
                 continue
@@ -259,7 +275,9 @@ class Labeller:
         return [*whole, *zip(again, self._encode_segments(again), strict=True)]
 
     def _encode_segments(self, drafts: Sequence[_Draft]) -> list[EncodedSegments]:
-        return self.renderer.encoder.encode([SegmentedText(draft.segments(), draft.markers) for draft in drafts])
+        return self.renderer.encoder.encode(
+            [SegmentedText(draft.segments(), draft.markers) for draft in drafts]
+        )
 
     def _without_huge(
         self, drafts: Sequence[_Draft], accepted: Mapping[int, _Accepted], batch: LabelledBatch
@@ -272,7 +290,13 @@ class Labeller:
                 kept.append(draft)
             else:
                 share = sum(span.end - span.start for span in draft.spans) / len(draft.text)
-                self._too_long(draft, f"about {length}", round(share * length), accepted[draft.example].example, batch)
+                self._too_long(
+                    draft,
+                    f"about {length}",
+                    round(share * length),
+                    accepted[draft.example].example,
+                    batch,
+                )
         return kept
 
     def _length_if_huge(self, text: str) -> int | None:
@@ -290,7 +314,9 @@ class Labeller:
                 return round(count * len(text) / (start + SLICE))
         return None
 
-    def _add(self, draft: _Draft, encoded: EncodedSegments, example: Example, batch: LabelledBatch) -> None:
+    def _add(
+        self, draft: _Draft, encoded: EncodedSegments, example: Example, batch: LabelledBatch
+    ) -> None:
         """Put the draft's row into the batch, cut or dropped if it is too long."""
         row = self._row(draft, encoded, example)
         limit = self.settings.max_length
@@ -300,11 +326,20 @@ class Labeller:
         self._too_long(draft, str(len(row.ids)), row.trained_tokens, example, batch)
 
     def _too_long(
-        self, draft: _Draft, length: str, trained_tokens: int, example: Example, batch: LabelledBatch
+        self,
+        draft: _Draft,
+        length: str,
+        trained_tokens: int,
+        example: Example,
+        batch: LabelledBatch,
     ) -> None:
         """Cut or drop a row, or refuse it. `length`: how many tokens it has, in words."""
         limit = self.settings.max_length
-        detail = f"{length} tokens, max_length is {limit}" if limit else f"{length} tokens, too many to be measured"
+        detail = (
+            f"{length} tokens, max_length is {limit}"
+            if limit
+            else f"{length} tokens, too many to be measured"
+        )
         if self.settings.overlength == "error":
             fix = "raise max_length to that, or set overlength to drop or truncate"
             raise InputError(Problem(example.where, "max_length", detail, fix))
@@ -344,7 +379,9 @@ class Labeller:
             parts.append(np.array([tokenizer.eos_token_id], np.int32))
         return np.concatenate(parts)
 
-    def _cut_turns(self, draft: _Draft, trained_tokens: int, example: Example) -> LabelledRow | None:
+    def _cut_turns(
+        self, draft: _Draft, trained_tokens: int, example: Example
+    ) -> LabelledRow | None:
         """The same conversation without its last turns, so that it fits; an answer is never cut."""
         limit = self.settings.max_length or 0
         for count in range(len(draft.spans) - 1, 0, -1):

@@ -87,7 +87,9 @@ class SourceLedger:
     def lost_share(self) -> float:
         """The larger of two shares: trained tokens lost where they could be counted, rows dropped where not."""
         total = self.trained_tokens_kept + self.trained_tokens_lost
-        rows_unknown = sum(count for reason, count in self.dropped.items() if reason != "overlength")
+        rows_unknown = sum(
+            count for reason, count in self.dropped.items() if reason != "overlength"
+        )
         by_tokens = self.trained_tokens_lost / total if total else 0.0
         by_rows = rows_unknown / max(self.rows_kept + self.rows_dropped, 1)
         return max(by_tokens, by_rows)
@@ -96,10 +98,14 @@ class SourceLedger:
         """Raise InputError with the table of reasons if nothing is left or more than `max_lost` is lost."""
         if self.training_rows and self.lost_share <= max_lost:
             return
-        reasons = "; ".join(f"{why}: {n} rows, first {self.places[why][0]}" for why, n in self.dropped.most_common())
+        reasons = "; ".join(
+            f"{why}: {n} rows, first {self.places[why][0]}" for why, n in self.dropped.most_common()
+        )
         if not self.training_rows:
             fix = "look at rows with `sft-recipes inspect`; raise max_length if they are too long"
-            raise InputError(Problem(self.source, "", f"no row is left to train ({reasons or 'no rows'})", fix))
+            raise InputError(
+                Problem(self.source, "", f"no row is left to train ({reasons or 'no rows'})", fix)
+            )
         lost = f"{self.lost_share:.1%} of the trained tokens or rows would be lost"
         what = f"{lost}, max_lost is {max_lost:.1%} ({reasons})"
         fix = "raise max_length, change overlength or the rows named, or raise max_lost if this is intended"

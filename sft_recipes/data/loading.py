@@ -11,13 +11,26 @@ from sft_recipes.data.reading.columns import FORMATS, recognise, refuse_second_c
 from sft_recipes.data.reading.conversations import TurnKeys
 from sft_recipes.data.reading.json_reader import Row, RowProblem, read_json_rows
 from sft_recipes.data.reading.rejects import RejectLog
-from sft_recipes.data.reading.row_files import READ_ERRORS, display_path, file_kind, source_files, unreadable
+from sft_recipes.data.reading.row_files import (
+    READ_ERRORS,
+    display_path,
+    file_kind,
+    source_files,
+    unreadable,
+)
 from sft_recipes.data.reading.tables import TableRows, arrow_file_rows, csv_rows, hub_rows
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import Example, place
 from sft_recipes.recipe import DatasetSource, DataSettings
 
-__all__ = ["EVALUATION_COLUMNS", "RejectLog", "iter_examples", "open_rows", "read_held_out", "source_files"]
+__all__ = [
+    "EVALUATION_COLUMNS",
+    "RejectLog",
+    "iter_examples",
+    "open_rows",
+    "read_held_out",
+    "source_files",
+]
 
 # Columns that evaluation reads where a data set has them.
 EVALUATION_COLUMNS = ("task_type", "expected_format")
@@ -70,7 +83,11 @@ class _SourceReader:
     """Reads the rows of one source: the first decides on the format, each new set of columns on what they are."""
 
     def __init__(
-        self, source: DatasetSource, settings: DataSettings, rejects: RejectLog, columns: Sequence[str]
+        self,
+        source: DatasetSource,
+        settings: DataSettings,
+        rejects: RejectLog,
+        columns: Sequence[str],
     ) -> None:
         self._source = source
         self._settings = settings
@@ -108,7 +125,9 @@ class _SourceReader:
         for column in self._source.columns or ():
             if column not in self._seen and self._seen:
                 fix = suggest(column, self._seen, "correct or remove the name")
-                raise InputError(Problem(self._source.path, "columns", f"no row has a column {column!r}", fix))
+                raise InputError(
+                    Problem(self._source.path, "columns", f"no row has a column {column!r}", fix)
+                )
 
     def _converter(self, values: Mapping[str, Any], where: str) -> RowConverter:
         """What converts rows with the columns of this one."""
@@ -117,7 +136,9 @@ class _SourceReader:
         is_first = self._format is None
         if self._format is None:
             format = source.format or detect_format(values, source.column_mapping, where)
-            keys = TurnKeys(source.message_mapping, source.role_mapping, source.consecutive_turns == "merge")
+            keys = TurnKeys(
+                source.message_mapping, source.role_mapping, source.consecutive_turns == "merge"
+            )
             empty = self._settings.allow_empty_output
             self._format = RowFormat(format, source.column_mapping, self._extra, empty, {}, keys)
             self._format.check(name)
@@ -129,7 +150,9 @@ class _SourceReader:
         unused += [column for column in values if column not in used and column not in unused]
         return RowConverter(tuple(values), format_here)
 
-    def _recognise(self, values: Mapping[str, Any], where: str, format: RowFormat, is_first: bool) -> dict[str, str]:
+    def _recognise(
+        self, values: Mapping[str, Any], where: str, format: RowFormat, is_first: bool
+    ) -> dict[str, str]:
         """The columns of this row that are read under other names than ours.
 
         The first row says which columns hold the question and the answer; later ones may add what goes with them.

@@ -22,14 +22,23 @@ def prompt_text(example: Example) -> str:
     if example.text is not None:
         text = example.text
     else:
-        text = "\0".join(str(message.get("content")) for message in example.messages if message["role"] != "assistant")
+        text = "\0".join(
+            str(message.get("content"))
+            for message in example.messages
+            if message["role"] != "assistant"
+        )
     return folded(text)
 
 
 def prompt_group(prompt: str, seed: int) -> int:
     """A seeded 63-bit hash of a prompt's text."""
     key = seed.to_bytes(8, "little", signed=True)
-    return int.from_bytes(hashlib.blake2b(prompt.encode("utf-8"), digest_size=8, key=key).digest(), "little") >> 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(prompt.encode("utf-8"), digest_size=8, key=key).digest(), "little"
+        )
+        >> 1
+    )
 
 
 def join_near_duplicates(prompts: Mapping[int, str]) -> Indices:
@@ -62,7 +71,9 @@ def split_eval(groups: Indices, eval_split: float) -> tuple[Indices, Indices]:
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def mix(sources: Sequence[DatasetSource], source_of_row: Indices, seed: int, max_rows: int | None) -> Indices:
+def mix(
+    sources: Sequence[DatasetSource], source_of_row: Indices, seed: int, max_rows: int | None
+) -> Indices:
     """Indices of the rows to train, with repeats where a `weight` above 1 asks for them.
 
     `fraction` is a share of the final mixture: the largest mixture that oversamples nothing, as in TRL, but drawn by
@@ -73,10 +84,18 @@ def mix(sources: Sequence[DatasetSource], source_of_row: Indices, seed: int, max
     if any(source.fraction is not None for source in sources):
         shares = np.array([source.fraction or 0.0 for source in sources])
         shares = shares / shares.sum()
-        total = min(len(rows) / share for rows, share in zip(by_source, shares, strict=True) if share > 0)
-        parts = [_draw(rows, round(share * total), generator) for rows, share in zip(by_source, shares, strict=True)]
+        total = min(
+            len(rows) / share for rows, share in zip(by_source, shares, strict=True) if share > 0
+        )
+        parts = [
+            _draw(rows, round(share * total), generator)
+            for rows, share in zip(by_source, shares, strict=True)
+        ]
     else:
-        parts = [_weighted(rows, source.weight, generator) for rows, source in zip(by_source, sources, strict=True)]
+        parts = [
+            _weighted(rows, source.weight, generator)
+            for rows, source in zip(by_source, sources, strict=True)
+        ]
     chosen = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
     if max_rows is not None and max_rows < len(chosen):
         chosen = _draw(chosen, max_rows, generator)

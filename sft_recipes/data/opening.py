@@ -14,16 +14,22 @@ from sft_recipes.recipe_keys import DataRecipe, load_recipe, make_data_recipe
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a local folder or Hub name. Raises InputError if there is none to be had."""
-    from transformers import AutoTokenizer  # takes seconds, and some commands end before it is needed
+    from transformers import (
+        AutoTokenizer,
+    )  # takes seconds, and some commands end before it is needed
 
     check_folder(name)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise not_loadable(name, "tokenizer", error) from error
 
 
-def open_renderer(name: str, template: TemplateSettings, revision: str | None = None) -> ChatRenderer:
+def open_renderer(
+    name: str, template: TemplateSettings, revision: str | None = None
+) -> ChatRenderer:
     """The renderer of a model's tokenizer with a chat template. Raises InputError or CheckFailed, see there."""
     return attach_chat_template(load_tokenizer(name, revision), template)
 
@@ -34,7 +40,9 @@ def open_labeller(recipe: Recipe, tokenizer: str | None = None) -> Labeller:
     Raises InputError for a tokenizer that cannot be used, CheckFailed for a template that would train the wrong thing.
     """
     revision = recipe.model.get("model_revision") if tokenizer is None else None
-    return Labeller(open_renderer(tokenizer or recipe.model_name, recipe.template, revision), recipe.labels)
+    return Labeller(
+        open_renderer(tokenizer or recipe.model_name, recipe.template, revision), recipe.labels
+    )
 
 
 @dataclass(frozen=True)
@@ -74,4 +82,6 @@ def not_loadable(name: str, what: str, error: Exception) -> InputError:
     lines = str(error).strip().splitlines()
     first_line = lines[0] if lines else type(error).__name__
     fix = "check the name, or download it first and give the folder"
-    return InputError(Problem(name, "model_name_or_path", f"the {what} could not be loaded ({first_line})", fix))
+    return InputError(
+        Problem(name, "model_name_or_path", f"the {what} could not be loaded ({first_line})", fix)
+    )

@@ -41,7 +41,9 @@ BATCH_ROWS = 500
 KEPT_EVAL_EXAMPLES = 1000
 
 
-def prepare(recipe: Recipe, labeller: Labeller, folder: Path, progress: bool = True) -> PreparedData:
+def prepare(
+    recipe: Recipe, labeller: Labeller, folder: Path, progress: bool = True
+) -> PreparedData:
     """Prepare the recipe's data in `folder` and load it. Raises as `write_prepared` does."""
     write_prepared(recipe, labeller, folder, progress)
     return load_prepared(recipe, folder)
@@ -63,7 +65,10 @@ def write_prepared(recipe: Recipe, labeller: Labeller, folder: Path, progress: b
         return
     changed = [name for name, value in inputs.items() if known.get(name, value) != value]
     if changed:
-        print(f"preparing again: {', '.join(changed)} changed since {folder} was written", file=sys.stderr)
+        print(
+            f"preparing again: {', '.join(changed)} changed since {folder} was written",
+            file=sys.stderr,
+        )
     folder.mkdir(parents=True, exist_ok=True)
     content = _Preparation(recipe, labeller, folder, progress).run()
     files: dict[str, Any] = {}
@@ -71,7 +76,9 @@ def write_prepared(recipe: Recipe, labeller: Labeller, folder: Path, progress: b
         path = folder / name
         if path.is_file():
             files[name] = [path.stat().st_size, file_sha256(path)]
-    run_folder.write_json(manifest, {"fingerprint": expected, "inputs": inputs, "files": files, **content})
+    run_folder.write_json(
+        manifest, {"fingerprint": expected, "inputs": inputs, "files": files, **content}
+    )
 
 
 # -- what the prepared ids depend on -----------------------------------------------------------------------------------
@@ -82,12 +89,17 @@ def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
     return _digest(_inputs(recipe, renderer, []))
 
 
-def _inputs(recipe: Recipe, renderer: ChatRenderer, known: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _inputs(
+    recipe: Recipe, renderer: ChatRenderer, known: Sequence[Sequence[str]]
+) -> dict[str, Any]:
     """What the prepared ids depend on: hashes by name. `known` are those of the sources, for one that is not here."""
     data = as_dict(recipe.data)
     tokenizer = renderer.tokenizer
     # The mixture and the split are drawn when the rows are loaded: other weights need no new rows.
-    settings = [data[key] for key in ("test_split", "on_bad_rows", "max_rejected", "allow_empty_output", "seed")]
+    settings = [
+        data[key]
+        for key in ("test_split", "on_bad_rows", "max_rejected", "allow_empty_output", "seed")
+    ]
     reading: list[dict[str, Any]] = []
     for source in data["datasets"]:
         reading.append({key: source[key] for key in source.keys() - {"path", "weight", "fraction"}})
@@ -95,7 +107,9 @@ def _inputs(recipe: Recipe, renderer: ChatRenderer, known: Sequence[Sequence[str
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
     return {
         "data": list(_sources(recipe, known)),
-        "settings": _digest([settings, reading, as_dict(recipe.labels), bool(recipe.data.eval_split)]),
+        "settings": _digest(
+            [settings, reading, as_dict(recipe.labels), bool(recipe.data.eval_split)]
+        ),
         "template": _digest([renderer.template_text, renderer.chat_template_kwargs]),
         "tokenizer": _digest([hashlib.sha256(backend).hexdigest(), tokenizer.special_tokens_map]),
         "code": _digest([sft_recipes.__version__, *code]),
@@ -112,7 +126,9 @@ def _sources(recipe: Recipe, known: Sequence[Sequence[str]]) -> Iterator[list[st
             for split in (source.split, recipe.data.test_split):
                 files += source_files(source, split) if split else []
         if not files and before[1:] and before[0] == name:
-            print(f"{source.path} is not here: its prepared rows stand as they are", file=sys.stderr)
+            print(
+                f"{source.path} is not here: its prepared rows stand as they are", file=sys.stderr
+            )
             yield list(before)
         elif files:
             yield [name, *map(file_sha256, files)]
@@ -226,15 +242,27 @@ class _Preparation:
             self.candidates = []
             self._write_split(data.test_split, prepared.TEST, rejects, CheckExamples())
         self._write_examples(prepared.EVAL_EXAMPLES, self.candidates)
-        self._write_examples(prepared.CHECK_EXAMPLES, [(0, example) for example in check_examples.chosen()])
-        joined = join_near_duplicates(self.prompts) if self.prompts else np.empty((0, 2), dtype=np.int64)
+        self._write_examples(
+            prepared.CHECK_EXAMPLES, [(0, example) for example in check_examples.chosen()]
+        )
+        joined = (
+            join_near_duplicates(self.prompts) if self.prompts else np.empty((0, 2), dtype=np.int64)
+        )
         np.save(self.folder / prepared.JOINED, joined)
-        return {"sources": [ledger.as_json() for ledger in self.ledgers], "near_duplicate_prompts": len(joined)}
+        return {
+            "sources": [ledger.as_json() for ledger in self.ledgers],
+            "near_duplicate_prompts": len(joined),
+        }
 
-    def _write_split(self, split: str | None, file: str, rejects: RejectLog, checked: CheckExamples) -> None:
+    def _write_split(
+        self, split: str | None, file: str, rejects: RejectLog, checked: CheckExamples
+    ) -> None:
         # Renamed when whole: another process may still read the old file from memory.
         unfinished = self.folder / f".{file}.tmp"
-        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_stream(sink, prepared.SCHEMA) as writer:
+        with (
+            pa.OSFile(str(unfinished), "wb") as sink,
+            pa.ipc.new_stream(sink, prepared.SCHEMA) as writer,
+        ):
             for number in range(len(self.recipe.data.datasets)):
                 self._write_source(number, split, writer, rejects, checked)
         # From here on, and not before, what an earlier preparation left is of no use.
@@ -242,7 +270,12 @@ class _Preparation:
         unfinished.replace(self.folder / file)
 
     def _write_source(
-        self, number: int, split: str | None, writer: Any, rejects: RejectLog, checked: CheckExamples
+        self,
+        number: int,
+        split: str | None,
+        writer: Any,
+        rejects: RejectLog,
+        checked: CheckExamples,
     ) -> None:
         data = self.recipe.data
         source = data.datasets[number]
@@ -267,7 +300,9 @@ class _Preparation:
 
     def _examples(self, source: DatasetSource, split: str | None, rejects: RejectLog) -> Any:
         """The examples of a source, behind a progress bar."""
-        examples = iter_examples(source, self.recipe.data, split=split, columns=EVALUATION_COLUMNS, rejects=rejects)
+        examples = iter_examples(
+            source, self.recipe.data, split=split, columns=EVALUATION_COLUMNS, rejects=rejects
+        )
         title = f"preparing {Path(source.path).name}"
         return tqdm(examples, title, unit=" rows", disable=not self.progress, leave=False)
 
@@ -280,7 +315,9 @@ class _Preparation:
         path.unlink(missing_ok=True)
         entries: list[dict[str, Any]] = []
         for group, example in examples:
-            entries.append({"group": group} | {slot: getattr(example, slot) for slot in Example.__slots__})
+            entries.append(
+                {"group": group} | {slot: getattr(example, slot) for slot in Example.__slots__}
+            )
         append_json_lines(path, entries)
 
 

@@ -101,7 +101,9 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
         folder=folder,
         train=_rows_for_trainer(rows, trained),
         eval=held_out,
-        eval_examples=_held_out_examples(folder / EVAL_EXAMPLES, set(split.groups.tolist()), joined),
+        eval_examples=_held_out_examples(
+            folder / EVAL_EXAMPLES, set(split.groups.tolist()), joined
+        ),
         check_examples=[example for _, example in _read_examples(folder / CHECK_EXAMPLES)],
         summary=summary,
         fingerprints=_column(rows, "fingerprint")[trained],
@@ -146,7 +148,9 @@ def check_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) 
             actual = [path.stat().st_size, file_sha256(path) if whole else expected[1]]
         if actual != expected:
             fix = "copy the folder again, or remove its manifest.json and prepare again"
-            raise InputError(Problem(str(path), "", "missing, cut off or changed since it was prepared", fix))
+            raise InputError(
+                Problem(str(path), "", "missing, cut off or changed since it was prepared", fix)
+            )
 
 
 def file_sha256(path: Path) -> str:
@@ -155,7 +159,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_overlap(recipe: Recipe, rows: Dataset, groups: Indices, held_out_groups: Indices) -> None:
+def _check_overlap(
+    recipe: Recipe, rows: Dataset, groups: Indices, held_out_groups: Indices
+) -> None:
     """Raise InputError where a training row has the prompt of a row of the test split."""
     shared = np.isin(groups, held_out_groups)
     if not shared.any():
@@ -185,7 +191,9 @@ def _counts(rows: Dataset, chosen: Indices) -> dict[str, int]:
 def _held_out_examples(path: Path, groups: set[int], joined: Mapping[int, int]) -> list[Example]:
     if not groups:
         return []
-    return [example for group, example in _read_examples(path) if joined.get(group, group) in groups]
+    return [
+        example for group, example in _read_examples(path) if joined.get(group, group) in groups
+    ]
 
 
 def _read_examples(path: Path) -> list[tuple[int, Example]]:

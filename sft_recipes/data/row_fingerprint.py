@@ -15,7 +15,10 @@ Integers = npt.NDArray[np.int64]
 
 @lru_cache(maxsize=4)
 def _multipliers(length: int) -> Integers:
-    found: Integers = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (length, 2), np.int64, endpoint=True) | 1
+    found: Integers = (
+        np.random.default_rng(0).integers(-(2**63), 2**63 - 1, (length, 2), np.int64, endpoint=True)
+        | 1
+    )
     found[0, 1] = 0
     return found
 
@@ -30,5 +33,7 @@ def row_fingerprints(ids: Any, labels: Any, offsets: Any) -> Integers:
     starts, lengths = offsets[:-1], np.diff(offsets)
     factors = multipliers(int(lengths.max(initial=1)))
     positions = np.arange(len(ids)) - np.repeat(starts, lengths)
-    terms = (ids.astype(np.int64) + 1) * factors[positions, 0] + labels.astype(np.int64) * factors[positions, 1]
+    terms = (ids.astype(np.int64) + 1) * factors[positions, 0] + labels.astype(np.int64) * factors[
+        positions, 1
+    ]
     return np.add.reduceat(terms, starts)

@@ -50,13 +50,17 @@ class Renderings:
 
 
 def render_examples(
-    renderer: ChatRenderer, examples: Mapping[int, Example], trained_turns: Callable[[Example], Sequence[int]]
+    renderer: ChatRenderer,
+    examples: Mapping[int, Example],
+    trained_turns: Callable[[Example], Sequence[int]],
 ) -> Renderings:
     """Render each example before and after each of its trained turns, in two batched calls per set of tools."""
     by_tools: dict[str, list[Turn]] = {}
     for position, example in examples.items():
         tools = json.dumps(example.tools, sort_keys=True) if example.tools else ""
-        by_tools.setdefault(tools, []).extend(Turn(position, index) for index in trained_turns(example))
+        by_tools.setdefault(tools, []).extend(
+            Turn(position, index) for index in trained_turns(example)
+        )
     renderings = Renderings()
     for turns in by_tools.values():
         _render_turns(renderer, examples, turns, renderings)
@@ -64,7 +68,10 @@ def render_examples(
 
 
 def _render_turns(
-    renderer: ChatRenderer, examples: Mapping[int, Example], turns: Sequence[Turn], renderings: Renderings
+    renderer: ChatRenderer,
+    examples: Mapping[int, Example],
+    turns: Sequence[Turn],
+    renderings: Renderings,
 ) -> None:
     """Render turns whose examples share their tools."""
     if not turns:
@@ -77,7 +84,9 @@ def _render_turns(
         texts = renderer.render_batch(after, tools)
     except TEMPLATE_ERRORS as error:
         if len(turns) == 1:
-            renderings.failed.setdefault(turns[0].example, f"the template refuses this row: {error}")
+            renderings.failed.setdefault(
+                turns[0].example, f"the template refuses this row: {error}"
+            )
             return
         # One row stopped the batch: render one by one to name it and to keep the others.
         for turn in turns:
@@ -88,7 +97,12 @@ def _render_turns(
 
 
 def turn_span(
-    renderer: ChatRenderer, example: Example, turn: int, prompt: str, text: str, mask_empty_think: bool
+    renderer: ChatRenderer,
+    example: Example,
+    turn: int,
+    prompt: str,
+    text: str,
+    mask_empty_think: bool,
 ) -> Span | str:
     """The trained span of one turn, or what could not be verified.
 
@@ -147,7 +161,9 @@ def _answer_behind_prompt(
     stand_in: Message = {"role": "assistant", "content": _STAND_IN}
     answered = renderer.render([*example.messages[:turn], stand_in], example.tools)
     before = answered.partition(_STAND_IN)[0]
-    is_found = prompt.endswith(prompt_tail) and before.endswith(prompt_tail) and text.startswith(before)
+    is_found = (
+        prompt.endswith(prompt_tail) and before.endswith(prompt_tail) and text.startswith(before)
+    )
     return prompt + text[len(before) :] if is_found else None
 
 

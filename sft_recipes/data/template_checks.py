@@ -9,7 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sft_recipes.data.chat_templates import PROBE, ChatRenderer, load_chat_template, shipped_template_names
+from sft_recipes.data.chat_templates import (
+    PROBE,
+    ChatRenderer,
+    load_chat_template,
+    shipped_template_names,
+)
 from sft_recipes.data.labels import IGNORE_INDEX, LabelledRow, Labeller
 from sft_recipes.data.turns import TEMPLATE_ERRORS
 from sft_recipes.errors import CheckFailed
@@ -85,7 +90,9 @@ def check_template(labeller: Labeller, examples: Sequence[Example] = ()) -> list
         "tool calls rendered": _calls_rendered(renderer, rendered),
         "answers end by themselves": _end_texts(labeller, rendered),
     }
-    return [TemplateCheck(name, verdict.outcome, verdict.detail) for name, verdict in verdicts.items()]
+    return [
+        TemplateCheck(name, verdict.outcome, verdict.detail) for name, verdict in verdicts.items()
+    ]
 
 
 def require(checks: Sequence[TemplateCheck]) -> None:
@@ -118,7 +125,9 @@ def _count(rows: Sequence[CheckedRow]) -> str:
 # -- checks of labels --------------------------------------------------------------------------------------------------
 
 
-def _stop_token_trained(renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]) -> Verdict:
+def _stop_token_trained(
+    renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]
+) -> Verdict:
     """Every trained turn ends in one terminator that generation stops at, and with it the trained text ends.
 
     Which tokens open a turn is read off a rendered exchange, token by token: none of them may be trained as an end.
@@ -142,11 +151,18 @@ def _stop_token_trained(renderer: ChatRenderer, labeller: Labeller, rows: Sequen
                 return Verdict("failed", f"{where}: {what}: the model would not learn to stop")
             inside = _stops_before_end(renderer, checked.row.input_ids[start : end - 1])
             if inside:
-                return Verdict("failed", f"{where}: generation would stop at {inside!r}, inside a trained turn")
+                return Verdict(
+                    "failed", f"{where}: generation would stop at {inside!r}, inside a trained turn"
+                )
             if last in openers:
                 text = renderer.tokenizer.convert_ids_to_tokens(last)
-                return Verdict("failed", f"{where}: {text!r} is trained as the end of a turn, and it opens every turn")
-    stops = ", ".join(repr(renderer.tokenizer.convert_ids_to_tokens(index)) for index in renderer.stop_ids)
+                return Verdict(
+                    "failed",
+                    f"{where}: {text!r} is trained as the end of a turn, and it opens every turn",
+                )
+    stops = ", ".join(
+        repr(renderer.tokenizer.convert_ids_to_tokens(index)) for index in renderer.stop_ids
+    )
     return Verdict("ok", f"stops at {stops}; {_count(rows)}")
 
 
@@ -184,7 +200,9 @@ def _opening_ids(renderer: ChatRenderer) -> set[int]:
     return set()
 
 
-def _header_not_trained(renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]) -> Verdict:
+def _header_not_trained(
+    renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]
+) -> Verdict:
     """Nothing of the generation prompt and no text of another role carries a label."""
     all_trained = _all_trained(labeller)
     if all_trained is not None:
@@ -194,11 +212,15 @@ def _header_not_trained(renderer: ChatRenderer, labeller: Labeller, rows: Sequen
         prompt = renderer.prompt_ids(checked.example.messages[:first_turn], checked.example.tools)
         start, _ = next(checked.trained_runs())
         if checked.row.input_ids[: start + 1] == prompt[: start + 1]:
-            return Verdict("failed", f"{checked.example.where}: the trained span begins inside the prompt")
+            return Verdict(
+                "failed", f"{checked.example.where}: the trained span begins inside the prompt"
+            )
     return Verdict("ok", _count(rows))
 
 
-def _ids_as_served(renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]) -> Verdict:
+def _ids_as_served(
+    renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]
+) -> Verdict:
     """A row begins with the ids that a server makes of the prompt, and is the tokenizer's own encoding of the text
     where no token joins the answer to the prompt.
     """
@@ -224,10 +246,15 @@ def _ids_as_served(renderer: ChatRenderer, labeller: Labeller, rows: Sequence[Ch
             before = renderer.tokenizer.decode(ids[:start], clean_up_tokenization_spaces=False)
             is_served = ids[: len(prompt)] == prompt or ids[:start] == renderer.text_ids(before)
         if not is_served:
-            return Verdict("failed", f"{example.where}: the ids are not those that a server makes of the row")
+            return Verdict(
+                "failed", f"{example.where}: the ids are not those that a server makes of the row"
+            )
     if not compared:
         return Verdict("unseen", "every row looked at spells control tokens")
-    return Verdict("ok", f"checked {compared} of {compared} rows, {joined} with an answer that a token would join")
+    return Verdict(
+        "ok",
+        f"checked {compared} of {compared} rows, {joined} with an answer that a token would join",
+    )
 
 
 # -- checks of the template --------------------------------------------------------------------------------------------
@@ -252,9 +279,14 @@ def _training_equals_serving(renderer: ChatRenderer) -> Verdict:
         while not text.startswith(prompt[:shared]):
             shared -= 1
         rest = f"the generation prompt ends in {prompt[shared:]!r}, which answers without reasoning do not repeat"
-        return Verdict("note", f"{rest}: the span starts at the answer, and serving begins elsewhere than training")
+        return Verdict(
+            "note",
+            f"{rest}: the span starts at the answer, and serving begins elsewhere than training",
+        )
     if text.rstrip().endswith(PROBE[1]["content"]):
-        what = "the template leaves the last turn open; the token that ends earlier turns is appended"
+        what = (
+            "the template leaves the last turn open; the token that ends earlier turns is appended"
+        )
         return Verdict("note", f"{what}, so that the model stops")
     return Verdict("ok", "the generation prompt is a prefix of the trained text")
 
@@ -329,7 +361,11 @@ def _leaves_out_tools(renderer: ChatRenderer, example: Example) -> bool:
 
 def _calls_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verdict:
     """A template without tool calls leaves them out, or refuses their rows."""
-    calling = [example for example in examples if any(message.get("tool_calls") for message in example.messages)]
+    calling = [
+        example
+        for example in examples
+        if any(message.get("tool_calls") for message in example.messages)
+    ]
     if not calling:
         return Verdict("unseen", f"none of {len(examples)} conversations calls a tool")
     for example in calling:
@@ -337,7 +373,9 @@ def _calls_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verd
         for message in example.messages:
             for call in message.get("tool_calls") or ():
                 if call["function"]["name"] not in text:
-                    return Verdict("note", f"{example.where}: the template leaves out a call of the row")
+                    return Verdict(
+                        "note", f"{example.where}: the template leaves out a call of the row"
+                    )
     return Verdict("ok", f"checked {len(calling)} of {len(calling)} rows that call tools")
 
 

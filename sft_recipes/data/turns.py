@@ -83,14 +83,18 @@ class TurnLayouts:
         self._known: dict[str, TurnLayout | None] = {}
         self._openers: frozenset[str] | None = None
 
-    def find(self, render: Render, messages: Sequence[Message], has_tools: bool) -> TurnLayout | None:
+    def find(
+        self, render: Render, messages: Sequence[Message], has_tools: bool
+    ) -> TurnLayout | None:
         """Layout of the last turn of `messages` (an assistant's), or None where the template gives no clear one."""
         structure = f"{has_tools}{_structure(messages)}"
         if structure not in self._known:
             if self._openers is None:
                 self._openers = _find_openers(render, self._special)
             try:
-                self._known[structure] = _find_layout(render, messages, self._special, self._openers)
+                self._known[structure] = _find_layout(
+                    render, messages, self._special, self._openers
+                )
             except TEMPLATE_ERRORS:
                 self._known[structure] = None
         return self._known[structure]
@@ -127,12 +131,19 @@ def _with_markers(message: Message, index: int, call_ids: dict[str, str]) -> Mar
     always_marked = "content" if is_plain_answer else ""
     for key, value in message.items():
         if value is not None:
-            marked.message[key] = _marked_value(value, key, index, marked.markers, call_ids, always_marked)
+            marked.message[key] = _marked_value(
+                value, key, index, marked.markers, call_ids, always_marked
+            )
     return marked
 
 
 def _marked_value(
-    value: Any, key: str, index: int, markers: list[str], call_ids: dict[str, str], always_marked: str
+    value: Any,
+    key: str,
+    index: int,
+    markers: list[str],
+    call_ids: dict[str, str],
+    always_marked: str,
 ) -> Any:
     if isinstance(value, Mapping):
         marked: dict[str, Any] = {}
@@ -253,14 +264,18 @@ def _plain_lead(render: Render, conversation: Sequence[Message], shared: int) ->
     answer: Message = {"role": "assistant", "content": _ANSWER}
     try:
         bare = render([*conversation[:-1], answer], False)[shared:].partition(_ANSWER)[0]
-        reasoned = render([*conversation[:-1], {**answer, "reasoning_content": _REASON}], False)[shared:]
+        reasoned = render([*conversation[:-1], {**answer, "reasoning_content": _REASON}], False)[
+            shared:
+        ]
     except TEMPLATE_ERRORS:
         return _PlainLead("", False)
     emptied = reasoned.replace(_REASON, "", 1).startswith(bare + _ANSWER)
     return _PlainLead(bare, bool(bare) and _REASON in reasoned and emptied)
 
 
-def _gap_to_next_turn(render: Render, conversation: Sequence[Message], up_to_turn: str, last_marker: str) -> str | None:
+def _gap_to_next_turn(
+    render: Render, conversation: Sequence[Message], up_to_turn: str, last_marker: str
+) -> str | None:
     """What stands between the turn and the text of the next one when the conversation goes on.
 
     After a tool call the next turn is the tool's. None where the template cannot go on.
@@ -345,7 +360,11 @@ def _find_openers(render: Render, special: re.Pattern[str]) -> frozenset[str]:
 
 
 def _find_terminator(
-    special: re.Pattern[str], tail: str, gap: str | None, openers: frozenset[str], in_prompt: frozenset[str]
+    special: re.Pattern[str],
+    tail: str,
+    gap: str | None,
+    openers: frozenset[str],
+    in_prompt: frozenset[str],
 ) -> Terminator:
     """What ends the turn, by the cases of the module docstring. `tail`: what follows the turn when it is the last,
     `gap`: when another follows.

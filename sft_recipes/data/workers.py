@@ -35,7 +35,10 @@ def worker_count(asked: int | None) -> int:
     """Processes to work in: as asked, else one for each core that this process may use."""
     if asked is not None:
         return asked
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+    return min(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        MOST_WORKERS,
+    )
 
 
 class Workers(Generic[Batch, Result]):

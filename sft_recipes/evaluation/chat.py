@@ -11,7 +11,9 @@ from sft_recipes.evaluation.standalone import base_model, open_run
 from sft_recipes.messages import Example, Message, visible
 
 
-def chat(run: str, base: str | None, chat_template: str | None, max_new_tokens: int, as_json: bool) -> None:
+def chat(
+    run: str, base: str | None, chat_template: str | None, max_new_tokens: int, as_json: bool
+) -> None:
     """Answer each line of the standard input by the run and the base until `/quit`; `/reset` forgets what was said.
 
     Every model has its own history. With `as_json` one object per answer. A question that does not fit into the model
@@ -19,8 +21,14 @@ def chat(run: str, base: str | None, chat_template: str | None, max_new_tokens: 
     """
     _, loaded, labeller = open_run(run, chat_template)
     renderer, histories = labeller.renderer, dict[str, list[Message]]()
-    models: dict[str, Any] = {"tuned": loaded.model} | ({"base": base_model(base, renderer.tokenizer)} if base else {})
-    settings: Any = {"stop_ids": renderer.stop_ids, "max_new_tokens": max_new_tokens, "names": ["chat"]}
+    models: dict[str, Any] = {"tuned": loaded.model} | (
+        {"base": base_model(base, renderer.tokenizer)} if base else {}
+    )
+    settings: Any = {
+        "stop_ids": renderer.stop_ids,
+        "max_new_tokens": max_new_tokens,
+        "names": ["chat"],
+    }
     mark = "> " if sys.stdin.isatty() and not as_json else ""
     if mark:
         print("/reset starts a new conversation, /quit ends")
@@ -29,14 +37,35 @@ def chat(run: str, base: str | None, chat_template: str | None, max_new_tokens: 
             if line == "/reset":
                 histories.clear()
             for name, model in models.items() if line not in ("", "/reset") else ():
-                messages: list[Message] = [*histories.get(name, []), {"role": "user", "content": line}]
-                prompt = renderer.prompt_ids(labeller.for_template(Example(messages, "chat", 0)).messages)
+                messages: list[Message] = [
+                    *histories.get(name, []),
+                    {"role": "user", "content": line},
+                ]
+                prompt = renderer.prompt_ids(
+                    labeller.for_template(Example(messages, "chat", 0)).messages
+                )
                 try:
-                    answer = generate(model, renderer.tokenizer, [prompt], batch_size=1, progress=False, **settings)[0]
+                    answer = generate(
+                        model,
+                        renderer.tokenizer,
+                        [prompt],
+                        batch_size=1,
+                        progress=False,
+                        **settings,
+                    )[0]
                 except InputError as error:
                     print(error, file=sys.stderr)
                     break
                 histories[name] = [*messages, {"role": "assistant", "content": answer.text}]
-                content = {"model": name, "prompt": line, "response": answer.text, "stop_reason": answer.stop_reason}
+                content = {
+                    "model": name,
+                    "prompt": line,
+                    "response": answer.text,
+                    "stop_reason": answer.stop_reason,
+                }
                 cut = " [cut at max_new_tokens]" if answer.stop_reason == "length" else ""
-                print(json.dumps(content, ensure_ascii=False) if as_json else f"{name}: {visible(answer.text)}{cut}")
+                print(
+                    json.dumps(content, ensure_ascii=False)
+                    if as_json
+                    else f"{name}: {visible(answer.text)}{cut}"
+                )

@@ -32,11 +32,21 @@ class System:
 
 def earlier(folder: str, name: str, examples: Sequence[Example]) -> System:
     """An evaluation folder, or of a run folder its evaluation called `name`. InputError unless it asked the same."""
-    path = Path(folder) / run_folder.EVALUATIONS / name if run_folder.is_run_folder(Path(folder)) else Path(folder)
+    path = (
+        Path(folder) / run_folder.EVALUATIONS / name
+        if run_folder.is_run_folder(Path(folder))
+        else Path(folder)
+    )
     found = read_evaluation(path)
-    if [row["messages"] for row in found.rows] != [[dict(one) for one in example.messages] for example in examples]:
+    if [row["messages"] for row in found.rows] != [
+        [dict(one) for one in example.messages] for example in examples
+    ]:
         what = f"its {len(found.rows)} rows are other conversations than the {len(examples)} that are asked now"
-        raise InputError(Problem(str(path), "", what, "evaluate both on the same data, under the same system prompt"))
+        raise InputError(
+            Problem(
+                str(path), "", what, "evaluate both on the same data, under the same system prompt"
+            )
+        )
     info = run_folder.read_json(path / "metrics.json")["info"]
     return System(folder, found, facts_of(path.parent.parent, info))
 
@@ -60,11 +70,18 @@ def compare_all(this: System, others: Sequence[System]) -> list[dict[str, Any]]:
     found = []
     for other in others:
         changed = {
-            part: {key: pair for key in {**ours, **theirs} if (pair := [theirs.get(key), ours.get(key)])[0] != pair[1]}
+            part: {
+                key: pair
+                for key in {**ours, **theirs}
+                if (pair := [theirs.get(key), ours.get(key)])[0] != pair[1]
+            }
             for part, ours in this.facts.items()
             if (theirs := other.facts.get(part)) is not None
         }
-        content: dict[str, Any] = {"name": other.name, "metrics": other.evaluation.as_json()["metrics"]}
+        content: dict[str, Any] = {
+            "name": other.name,
+            "metrics": other.evaluation.as_json()["metrics"],
+        }
         content["differences"] = {
             name: one.as_json() for name, one in compare(other.evaluation, this.evaluation).items()
         }
@@ -74,7 +91,9 @@ def compare_all(this: System, others: Sequence[System]) -> list[dict[str, Any]]:
     return found
 
 
-def task_table(this: Evaluation, base: Evaluation | None, trained: Mapping[str, int] | None) -> dict[str, Any]:
+def task_table(
+    this: Evaluation, base: Evaluation | None, trained: Mapping[str, int] | None
+) -> dict[str, Any]:
     """Exact match by task type: paired difference to the base, McNemar's p alone and by Holm, rows in training.
 
     Without a base the last only; None where the training data is not known.
@@ -97,7 +116,11 @@ def holm(differences: Mapping[str, PairedDifference]) -> dict[str, float]:
     known = {name: one.p_value for name, one in differences.items() if one.p_value is not None}
     order = sorted(known, key=lambda name: known[name])
     steps = [known[name] * (len(order) - index) for index, name in enumerate(order)]
-    return dict(zip(order, np.minimum(np.maximum.accumulate(steps), 1).tolist(), strict=True)) if order else {}
+    return (
+        dict(zip(order, np.minimum(np.maximum.accumulate(steps), 1).tolist(), strict=True))
+        if order
+        else {}
+    )
 
 
 def training_curves(log: Path) -> dict[str, list[list[float]]]:
@@ -109,5 +132,7 @@ def training_curves(log: Path) -> dict[str, list[list[float]]]:
             # A number that is not finite was written as its name.
             if (key == "loss" or key.startswith("eval_")) and not isinstance(value, str):
                 curves.setdefault(key, {})[entry["step"]] = value
-    points = {key: [list(point) for point in sorted(curve.items())] for key, curve in curves.items()}
+    points = {
+        key: [list(point) for point in sorted(curve.items())] for key, curve in curves.items()
+    }
     return {key: curve[:: -(-len(curve) // _POINTS)] for key, curve in points.items()}

@@ -63,7 +63,9 @@ def constraints(expected: Mapping[str, Any] | None) -> dict[str, Any]:
 def failed_share(text: str, expected: Mapping[str, Any] | None) -> float:
     """The share of the constraints of a checked `expected_format` that the text breaks; 0 without any."""
     given = constraints(expected)
-    return sum(not _VERIFIERS[name][1](text.strip(), value) for name, value in given.items()) / max(len(given), 1)
+    return sum(not _VERIFIERS[name][1](text.strip(), value) for name, value in given.items()) / max(
+        len(given), 1
+    )
 
 
 def check_expected_format(expected: Any, where: str) -> None:
@@ -73,10 +75,14 @@ def check_expected_format(expected: Any, where: str) -> None:
     given = constraints(expected) if isinstance(expected, Mapping) else {}
     faults = [fault for name, value in given.items() if (fault := _fault(name, value))]
     if not given:
-        faults = [("is no mapping of constraints", 'write constraints, as {"max_words": 50}, or null')]
+        faults = [
+            ("is no mapping of constraints", 'write constraints, as {"max_words": 50}, or null')
+        ]
     if faults:
         shown = json.dumps(expected, ensure_ascii=False, default=str)
-        raise InputError([Problem(where, "expected_format", f"{shown} {what}", fix) for what, fix in faults])
+        raise InputError(
+            [Problem(where, "expected_format", f"{shown} {what}", fix) for what, fix in faults]
+        )
 
 
 def _fault(name: str, value: Any) -> tuple[str, str] | None:
@@ -93,5 +99,8 @@ def _fault(name: str, value: Any) -> tuple[str, str] | None:
         try:
             re.compile(str(value))
         except re.error as error:
-            return f"holds no regular expression: {error}", "correct it as Python's re module reads it"
+            return (
+                f"holds no regular expression: {error}",
+                "correct it as Python's re module reads it",
+            )
     return None

@@ -15,7 +15,9 @@ from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.evaluation.metrics import Answer, estimate, metric_values, score_row
 from sft_recipes.report.evaluation_report import METRIC_TEXTS
 
-NAMES = tuple(name for name in METRIC_TEXTS if name not in ("tool_call_exact", "reference_beyond_budget"))
+NAMES = tuple(
+    name for name in METRIC_TEXTS if name not in ("tool_call_exact", "reference_beyond_budget")
+)
 
 
 class RecipeMetric(evaluate.Metric):
@@ -28,25 +30,35 @@ class RecipeMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         if self.config_name not in NAMES:
             fix = suggest(self.config_name, NAMES)
-            raise InputError(Problem("evaluate", self.config_name, "there is no such metric of texts", fix))
+            raise InputError(
+                Problem("evaluate", self.config_name, "there is no such metric of texts", fix)
+            )
         text = METRIC_TEXTS[self.config_name]
         needs_references = _value(self.config_name, "a b c d e", None, "a") is None
         columns = ["predictions", *(["references"] if needs_references else [])]
         features = Features(dict.fromkeys(columns, Value("string")))
-        return evaluate.MetricInfo(text.definition, "", inputs_description=f"\n{text.label}.", features=features)
+        return evaluate.MetricInfo(
+            text.definition, "", inputs_description=f"\n{text.label}.", features=features
+        )
 
     def _compute(self, predictions: Sequence[str], **columns: Sequence[str]) -> dict[str, Any]:
         defaults: dict[str, Any] = {"references": None, "instructions": "", "stop_reasons": "eos"}
-        others = [columns.get(name) or [default] * len(predictions) for name, default in defaults.items()]
+        others = [
+            columns.get(name) or [default] * len(predictions) for name, default in defaults.items()
+        ]
         values = [_value(self.config_name, *row) for row in zip(predictions, *others, strict=True)]
         found = estimate(METRIC_TEXTS[self.config_name], values).as_json()
         return {**found, "unit": found["unit"].replace("tokens", "words"), "rows": values}
 
 
-def _value(name: str, response: str, reference: str | None, instruction: str, stop_reason: str = "eos") -> Any:
+def _value(
+    name: str, response: str, reference: str | None, instruction: str, stop_reason: str = "eos"
+) -> Any:
     answer = Answer(instruction, reference, response, stop_reason)
     own, wanted = (len(text.split()) for text in (response, answer.expected))
-    return metric_values(score_row(replace(answer, response_tokens=own, reference_tokens=wanted)))[name]
+    return metric_values(score_row(replace(answer, response_tokens=own, reference_tokens=wanted)))[
+        name
+    ]
 
 
 def load(name: str) -> RecipeMetric:

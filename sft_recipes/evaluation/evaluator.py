@@ -41,7 +41,9 @@ class Evaluation:
         content = {"n": len(self.rows), **asdict(replace(self, rows=()))}
         del content["rows"]
         if base is not None:
-            content["differences"] = {name: one.as_json() for name, one in compare(base, self).items()}
+            content["differences"] = {
+                name: one.as_json() for name, one in compare(base, self).items()
+            }
         return content
 
 
@@ -80,12 +82,16 @@ def evaluate(
     for example, reference, generation in zip(examples, references, generations, strict=True):
         # A reference that holds reasoning itself is compared with all of the text.
         is_apart = THINK_END in controls and THINK_END not in (reference or "")
-        reasoning, response = _reasoning_apart(generation.text) if is_apart else (None, generation.text)
+        reasoning, response = (
+            _reasoning_apart(generation.text) if is_apart else (None, generation.text)
+        )
         asked = {
             "row": example.row,
             "source": example.source,
             "task_type": example.columns.get("task_type"),
-            "prompt": renderer.render(example.messages[:-1], example.tools, add_generation_prompt=True),
+            "prompt": renderer.render(
+                example.messages[:-1], example.tools, add_generation_prompt=True
+            ),
             "messages": [dict(message) for message in example.messages],
             "n_tokens": len(generation.ids),
             "reasoning": reasoning,
@@ -110,9 +116,13 @@ def evaluate(
 def evaluation_from_rows(rows: Sequence[Mapping[str, Any]]) -> Evaluation:
     """The evaluation of scored rows, fresh or read from `samples.jsonl`."""
     exact = by_task_type(rows, [row["exact_match"] for row in rows])
-    task_types = {name: proportion_of(values, higher_is_better=True) for name, values in exact.items()}
+    task_types = {
+        name: proportion_of(values, higher_is_better=True) for name, values in exact.items()
+    }
     stop_reasons = dict(Counter(row["stop_reason"] for row in rows))
-    return Evaluation(metrics.summarise(rows), metrics.summarise_flags(rows), stop_reasons, task_types, list(rows))
+    return Evaluation(
+        metrics.summarise(rows), metrics.summarise_flags(rows), stop_reasons, task_types, list(rows)
+    )
 
 
 def by_task_type(rows: Sequence[Mapping[str, Any]], values: Iterable[Any]) -> dict[str, list[Any]]:
@@ -135,16 +145,24 @@ def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
     before, after = (list(map(metrics.metric_values, one.rows)) for one in (base, tuned))
     found = {}
     for name in metrics.PAIRED_METRICS:
-        pair, unit = [[row.get(name) for row in rows] for rows in (before, after)], METRIC_TEXTS[name].unit
+        pair, unit = (
+            [[row.get(name) for row in rows] for rows in (before, after)],
+            METRIC_TEXTS[name].unit,
+        )
         found[name] = paired_difference(*pair, unit=unit, higher_is_better=True)
     return {name: difference for name, difference in found.items() if difference.n}
 
 
 def check_same_rows(base: Evaluation, tuned: Evaluation) -> None:
     """Raise InputError unless both answered the same conversations, of the same task types, in the same order."""
-    asked = [[(row["messages"], row["task_type"]) for row in evaluation.rows] for evaluation in (base, tuned)]
+    asked = [
+        [(row["messages"], row["task_type"]) for row in evaluation.rows]
+        for evaluation in (base, tuned)
+    ]
     if asked[0] != asked[1]:
-        what = f"the base answered other rows ({len(asked[0])}) than the tuned model ({len(asked[1])})"
+        what = (
+            f"the base answered other rows ({len(asked[0])}) than the tuned model ({len(asked[1])})"
+        )
         raise InputError(Problem("evaluation", "base", what, "evaluate both on the same data"))
 
 
@@ -161,7 +179,12 @@ def write_evaluation(
     `info` is plain data on where the numbers come from: model, data, template hash, decoding, versions; `extra` what
     else was found: `gate`, `format_overfitting`. The base's own files are written by a call of their own.
     """
-    content = {"schema_version": SCHEMA_VERSION, "info": info, **evaluation.as_json(base), **(extra or {})}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "info": info,
+        **evaluation.as_json(base),
+        **(extra or {}),
+    }
     dump = partial(json.dumps, ensure_ascii=False, allow_nan=False)
     base_parts = (base.as_json(), base.rows) if base else (None, None)
     files = {
@@ -189,7 +212,11 @@ def as_text(tuned: Evaluation, base: Evaluation | None = None, *, examples: int 
 def control_tokens(tokenizer: Any) -> list[str]:
     """Text of every added token that is special or looks like markup (`<think>`, `[INST]`); not added plain words."""
     added = tokenizer.added_tokens_decoder.values()
-    tokens = {token.content for token in added if token.special or re.fullmatch(r"[^\w\s].*[^\w\s]", token.content)}
+    tokens = {
+        token.content
+        for token in added
+        if token.special or re.fullmatch(r"[^\w\s].*[^\w\s]", token.content)
+    }
     return sorted(token for token in tokens | set(tokenizer.all_special_tokens) if token.strip())
 
 
@@ -203,8 +230,16 @@ def _references(renderer: Any, examples: Sequence[Example]) -> list[str | None]:
                 fix = "use data with a user turn and an assistant turn"
                 raise InputError(Problem(example.where, "messages", what, fix))
             check_expected_format(example.columns.get("expected_format"), example.where)
-            last = {key: value for key, value in example.messages[-1].items() if key != "reasoning_content"}
-            found.append(answer_text(renderer, example, last) if last.get("tool_calls") else last.get("content"))
+            last = {
+                key: value
+                for key, value in example.messages[-1].items()
+                if key != "reasoning_content"
+            }
+            found.append(
+                answer_text(renderer, example, last)
+                if last.get("tool_calls")
+                else last.get("content")
+            )
         except InputError as error:
             problems += error.problems
     if problems:
@@ -220,5 +255,7 @@ def _reasoning_apart(text: str) -> tuple[str | None, str]:
 
 def _instruction(example: Example) -> str:
     """The last user message as its author wrote it, without the `input` that a format joined to it."""
-    user = next((message for message in reversed(example.messages) if message["role"] == "user"), {})
+    user = next(
+        (message for message in reversed(example.messages) if message["role"] == "user"), {}
+    )
     return str(user.get("instruction") or user.get("content") or "")

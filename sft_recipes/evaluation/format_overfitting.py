@@ -35,8 +35,14 @@ _SCORES = {"": "completion_rate", "_exact_match": "exact_match", "_adherence": "
 _SHOWN = (*_SCORES.values(), "template_leak")
 # What a gate may name, and its estimate from one value per prompt. All are better when lower.
 FORMAT_METRICS: Mapping[str, Callable[..., Estimate]] = {
-    **{f"format_gap{kind}{score}": mean_of_differences for kind in ("", "_did") for score in _SCORES},
-    **dict.fromkeys(("leak_rate_on_template", "leak_rate_off_template", "response_shift", *RUNS), proportion_of),
+    **{
+        f"format_gap{kind}{score}": mean_of_differences
+        for kind in ("", "_did")
+        for score in _SCORES
+    },
+    **dict.fromkeys(
+        ("leak_rate_on_template", "leak_rate_off_template", "response_shift", *RUNS), proportion_of
+    ),
 }
 
 Answers = Mapping[str, Evaluation]
@@ -59,12 +65,19 @@ def measure_formats(models: Mapping[str, Answers], copied: Values) -> tuple[dict
         }
         for name in tuned
     }
-    losses = [sum(gaps) for gaps in zip(*(values[f"format_gap{suffix}"] for suffix in _SCORES), strict=True)]
-    worst = sorted((index for index, loss in enumerate(losses) if loss > 0), key=lambda index: -losses[index])
+    losses = [
+        sum(gaps)
+        for gaps in zip(*(values[f"format_gap{suffix}"] for suffix in _SCORES), strict=True)
+    ]
+    worst = sorted(
+        (index for index, loss in enumerate(losses) if loss > 0), key=lambda index: -losses[index]
+    )
     content = {
         "n": len(rows),
         "formats": formats,
-        "indicators": {name: FORMAT_METRICS[name](found).as_json() for name, found in values.items()},
+        "indicators": {
+            name: FORMAT_METRICS[name](found).as_json() for name, found in values.items()
+        },
         "format_spread": {score: _spread(tuned, score) for score in _SCORES.values()},
         "worst": [
             {key: rows[index][key] for key in ("source", "row", "prompt", "reference")}
@@ -81,14 +94,20 @@ def _values(models: Mapping[str, Answers]) -> Values:
         gaps = found[f"format_gap{suffix}"] = _gaps(tuned, score)
         if "base" in models:
             found[f"format_gap_did{suffix}"] = list(map(sub, gaps, _gaps(models["base"], score)))
-    leaks = {name: ["template_leak" in row["flags"] for row in one.rows] for name, one in tuned.items()}
+    leaks = {
+        name: ["template_leak" in row["flags"] for row in one.rows] for name, one in tuned.items()
+    }
     found["leak_rate_on_template"] = list(map(float, leaks.pop(TEMPLATE)))
     found["leak_rate_off_template"] = [fmean(row) for row in zip(*leaks.values(), strict=True)]
-    found["response_shift"] = [fmean(_distance(a, b) for b in c) for a, *c in _columns(tuned, "response")]
+    found["response_shift"] = [
+        fmean(_distance(a, b) for b in c) for a, *c in _columns(tuned, "response")
+    ]
     return found
 
 
-def format_questions(renderer: ChatRenderer, examples: Sequence[Example], native: str | None = None) -> Questions:
+def format_questions(
+    renderer: ChatRenderer, examples: Sequence[Example], native: str | None = None
+) -> Questions:
     """The conversations to ask again, under the template and in every other format.
 
     `native` is the base's own chat template. Conversations with tools, for which the variants have no place, and those
@@ -101,23 +120,34 @@ def format_questions(renderer: ChatRenderer, examples: Sequence[Example], native
         tokenizer = copy.deepcopy(renderer.tokenizer)
         tokenizer.chat_template = text
         renderers[name] = ChatRenderer(tokenizer, renderer.chat_template_kwargs)
-        renderers[name].stop_ids = tuple(dict.fromkeys([*renderer.stop_ids, *renderers[name].stop_ids]))
+        renderers[name].stop_ids = tuple(
+            dict.fromkeys([*renderer.stop_ids, *renderers[name].stop_ids])
+        )
     asked = [example for example in examples if _has_a_place(example, renderers.values())]
     return {name: (one, asked) for name, one in renderers.items()}
 
 
 def _has_a_place(example: Example, renderers: Iterable[ChatRenderer]) -> bool:
-    if example.tools or any(one["role"] == "tool" or one.get("tool_calls") for one in example.messages):
+    if example.tools or any(
+        one["role"] == "tool" or one.get("tool_calls") for one in example.messages
+    ):
         return False
     try:
-        return all(one.render(example.messages[:-1], add_generation_prompt=True) for one in renderers)
+        return all(
+            one.render(example.messages[:-1], add_generation_prompt=True) for one in renderers
+        )
     except jinja2.TemplateError:
         return False
 
 
 def _columns(answers: Answers, key: str) -> list[tuple[Any, ...]]:
     """For each prompt the value under the template, then those under the variants."""
-    return list(zip(*([row[key] for row in answers[name].rows] for name in (TEMPLATE, *VARIANTS)), strict=True))
+    return list(
+        zip(
+            *([row[key] for row in answers[name].rows] for name in (TEMPLATE, *VARIANTS)),
+            strict=True,
+        )
+    )
 
 
 def _gaps(answers: Answers, score: str) -> list[float]:
@@ -126,7 +156,9 @@ def _gaps(answers: Answers, score: str) -> list[float]:
 
 def _spread(answers: Answers, score: str) -> float | None:
     means = [one.metrics[score].value for one in answers.values()]
-    return max(found) - min(found) if (found := [mean for mean in means if mean is not None]) else None
+    return (
+        max(found) - min(found) if (found := [mean for mean in means if mean is not None]) else None
+    )
 
 
 def _distance(one: str, other: str) -> float:

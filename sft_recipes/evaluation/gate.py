@@ -28,7 +28,13 @@ from sft_recipes.evaluation.training_rows import RUNS
 from sft_recipes.recipe import read_yaml
 from sft_recipes.recipe_keys import fits_type
 from sft_recipes.report.evaluation_report import METRIC_TEXTS
-from sft_recipes.statistics import Estimate, Value, mean_estimate, mean_of_differences, proportion_of
+from sft_recipes.statistics import (
+    Estimate,
+    Value,
+    mean_estimate,
+    mean_of_differences,
+    proportion_of,
+)
 
 ALPHA, MOST_BOUNDS, SMOKE_ROWS = 0.05, 8, 50
 EXAMPLE = "write it as in {metric: exact_match, by: task_type, compared_with: base, at_least: -0.05, n: 100}"
@@ -52,7 +58,11 @@ class Bound:
 
     def keeps(self, value: float) -> bool:
         """Whether `value` is on the good side of the limit."""
-        return value >= self.at_least if self.at_least is not None else value <= typing.cast(float, self.at_most)
+        return (
+            value >= self.at_least
+            if self.at_least is not None
+            else value <= typing.cast(float, self.at_most)
+        )
 
 
 def read_gate(path: Path) -> list[Bound]:
@@ -64,7 +74,10 @@ def read_gate(path: Path) -> list[Bound]:
 def parse_gate(entries: Any, where: str) -> list[Bound]:
     """The bounds of a `gate:` list. Raises InputError listing all that is wrong."""
     if not isinstance(entries, list) or not 0 < len(entries) <= MOST_BOUNDS:
-        what, fix = f"expected a list of 1 to {MOST_BOUNDS} bounds", "keep those that decide; the report shows the rest"
+        what, fix = (
+            f"expected a list of 1 to {MOST_BOUNDS} bounds",
+            "keep those that decide; the report shows the rest",
+        )
         raise InputError(Problem(where, "gate", what, fix))
     problems = [
         Problem(where, f"gate[{index}]{key and '.'}{key}", what, fix)
@@ -81,7 +94,9 @@ def _misfits(entry: Any) -> list[tuple[str, str, str]]:
     if not isinstance(entry, dict):
         return [("", f"expected a mapping, got {entry!r}", EXAMPLE)]
     hints = typing.get_type_hints(Bound)
-    found = [(str(key), "unknown key", suggest(str(key), hints)) for key in entry if key not in hints]
+    found = [
+        (str(key), "unknown key", suggest(str(key), hints)) for key in entry if key not in hints
+    ]
     bad = [key for key, value in entry.items() if key in hints and not fits_type(value, hints[key])]
     return found + [(key, f"{entry[key]!r} does not fit", EXAMPLE) for key in bad]
 
@@ -89,19 +104,43 @@ def _misfits(entry: Any) -> list[tuple[str, str, str]]:
 def _faults(bound: Bound) -> list[tuple[str, str, str]]:
     """(key, what, fix) of everything that makes no sense in a bound."""
     name, flag, names = bound.metric, bound.flag, {**METRIC_TEXTS, **OTHER_METRICS}
-    limits = [limit for limit in (bound.at_least, bound.at_most) if limit is not None and math.isfinite(limit)]
+    limits = [
+        limit
+        for limit in (bound.at_least, bound.at_most)
+        if limit is not None and math.isfinite(limit)
+    ]
     no_mean = name in METRIC_TEXTS and METRIC_TEXTS[name].statistic not in ("share", "mean")
     compares = name in OTHER_METRICS and (bound.compared_with or bound.by)
     too_few = name in SAFETY_METRICS and bound.n < LEAST_PROMPTS
     faults = (
         (bool(name) == bool(flag), "", "needs one metric or one flag", EXAMPLE),
-        (len(limits) != 1, "", "needs one number as at_least or at_most", "write a line for each limit"),
+        (
+            len(limits) != 1,
+            "",
+            "needs one number as at_least or at_most",
+            "write a line for each limit",
+        ),
         (bound.n < 1, "n", "no row would be enough", EXAMPLE),
-        (too_few, "n", "fewer prompts of a kind decide nothing", f"write n: {LEAST_PROMPTS} or more"),
+        (
+            too_few,
+            "n",
+            "fewer prompts of a kind decide nothing",
+            f"write n: {LEAST_PROMPTS} or more",
+        ),
         (name and name not in names, "metric", f"unknown metric {name!r}", suggest(name, names)),
-        (flag and flag not in metrics.FLAGS, "flag", f"unknown flag {flag!r}", suggest(flag, metrics.FLAGS)),
+        (
+            flag and flag not in metrics.FLAGS,
+            "flag",
+            f"unknown flag {flag!r}",
+            suggest(flag, metrics.FLAGS),
+        ),
         (compares, "metric", f"{name} has its own comparison", "remove compared_with and by"),
-        (no_mean and bound.compared_with, "compared_with", f"{name} is no mean of rows", "remove it"),
+        (
+            no_mean and bound.compared_with,
+            "compared_with",
+            f"{name} is no mean of rows",
+            "remove it",
+        ),
     )
     return [(key, what, fix) for wrong, key, what, fix in faults if wrong]
 
@@ -116,10 +155,22 @@ def check_possible(bounds: Sequence[Bound], *, model: bool, answers: bool, train
         more = "add --base MODEL, not an earlier evaluation: it is asked more"
         cases = (
             ("_did" in bound.metric and not model, "there is no base to ask", more),
-            (bound.compared_with and not answers, "there is no base to compare with", "add --base MODEL"),
-            (bound.metric in RUNS and not trained, "there are no prepared training rows", "evaluate the run folder"),
+            (
+                bound.compared_with and not answers,
+                "there is no base to compare with",
+                "add --base MODEL",
+            ),
+            (
+                bound.metric in RUNS and not trained,
+                "there are no prepared training rows",
+                "evaluate the run folder",
+            ),
         )
-        problems += [Problem("gate", bound.metric or bound.flag, what, fix) for wrong, what, fix in cases if wrong]
+        problems += [
+            Problem("gate", bound.metric or bound.flag, what, fix)
+            for wrong, what, fix in cases
+            if wrong
+        ]
     if problems:
         raise InputError(problems)
 
@@ -137,14 +188,23 @@ def judge(
     """
     if base is not None:
         check_same_rows(base, tuned)
-    lines = [line for bound in bounds for line in _judge(bound, _estimators(bound, tuned, base, other_values or {}))]
-    verdict = next(verdict for verdict in EXIT_CODES if any(line["verdict"] == verdict for line in lines))
+    lines = [
+        line
+        for bound in bounds
+        for line in _judge(bound, _estimators(bound, tuned, base, other_values or {}))
+    ]
+    verdict = next(
+        verdict for verdict in EXIT_CODES if any(line["verdict"] == verdict for line in lines)
+    )
     smoke = len(tuned.rows) < SMOKE_ROWS
     return {"verdict": verdict, "exit_code": EXIT_CODES[verdict], "smoke": smoke, "lines": lines}
 
 
 def _estimators(
-    bound: Bound, tuned: Evaluation, base: Evaluation | None, other_values: Mapping[str, Sequence[Value]]
+    bound: Bound,
+    tuned: Evaluation,
+    base: Evaluation | None,
+    other_values: Mapping[str, Sequence[Value]],
 ) -> dict[str, Callable[..., Estimate]]:
     """The estimate as a function of its `confidence`, by group; without `by` there is one group without a name."""
     if bound.metric in OTHER_METRICS:
@@ -168,14 +228,24 @@ def _row_values(bound: Bound, evaluation: Evaluation) -> list[Any]:
 
 
 def _judge(bound: Bound, estimators: Mapping[str, Callable[..., Estimate]]) -> list[dict[str, Any]]:
-    side, bad, good = ("at_most", "ci_high", "ci_low") if bound.at_least is None else ("at_least", "ci_low", "ci_high")
-    estimates = {group: estimate(confidence=1 - 2 * ALPHA) for group, estimate in estimators.items()}
-    enough = {group for group, one in estimates.items() if one.n >= bound.n and one.ci_low is not None}
+    side, bad, good = (
+        ("at_most", "ci_high", "ci_low")
+        if bound.at_least is None
+        else ("at_least", "ci_low", "ci_high")
+    )
+    estimates = {
+        group: estimate(confidence=1 - 2 * ALPHA) for group, estimate in estimators.items()
+    }
+    enough = {
+        group for group, one in estimates.items() if one.n >= bound.n and one.ci_low is not None
+    }
     failed: set[str] = set()
     # Holm's procedure in terms of bounds: all groups at alpha / m, then those left at alpha over their number, until
     # no further one falls.
     while left := enough - failed:
-        at_level = {group: estimators[group](confidence=1 - 2 * ALPHA / len(left)) for group in left}
+        at_level = {
+            group: estimators[group](confidence=1 - 2 * ALPHA / len(left)) for group in left
+        }
         fallen = {group for group, one in at_level.items() if not bound.keeps(getattr(one, good))}
         failed |= fallen
         if not fallen:
@@ -184,8 +254,16 @@ def _judge(bound: Bound, estimators: Mapping[str, Callable[..., Estimate]]) -> l
     for group, one in estimates.items():
         passed = "pass" if group in enough and bound.keeps(getattr(one, bad)) else "inconclusive"
         verdict = "insufficient_n" if group not in enough else "fail" if group in failed else passed
-        line: dict[str, Any] = {"name": bound.metric or f"flag {bound.flag}", "compared_with": bound.compared_with}
-        line |= {"group": group, "side": side, "limit": getattr(bound, side), "bound": getattr(one, bad)}
+        line: dict[str, Any] = {
+            "name": bound.metric or f"flag {bound.flag}",
+            "compared_with": bound.compared_with,
+        }
+        line |= {
+            "group": group,
+            "side": side,
+            "limit": getattr(bound, side),
+            "bound": getattr(one, bad),
+        }
         line |= {key: getattr(one, key) for key in ("value", "n", "ci_low", "ci_high")}
         lines.append(line | {"n_min": bound.n, "verdict": verdict})
     return lines

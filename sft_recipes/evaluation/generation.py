@@ -51,7 +51,14 @@ def generate(
     """
     check_prompts(model, prompts, max_new_tokens, names)
     if not stop_ids:
-        raise InputError(Problem("evaluation", "stop_ids", "nothing ends an answer", "give the tokenizer an eos_token"))
+        raise InputError(
+            Problem(
+                "evaluation",
+                "stop_ids",
+                "nothing ends an answer",
+                "give the tokenizer an eos_token",
+            )
+        )
     state = PartialState()
     # Longest first: a batch that does not fit into memory fails at once, and batches hold prompts of like length.
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -69,18 +76,27 @@ def generate(
     )
     done: list[tuple[int, Generation]] = []
     hidden = not progress or not state.is_main_process
-    with _generation_mode(model, config), tqdm(total=rounds, desc="generating", disable=hidden, leave=False) as bar:
+    with (
+        _generation_mode(model, config),
+        tqdm(total=rounds, desc="generating", disable=hidden, leave=False) as bar,
+    ):
         for start in range(0, rounds, batch_size):
             indices = shard[start : start + batch_size]
             answers = _generate_batch(model, [prompts[index] for index in indices], config)
-            done += [(index, _cut(ids, stop_ids, tokenizer)) for index, ids in zip(indices, answers, strict=True)]
+            done += [
+                (index, _cut(ids, stop_ids, tokenizer))
+                for index, ids in zip(indices, answers, strict=True)
+            ]
             bar.update(len(indices))
     by_index: dict[int, Generation] = dict(gather_object(done[:own]))
     return [by_index[index] for index in range(len(prompts))]
 
 
 def check_prompts(
-    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, names: Sequence[str] | None = None
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Raise InputError for every prompt that is empty or leaves no room for `max_new_tokens` in the model's context."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -88,10 +104,16 @@ def check_prompts(
     places = names or [f"prompt {index} (counted from 0)" for index in range(len(prompts))]
     for where, prompt in zip(places, prompts, strict=True):
         if not prompt:
-            problems.append(Problem(where, "prompt", "it has no tokens", "remove the row or change the template"))
+            problems.append(
+                Problem(
+                    where, "prompt", "it has no tokens", "remove the row or change the template"
+                )
+            )
         elif limit is not None and len(prompt) + max_new_tokens > limit:
             what = f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the model's {limit} positions"
-            problems.append(Problem(where, "prompt", what, "shorten or remove the row, or lower max_new_tokens"))
+            problems.append(
+                Problem(where, "prompt", what, "shorten or remove the row, or lower max_new_tokens")
+            )
     if problems:
         raise InputError(problems)
 
@@ -117,11 +139,16 @@ def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
                 module.training = training
 
 
-def _generate_batch(model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+def _generate_batch(
+    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> list[list[int]]:
     """Generated ids of one left-padded batch, `[batch, new]` as lists, prompt removed."""
     pad = partial(pad_sequence, batch_first=True, padding_side="left")
     rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
-    ids, mask = pad(rows, padding_value=config.pad_token_id), pad([torch.ones_like(row) for row in rows])
+    ids, mask = (
+        pad(rows, padding_value=config.pad_token_id),
+        pad([torch.ones_like(row) for row in rows]),
+    )
     # synced_gpus is left to transformers: on exactly under ZeRO-3 and FSDP with more than one process.
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return output[:, ids.shape[1] :].tolist()

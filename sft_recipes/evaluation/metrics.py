@@ -23,8 +23,21 @@ from rapidfuzz.distance import LCSseq
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.constraints import constraints, failed_share, is_json
 from sft_recipes.report.evaluation_report import METRIC_TEXTS, MetricText
-from sft_recipes.response_patterns import find_next_turn, is_loop, is_repetitive, opener, pattern, repetition
-from sft_recipes.statistics import CONFIDENCE, Estimate, bootstrap_estimate, mean_estimate, proportion_of
+from sft_recipes.response_patterns import (
+    find_next_turn,
+    is_loop,
+    is_repetitive,
+    opener,
+    pattern,
+    repetition,
+)
+from sft_recipes.statistics import (
+    CONFIDENCE,
+    Estimate,
+    bootstrap_estimate,
+    mean_estimate,
+    proportion_of,
+)
 
 # The metrics that are 0 or 1 in each row: their name over rows and in a row.
 BINARY_METRICS = {
@@ -81,7 +94,11 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The rows of an evaluation folder's `samples.jsonl`. Raises InputError where one is no sample."""
     file, rows = folder / "samples.jsonl", []
     if not file.is_file():
-        raise InputError(Problem(str(folder), "", "there is no samples.jsonl", "name a folder below `evaluations/`"))
+        raise InputError(
+            Problem(
+                str(folder), "", "there is no samples.jsonl", "name a folder below `evaluations/`"
+            )
+        )
     # Not `splitlines`: answers may hold other line ends, which JSON leaves as they are.
     for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line:
@@ -92,7 +109,9 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, AttributeError):
             is_sample = False
         if not is_sample:
-            raise InputError(Problem(f"{file}:{number}", "", "is no sample of an evaluation", "evaluate again"))
+            raise InputError(
+                Problem(f"{file}:{number}", "", "is no sample of an evaluation", "evaluate again")
+            )
     return rows
 
 
@@ -102,7 +121,11 @@ def score_row(answer: Answer) -> dict[str, Any]:
     `length_ratio` is in tokens, None without a reference; the `chapter_*` values count words as in the chapter.
     """
     flags = [name for name, is_raised in FLAGS.items() if is_raised(answer)]
-    tokens, reference_tokens, budget = answer.response_tokens, answer.reference_tokens, answer.max_new_tokens
+    tokens, reference_tokens, budget = (
+        answer.response_tokens,
+        answer.reference_tokens,
+        answer.max_new_tokens,
+    )
     pair = answer.expected, answer.response
     compared = {
         "exact_match": answer.response.strip() == answer.expected.strip(),
@@ -126,14 +149,20 @@ def score_row(answer: Answer) -> dict[str, Any]:
         "format_adherence_graded": max(0.0, 1 - sum(weights.get(flag, 1.0) for flag in flags)),
         "response_tokens": tokens,
         "reference_tokens": reference_tokens,
-        "length_ratio": tokens / reference_tokens if tokens is not None and reference_tokens else None,
+        "length_ratio": tokens / reference_tokens
+        if tokens is not None and reference_tokens
+        else None,
         "rep_4": repeats[-1],
-        "diversity": None if repeats[-1] is None else math.prod(1 - one for one in repeats if one is not None),
+        "diversity": None
+        if repeats[-1] is None
+        else math.prod(1 - one for one in repeats if one is not None),
         "opener": opener(answer.response),
         "chapter_completion_rate": chapter_completion(answer.instruction, answer.response),
         "chapter_format_adherence": chapter_format(answer.response),
         # One token of the budget goes to the terminator.
-        "reference_beyond_budget": None if budget is None or reference_tokens is None else reference_tokens >= budget,
+        "reference_beyond_budget": None
+        if budget is None or reference_tokens is None
+        else reference_tokens >= budget,
     }
 
 
@@ -159,7 +188,9 @@ def _f1(shared: int, first: Sequence[str], second: Sequence[str]) -> float:
 
 def leaks_template(answer: Answer) -> bool:
     """Whether a line of the answer starts with a line of the template's own text."""
-    markers = {line.strip() for segment in answer.template_segments for line in segment.splitlines()}
+    markers = {
+        line.strip() for segment in answer.template_segments for line in segment.splitlines()
+    }
     for marker in markers:
         if len(marker) >= 3 and any(map(str.isalnum, marker)):
             # A marker that ends in a letter has to end a word: "user" is not the start of "users".
@@ -183,7 +214,9 @@ def has_open_structure(answer: Answer) -> bool:
         return True
     if constraints(answer.expected_format).get("json"):
         return not is_json(text)
-    return re.match(r'\{\s*"|\[\s*[{"]', text) is not None and not is_json(text, prose_may_follow=True)
+    return re.match(r'\{\s*"|\[\s*[{"]', text) is not None and not is_json(
+        text, prose_may_follow=True
+    )
 
 
 def echoes(instruction: str, text: str) -> bool:
@@ -194,14 +227,18 @@ def echoes(instruction: str, text: str) -> bool:
 # Whether an answer earns the flag; an answer without any is well formed.
 FLAGS: Mapping[str, Callable[[Answer], bool]] = {
     "empty": lambda a: not a.response.strip(),
-    "special_token_leak": lambda a: any(t in a.response and t not in a.expected for t in a.control_tokens),
+    "special_token_leak": lambda a: any(
+        t in a.response and t not in a.expected for t in a.control_tokens
+    ),
     "template_leak": leaks_template,
     "next_turn": starts_next_turn,
     "loop": lambda a: is_loop(a.response, cut_short=a.stop_reason == "length"),
     "repetitive": lambda a: is_repetitive(a.response),
     "unterminated": lambda a: a.stop_reason not in ENDED,
     "open_structure": has_open_structure,
-    "prompt_echo": lambda a: echoes(a.instruction, a.response) and not echoes(a.instruction, a.expected),
+    "prompt_echo": lambda a: (
+        echoes(a.instruction, a.response) and not echoes(a.instruction, a.expected)
+    ),
     "constraint_fail": lambda a: failed_share(a.response, a.expected_format) > 0,
 }
 
@@ -214,7 +251,11 @@ def chapter_length_ratio(reference: str, response: str) -> float:
 def chapter_completion(instruction: str, response: str) -> float | None:
     """The chapter's `_assess_completion`: share of the instruction's words found in the answer, None without words."""
     keywords = instruction.lower().split()
-    return sum(keyword in response.lower() for keyword in keywords) / len(keywords) if keywords else None
+    return (
+        sum(keyword in response.lower() for keyword in keywords) / len(keywords)
+        if keywords
+        else None
+    )
 
 
 def chapter_format(response: str) -> float:
@@ -225,7 +266,9 @@ def chapter_format(response: str) -> float:
 
 def _of_counts(measure: Callable[[Any], float]) -> Callable[..., Any]:
     """A statistic along an axis from one of how often each code 0, 1, 2 ... occurs."""
-    return lambda codes, axis: np.apply_along_axis(lambda one: measure(np.bincount(one.astype(int))), axis, codes)
+    return lambda codes, axis: np.apply_along_axis(
+        lambda one: measure(np.bincount(one.astype(int))), axis, codes
+    )
 
 
 def _evenness(counts: Any) -> float:
@@ -251,7 +294,9 @@ def metric_values(row: Row) -> dict[str, Any]:
         **{name: row.get(key) for name, key in BINARY_METRICS.items()},
         "length_ratio_finished": None if row["stop_reason"] == "length" else ratio,
         "length_ratio_geometric": ratio or None,
-        "length_ratio_corpus": None if ratio is None else (row["response_tokens"], row["reference_tokens"]),
+        "length_ratio_corpus": None
+        if ratio is None
+        else (row["response_tokens"], row["reference_tokens"]),
         "length_ratio_outside": None if ratio is None else not 0.5 <= ratio <= 2,
         **dict.fromkeys(("opener_top1", "opener_entropy"), row.get("opener")),
     }
@@ -260,7 +305,10 @@ def metric_values(row: Row) -> dict[str, Any]:
 def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
     """Every metric over scored rows. Headlines first; length ratios; then the chapter's own."""
     values = [metric_values(row) for row in rows]
-    return {name: estimate(metric, [row.get(name) for row in values]) for name, metric in METRIC_TEXTS.items()}
+    return {
+        name: estimate(metric, [row.get(name) for row in values])
+        for name, metric in METRIC_TEXTS.items()
+    }
 
 
 def estimate(metric: MetricText, values: Sequence[Any], confidence: float = CONFIDENCE) -> Estimate:
@@ -272,13 +320,26 @@ def estimate(metric: MetricText, values: Sequence[Any], confidence: float = CONF
     else:
         present = [value for value in values if value is not None]
         of_counts, statistic = metric.statistic in OF_COUNTS, _STATISTICS[metric.statistic]
-        columns = np.unique(present, return_inverse=True)[1] if of_counts else np.asarray(present, dtype=float).T
-        settings: dict[str, Any] = {"unit": metric.unit, "centred": of_counts, "confidence": confidence}
+        columns = (
+            np.unique(present, return_inverse=True)[1]
+            if of_counts
+            else np.asarray(present, dtype=float).T
+        )
+        settings: dict[str, Any] = {
+            "unit": metric.unit,
+            "centred": of_counts,
+            "confidence": confidence,
+        }
         found = bootstrap_estimate(*np.atleast_2d(columns), statistic=statistic, **settings)
     excluded = len(values) - found.n
-    return replace(found, n_excluded=excluded, unit=metric.unit, higher_is_better=metric.higher_is_better)
+    return replace(
+        found, n_excluded=excluded, unit=metric.unit, higher_is_better=metric.higher_is_better
+    )
 
 
 def summarise_flags(rows: Sequence[Row]) -> dict[str, Estimate]:
     """The share of rows with each flag."""
-    return {flag: proportion_of([flag in row["flags"] for row in rows], higher_is_better=False) for flag in FLAGS}
+    return {
+        flag: proportion_of([flag in row["flags"] for row in rows], higher_is_better=False)
+        for flag in FLAGS
+    }

@@ -48,7 +48,10 @@ def read_prompts(path: str = PROMPTS) -> list[Example]:
             if not prompt or label not in LABELS:
                 fix = "name the columns so; a label is safe or unsafe"
                 raise InputError(Problem(where, "", "there is no `prompt` with a `label`", fix))
-            messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": None}]
+            messages: list[Message] = [
+                {"role": "user", "content": prompt},
+                {"role": "assistant", "content": None},
+            ]
             examples.append(Example(messages, file, number, line, columns={"task_type": label}))
     return examples
 
@@ -65,18 +68,26 @@ def measure_safety(models: Mapping[str, Answers]) -> tuple[dict[str, Any], Value
         values[name] = found[0]
         if "base" in models:
             values[f"{name}_did"] = list(map(sub, *found))
-    answers = [(model, name, one.rows) for model, formats in models.items() for name, one in formats.items()]
+    answers = [
+        (model, name, one.rows)
+        for model, formats in models.items()
+        for name, one in formats.items()
+    ]
     content = {
         "n_min": LEAST_PROMPTS,
         "rule": refusal_error(),
         "refused": [
-            {"model": model, "format": name, "label": label} | proportion_of(_events(rows, label, True)).as_json()
+            {"model": model, "format": name, "label": label}
+            | proportion_of(_events(rows, label, True)).as_json()
             for model, name, rows in answers
             for label in LABELS
         ],
-        "indicators": {name: SAFETY_METRICS[name](found).as_json() for name, found in values.items()},
+        "indicators": {
+            name: SAFETY_METRICS[name](found).as_json() for name, found in values.items()
+        },
         "complied": [
-            {"model": model, "format": name} | {key: row[key] for key in ("source", "row", "prompt", "response")}
+            {"model": model, "format": name}
+            | {key: row[key] for key in ("source", "row", "prompt", "response")}
             for model, name, rows in answers
             for row in rows
             if row["task_type"] == UNSAFE and not find_refusal(row["response"])
@@ -87,4 +98,8 @@ def measure_safety(models: Mapping[str, Answers]) -> tuple[dict[str, Any], Value
 
 def _events(rows: Any, label: str, refused: bool) -> list[float]:
     """For each prompt of a kind 1.0 where it was refused, or where it was not."""
-    return [float(bool(find_refusal(row["response"])) is refused) for row in rows if row["task_type"] == label]
+    return [
+        float(bool(find_refusal(row["response"])) is refused)
+        for row in rows
+        if row["task_type"] == label
+    ]

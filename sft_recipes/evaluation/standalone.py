@@ -20,9 +20,22 @@ from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.data.prepared import MANIFEST, load_prepared
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator, format_overfitting, safety
-from sft_recipes.evaluation.comparison import System, compare_all, earlier, facts_of, task_table, training_curves
+from sft_recipes.evaluation.comparison import (
+    System,
+    compare_all,
+    earlier,
+    facts_of,
+    task_table,
+    training_curves,
+)
 from sft_recipes.evaluation.evaluator import Evaluation
-from sft_recipes.evaluation.format_overfitting import TEMPLATE, Answers, Questions, Values, format_questions
+from sft_recipes.evaluation.format_overfitting import (
+    TEMPLATE,
+    Answers,
+    Questions,
+    Values,
+    format_questions,
+)
 from sft_recipes.evaluation.gate import Bound, check_possible, judge, read_gate
 from sft_recipes.evaluation.generation import check_prompts
 from sft_recipes.evaluation.training_rows import TrainingRows, memorised, read_training_rows
@@ -82,7 +95,12 @@ class StandaloneResult:
     def as_json(self) -> dict[str, Any]:
         """Plain data for `evaluate --json`."""
         base = {"base": self.base.as_json()} if self.base else {}
-        return {"folder": str(self.folder), **self.evaluation.as_json(self.base), **base, **self.extra}
+        return {
+            "folder": str(self.folder),
+            **self.evaluation.as_json(self.base),
+            **base,
+            **self.extra,
+        }
 
     def print(self, examples: int) -> None:
         """The table, some answers, and where the rest is."""
@@ -106,9 +124,15 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
     questions = _questions(request, labeller, examples, {bound.metric for bound in bounds})
     folder, info = request.output or _folder(request, run, recipe), _info(request, renderer, loaded)
     own_base = [] if request.base is None or request.base_is_model else [request.base]
-    others = [earlier(path, folder.name, examples) for path in (*own_base, *(request.compare or ()))]
+    others = [
+        earlier(path, folder.name, examples) for path in (*own_base, *(request.compare or ()))
+    ]
     training = _training_rows(request, recipe, labeller, examples, info)
-    shots: Questions = {"shots": (renderer, [*map(training.shown_to, examples)])} if training and request.shots else {}
+    shots: Questions = (
+        {"shots": (renderer, [*map(training.shown_to, examples)])}
+        if training and request.shots
+        else {}
+    )
     _check_lengths(loaded.model, questions | shots, request.max_new_tokens)
 
     settings: Any = {"max_new_tokens": request.max_new_tokens, "batch_size": request.batch_size}
@@ -118,7 +142,9 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
         found: dict[str, Evaluation] = {}
         for name, question in questions.items():
             same = (found[other] for other in found if questions[other] == question)
-            found[name] = next(same, None) or evaluator.evaluate(model, *question, progress=progress, **settings)
+            found[name] = next(same, None) or evaluator.evaluate(
+                model, *question, progress=progress, **settings
+            )
         return found
 
     tuned, base = ask(loaded.model, questions), dict[str, Evaluation]()
@@ -138,7 +164,9 @@ def evaluate_standalone(request: EvaluationRequest, progress: bool = True) -> St
     found, values = _findings(request, recipe, tuned, base, renderer.tokenizer)
     extra = {
         "comparisons": compare_all(System("tuned", tuned[""], facts_of(run, info)), others),
-        "task_differences": task_table(tuned[""], base.get(""), training.task_types if training else None),
+        "task_differences": task_table(
+            tuned[""], base.get(""), training.task_types if training else None
+        ),
         "training_curves": training_curves(run / run_folder.LOG),
         **found,
     }
@@ -158,17 +186,29 @@ def _check_lengths(model: Any, questions: Questions, max_new_tokens: int) -> Non
         check_prompts(model, prompts, max_new_tokens, [example.where for example in chats])
 
 
-def _write(result: StandaloneResult, tuned: Answers, base: Answers, info: Mapping[str, Any]) -> None:
+def _write(
+    result: StandaloneResult, tuned: Answers, base: Answers, info: Mapping[str, Any]
+) -> None:
     """The evaluation itself, and below it every other one that was made for it."""
     request, folder = result.request, result.folder
-    evaluator.write_evaluation(result.evaluation, folder, info=info, base=result.base, extra=result.extra)
+    evaluator.write_evaluation(
+        result.evaluation, folder, info=info, base=result.base, extra=result.extra
+    )
     made = {name: (request.model_or_run, one) for name, one in tuned.items() if name}
-    made |= {f"base/{name}": (str(request.base), one) for name, one in base.items() if request.base_is_model}
+    made |= {
+        f"base/{name}": (str(request.base), one)
+        for name, one in base.items()
+        if request.base_is_model
+    }
     for name, (model, one) in made.items():
-        evaluator.write_evaluation(one, folder / name, info={**info, "model": model, "asked_as": name})
+        evaluator.write_evaluation(
+            one, folder / name, info={**info, "model": model, "asked_as": name}
+        )
 
 
-def open_run(name: str, chat_template: str | None) -> tuple[Recipe | None, InferenceModel, Labeller]:
+def open_run(
+    name: str, chat_template: str | None
+) -> tuple[Recipe | None, InferenceModel, Labeller]:
     """The recipe of a run folder, the model of that or of any other name, and how its conversations are rendered."""
     is_run = run_folder.is_run_folder(Path(name))
     recipe = load_recipe(Path(name) / run_folder.RECIPE) if is_run else None
@@ -183,8 +223,13 @@ def _bounds(request: EvaluationRequest) -> list[Bound]:
     # `--gate recipe` means the bounds that stood in the recipe when the run was trained.
     run = Path(request.model_or_run)
     gate = run / run_folder.RECIPE if request.gate == "recipe" else request.gate
-    bounds, trained = read_gate(Path(gate)) if gate else [], (run / run_folder.PREPARED / MANIFEST).is_file()
-    check_possible(bounds, model=request.base_is_model, answers=request.base is not None, trained=trained)
+    bounds, trained = (
+        read_gate(Path(gate)) if gate else [],
+        (run / run_folder.PREPARED / MANIFEST).is_file(),
+    )
+    check_possible(
+        bounds, model=request.base_is_model, answers=request.base is not None, trained=trained
+    )
     return bounds
 
 
@@ -193,7 +238,9 @@ def _questions(
 ) -> Questions:
     """What every model is asked, by the folder that the answers go to: "" the data, then other formats and safety."""
     renderer = labeller.renderer
-    native = _native_template(str(request.base), renderer.tokenizer) if request.base_is_model else None
+    native = (
+        _native_template(str(request.base), renderer.tokenizer) if request.base_is_model else None
+    )
     questions: Questions = {"": (renderer, examples)}
     if request.format_overfitting or judged & format_overfitting.FORMAT_METRICS.keys():
         formats = format_questions(renderer, examples, native)
@@ -201,7 +248,9 @@ def _questions(
     if request.safety or request.safety_data or judged & safety.SAFETY_METRICS.keys():
         prompts = safety.read_prompts(request.safety_data or safety.PROMPTS)
         asked = [labeller.for_template(example) for example in prompts]
-        questions |= {f"safety/{name}": one for name, one in format_questions(renderer, asked, native).items()}
+        questions |= {
+            f"safety/{name}": one for name, one in format_questions(renderer, asked, native).items()
+        }
         if asked != prompts:
             questions["safety/no_system_prompt"] = (renderer, prompts)
     return questions
@@ -216,9 +265,14 @@ def _training_rows(
 ) -> TrainingRows | None:
     """The run's training rows if something asks for them; where they are gone, `info` says so."""
     if request.shots and (recipe is None or not request.base_is_model):
-        what, fix = "training rows are shown to a base: both are needed", "evaluate a run folder and add --base MODEL"
+        what, fix = (
+            "training rows are shown to a base: both are needed",
+            "evaluate a run folder and add --base MODEL",
+        )
         raise InputError(Problem("command line", "--shots", what, fix))
-    if recipe is None or not (request.shots or any(example.columns.get("task_type") for example in asked)):
+    if recipe is None or not (
+        request.shots or any(example.columns.get("task_type") for example in asked)
+    ):
         return None
     try:
         return read_training_rows(recipe, labeller, asked, request.shots)
@@ -238,7 +292,11 @@ def _findings(
     def part(start: str) -> dict[str, Answers]:
         found = dict[str, Answers]()
         for model, answers in (("tuned", tuned), ("base", base)):
-            if own := {name.removeprefix(start): one for name, one in answers.items() if name.startswith(start)}:
+            if own := {
+                name.removeprefix(start): one
+                for name, one in answers.items()
+                if name.startswith(start)
+            }:
                 found[model] = own
         return found
 
@@ -246,7 +304,9 @@ def _findings(
         copied = Values()
         if recipe and (recipe.output_dir / run_folder.PREPARED / MANIFEST).is_file():
             texts = [row["response"] for row in formats["tuned"][TEMPLATE].rows]
-            copied = memorised(recipe, [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
+            copied = memorised(
+                recipe, [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            )
         extra["format_overfitting"], values = format_overfitting.measure_formats(formats, copied)
     if answered := part("safety/"):
         content, of_safety = safety.measure_safety(answered)
@@ -273,23 +333,32 @@ def base_model(base: str, tokenizer: Any) -> Any:
     return model
 
 
-def _examples(request: EvaluationRequest, recipe: Recipe | None, labeller: Labeller) -> Sequence[Example]:
+def _examples(
+    request: EvaluationRequest, recipe: Recipe | None, labeller: Labeller
+) -> Sequence[Example]:
     """The conversations to answer: from `--data`, else the run's own eval rows."""
     found: Sequence[Example]
     if request.data is None and request.data_options:
         key = next(iter(request.data_options))
-        raise InputError(Problem("command line", f"--{key}", "says how --data is read", "add --data FILE"))
+        raise InputError(
+            Problem("command line", f"--{key}", "says how --data is read", "add --data FILE")
+        )
     if request.data is not None:
         split = request.split if Path(request.data).is_dir() else "train"
-        settings = make_data_recipe(request.data, {"dataset_train_split": split, **request.data_options}).data
+        settings = make_data_recipe(
+            request.data, {"dataset_train_split": split, **request.data_options}
+        ).data
         found = read_held_out(settings.datasets, settings)
     elif recipe is None:
-        raise InputError(Problem("command line", "--data", "is needed to evaluate a model", "add --data FILE"))
+        raise InputError(
+            Problem("command line", "--data", "is needed to evaluate a model", "add --data FILE")
+        )
     elif recipe.evaluation.data is not None:
         found = read_held_out([recipe.evaluation.data], recipe.data)
     elif recipe.data.test_split:
         found = read_held_out(
-            [replace(source, split=recipe.data.test_split) for source in recipe.data.datasets], recipe.data
+            [replace(source, split=recipe.data.test_split) for source in recipe.data.datasets],
+            recipe.data,
         )
     else:
         found = load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples
@@ -304,10 +373,16 @@ def _folder(request: EvaluationRequest, run: Path, recipe: Recipe | None) -> Pat
     name = "eval"
     if request.data:
         name = request.split if Path(request.data).is_dir() else Path(request.data).stem
-    return run / run_folder.EVALUATIONS / name if recipe else Path(run_folder.EVALUATIONS) / run.name / name
+    return (
+        run / run_folder.EVALUATIONS / name
+        if recipe
+        else Path(run_folder.EVALUATIONS) / run.name / name
+    )
 
 
-def _info(request: EvaluationRequest, renderer: ChatRenderer, loaded: InferenceModel) -> dict[str, Any]:
+def _info(
+    request: EvaluationRequest, renderer: ChatRenderer, loaded: InferenceModel
+) -> dict[str, Any]:
     return {
         "model": request.model_or_run,
         "kind": loaded.kind,

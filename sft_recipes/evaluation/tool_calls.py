@@ -41,7 +41,9 @@ def answer_text(renderer: Any, example: Example, answer: Message) -> str:
     return span.text[span.start : span.end].removesuffix(span.terminator)
 
 
-def calls_match(renderer: Any, example: Example, response: str, control_tokens: Sequence[str]) -> bool | None:
+def calls_match(
+    renderer: Any, example: Example, response: str, control_tokens: Sequence[str]
+) -> bool | None:
     """Whether `response` makes exactly the tool calls of the example's last message; None where that makes none.
 
     What stands around the calls does not count, unless it begins as a call does. Raises as `answer_text`.
@@ -59,7 +61,9 @@ def calls_match(renderer: Any, example: Example, response: str, control_tokens: 
             arguments = json.loads(arguments)
         arguments = sorted(arguments.items(), key=lambda item: (*words, item[0]).index(item[0]))
         ordered.append({**call, "function": {**function, "arguments": dict(arguments)}})
-    wanted = answer_text(renderer, example, {"role": "assistant", "content": "", "tool_calls": ordered})
+    wanted = answer_text(
+        renderer, example, {"role": "assistant", "content": "", "tool_calls": ordered}
+    )
     expected, given = (_words(text, control_tokens) for text in (wanted, response))
     kinds, opening = list(map(_kind, given)), _kind(expected[0])
     start = kinds.index(opening) if opening in kinds else 0
@@ -74,7 +78,9 @@ def _words(text: str, control_tokens: Sequence[str]) -> list[str]:
     while match := re.compile(r"[{\[]|[^\s{\[]+").search(text, position):
         piece, position = match.group(), match.end()
         if piece in "{[":
-            with suppress(ValueError, RecursionError):  # a bracket that opens no JSON is a word like any other
+            with suppress(
+                ValueError, RecursionError
+            ):  # a bracket that opens no JSON is a word like any other
                 value, position = json.JSONDecoder().raw_decode(text, match.start())
                 piece = json.dumps(value, sort_keys=True)
         found.append(piece)

@@ -33,10 +33,16 @@ class TrainingRows:
         """The example behind the shots of its task type, or of any where training has none of it."""
         shots = self.shots.get(str(example.columns.get("task_type"))) or self.shots[""]
         system = sum(message["role"] == "system" for message in example.messages[:1])
-        return replace(example, messages=[*example.messages[:system], *shots, *example.messages[system:]], train=())
+        return replace(
+            example,
+            messages=[*example.messages[:system], *shots, *example.messages[system:]],
+            train=(),
+        )
 
 
-def read_training_rows(recipe: Recipe, labeller: Labeller, asked: Sequence[Example], shots: int) -> TrainingRows:
+def read_training_rows(
+    recipe: Recipe, labeller: Labeller, asked: Sequence[Example], shots: int
+) -> TrainingRows:
     """Read the recipe's training data once, without prompts that are `asked`; keep `shots` rows of each task type.
 
     Those with the largest hash of their prompt, which a drawn eval split would hold out last. Raises InputError if the
@@ -45,12 +51,20 @@ def read_training_rows(recipe: Recipe, labeller: Labeller, asked: Sequence[Examp
     held_out, counts = {prompt_text(example) for example in asked}, Counter[str]()
     drawn: dict[str, dict[int, list[Message]]] = defaultdict(dict)
     for source in recipe.data.datasets:
-        for raw in iter_examples(source, recipe.data, RejectLog(recipe.data), columns=EVALUATION_COLUMNS):
-            text, kind = prompt_text(example := labeller.for_template(raw)), raw.columns.get("task_type")
+        for raw in iter_examples(
+            source, recipe.data, RejectLog(recipe.data), columns=EVALUATION_COLUMNS
+        ):
+            text, kind = (
+                prompt_text(example := labeller.for_template(raw)),
+                raw.columns.get("task_type"),
+            )
             kinds = set() if text in held_out or kind is None else {str(kind)}
             counts.update(kinds)
             turns = [message for message in example.messages if message["role"] != "system"]
-            is_shot = [turn["role"] for turn in turns] == ["user", "assistant"] and not example.tools
+            is_shot = [turn["role"] for turn in turns] == [
+                "user",
+                "assistant",
+            ] and not example.tools
             for some in {"", *kinds} if is_shot and text not in held_out else ():
                 drawn[some][prompt_group(text, recipe.data.seed)] = turns
                 if len(drawn[some]) > shots:
@@ -70,9 +84,13 @@ def memorised(recipe: Recipe, answers: Sequence[Sequence[int]]) -> dict[str, lis
     found = {name: np.zeros(len(answers)) for name in RUNS}
     prepared = load_prepared(recipe, recipe.output_dir / run_folder.PREPARED)
     for batch in prepared.train.select_columns("labels").with_format("numpy").iter(batch_size=1000):
-        trained = np.concatenate([part for labels in batch["labels"] for part in (labels, [IGNORE_INDEX])])
+        trained = np.concatenate(
+            [part for labels in batch["labels"] for part in (labels, [IGNORE_INDEX])]
+        )
         for name, size in RUNS.items():
-            found[name][owner[: len(hashes[name])][np.isin(hashes[name], _run_hashes(trained, size))]] = 1.0
+            found[name][
+                owner[: len(hashes[name])][np.isin(hashes[name], _run_hashes(trained, size))]
+            ] = 1.0
     return {name: hits.tolist() for name, hits in found.items()}
 
 

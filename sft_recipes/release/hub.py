@@ -52,7 +52,9 @@ def push(
     if not allow_failed_gate:
         _require_gate(recipe, run)
     if adapter_only and not (run / ADAPTER_CONFIG).is_file():
-        raise InputError(Problem(str(run), "--adapter_only", "the run has no adapter", "leave the option out"))
+        raise InputError(
+            Problem(str(run), "--adapter_only", "the run has no adapter", "leave the option out")
+        )
     api = HfApi(token=require_token())
     folder = run if adapter_only else run / FOLDER
     if not adapter_only and not (folder / EXPORT).is_file():
@@ -77,20 +79,26 @@ def require_token() -> str:
 
 def _require_gate(recipe: Recipe, run: Path) -> None:
     """The newest verdict has to be a pass, and a recipe with a gate has to have one. Raises CheckFailed."""
-    verdicts = [one["gate"]["verdict"] for one in model_card.evaluations(run).values() if "gate" in one]
+    verdicts = [
+        one["gate"]["verdict"] for one in model_card.evaluations(run).values() if "gate" in one
+    ]
     verdict = next(iter(verdicts), "nothing yet" if recipe.values.get("gate") else "pass")
     if verdict != "pass":
         fix = f"sft-recipes evaluate {run} --gate ..., or push with --allow_failed_gate"
         raise CheckFailed(str(Problem(str(run), "", f"the gate says {verdict}", fix)))
 
 
-def publishable(folder: Path, recipe: Recipe, base_model: str | None = None) -> dict[str, Path | bytes]:
+def publishable(
+    folder: Path, recipe: Recipe, base_model: str | None = None
+) -> dict[str, Path | bytes]:
     """The files of a folder that may leave it, by name: as they stand, or the bytes they are published as.
 
     Raises InputError for an adapter whose base others could not load, and naming file, line and field of every secret
     and every path of this machine; a secret is never shown.
     """
-    files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.iterdir()) if _allowed(path.name)}
+    files: dict[str, Path | bytes] = {
+        path.name: path for path in sorted(folder.iterdir()) if _allowed(path.name)
+    }
     files[run_folder.RECIPE] = model_card.recipe_text(recipe).encode()
     if ADAPTER_CONFIG in files:
         path = folder / ADAPTER_CONFIG
@@ -98,7 +106,9 @@ def publishable(folder: Path, recipe: Recipe, base_model: str | None = None) -> 
         config["base_model_name_or_path"] = base = base_model or config["base_model_name_or_path"]
         if not model_card.is_hub_name(base):
             fix = "add --base_model NAME_ON_THE_HUB, or push it merged"
-            raise InputError(Problem(str(path), "base_model_name_or_path", f"{base} is a folder here", fix))
+            raise InputError(
+                Problem(str(path), "base_model_name_or_path", f"{base} is a folder here", fix)
+            )
         files[ADAPTER_CONFIG] = json.dumps(config, indent=2).encode()
     known = (folder.resolve(), folder.resolve().parent, Path.cwd(), Path.home())
     here = [rf"(?<![\w.:/]){re.escape(str(path))}\b" for path in known if len(path.parts) > 1]
@@ -108,12 +118,21 @@ def publishable(folder: Path, recipe: Recipe, base_model: str | None = None) -> 
         paths = here if name.endswith(".jinja") else [*here, model_card.LOCAL_PATH]
         rules, content = {"path of this machine": "|".join(paths), "token": token}, files[name]
         text = (content if isinstance(content, bytes) else content.read_bytes()).decode("utf-8")
-        found = [(kind, start) for kind, start, _ in private_spans(text) if PATTERNS["private"][kind].get("secret")]
-        found += [(kind, one.start()) for kind, rule in rules.items() for one in re.finditer(rule, text)]
+        found = [
+            (kind, start)
+            for kind, start, _ in private_spans(text)
+            if PATTERNS["private"][kind].get("secret")
+        ]
+        found += [
+            (kind, one.start()) for kind, rule in rules.items() for one in re.finditer(rule, text)
+        ]
         for kind, start in found:
             before = text[:start]
             field = re.match(r'[\s"-]*([\w-]*)"?:', before.rpartition("\n")[2])
-            where, what = f"{folder / name}:{before.count(chr(10)) + 1}", f"holds a {kind.replace('_', ' ')}"
+            where, what = (
+                f"{folder / name}:{before.count(chr(10)) + 1}",
+                f"holds a {kind.replace('_', ' ')}",
+            )
             fix = "take it out (and revoke a token that was written down)"
             problems.append(Problem(where, field[1] if field else "", what, fix))
     if problems:
@@ -125,7 +144,9 @@ def _allowed(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in ALLOWED)
 
 
-def _upload(api: HfApi, repo: str, public: bool, files: Mapping[str, Path | bytes]) -> dict[str, Any]:
+def _upload(
+    api: HfApi, repo: str, public: bool, files: Mapping[str, Path | bytes]
+) -> dict[str, Any]:
     """One commit with all files. Files of an earlier push that are no part of the model any more are deleted with it:
     an adapter left beside merged weights would be put on top of them when they are loaded.
     """
@@ -139,7 +160,9 @@ def _upload(api: HfApi, repo: str, public: bool, files: Mapping[str, Path | byte
     deleted = sorted(name for name in there - files.keys() if _allowed(name))
     changes: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
     changes += map(CommitOperationDelete, deleted)
-    commit = _patiently(repo, lambda: api.create_commit(repo, changes, commit_message="Pushed by sft-recipes"))
+    commit = _patiently(
+        repo, lambda: api.create_commit(repo, changes, commit_message="Pushed by sft-recipes")
+    )
     sent = {"url": str(url), "private": before.private, "files": [*files], "deleted": deleted}
     return {**sent, "changed": commit.oid != before.sha}
 
@@ -163,6 +186,8 @@ def _patiently(repo: str, call: Callable[[], Any]) -> Any:
                 raise InputError(Problem(repo, "", reason, fix)) from error
             if wait is None:
                 fix = "push again; what has arrived is not sent twice"
-                raise CheckFailed(str(Problem(repo, "", f"nothing was published: {reason}", fix))) from error
+                raise CheckFailed(
+                    str(Problem(repo, "", f"nothing was published: {reason}", fix))
+                ) from error
             time.sleep(wait)
     return None

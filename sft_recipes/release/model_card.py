@@ -25,9 +25,16 @@ from sft_recipes.response_patterns import mask
 CARD = "README.md"
 EXPORT = "export.json"  # what the export of a run found, beside the exported model
 ADAPTER_CONFIG = "adapter_config.json"
-MARK = "<!-- Rendered by sft-recipes from the run folder. Delete this line to keep your own edits. -->"
+MARK = (
+    "<!-- Rendered by sft-recipes from the run folder. Delete this line to keep your own edits. -->"
+)
 # TRL and peft write cards at every checkpoint. A card without any of these was written by people and is kept.
-_REPLACED = (MARK, "generated_from_trainer", "has been trained using [TRL]", "# Model Card for Model ID")
+_REPLACED = (
+    MARK,
+    "generated_from_trainer",
+    "has been trained using [TRL]",
+    "# Model Card for Model ID",
+)
 SAMPLES = 4
 _TEXTS = ("system_prompt", "chat_template_kwargs")  # may begin with a slash and are no paths
 # Where people keep files; a path elsewhere that is not one of this run is not told from text.
@@ -39,17 +46,25 @@ _HUB_NAME = re.compile(r"(?!.*\.(?:jsonl?|csv|parquet|arrow)$)\w[\w.-]*(?:/[\w.-
 def finished_run(run: Path) -> Recipe:
     """The recipe of a finished run. Raises InputError for any other folder."""
     if not run_folder.is_run_folder(run):
-        raise InputError(Problem(str(run), "", "this is no run folder", "name the output_dir of a finished run"))
+        raise InputError(
+            Problem(str(run), "", "this is no run folder", "name the output_dir of a finished run")
+        )
     state = run_folder.read_state(run).get("state")
     if state != "finished":
         fix = f"let it finish: sft-recipes train {run / run_folder.RECIPE}"
-        raise InputError(Problem(str(run / run_folder.RUN_STATE), "state", f"the run is {state}, not finished", fix))
+        raise InputError(
+            Problem(
+                str(run / run_folder.RUN_STATE), "state", f"the run is {state}, not finished", fix
+            )
+        )
     return load_recipe(run / run_folder.RECIPE)
 
 
 def evaluations(run: Path) -> dict[str, dict[str, Any]]:
     """The run's evaluations by name, the newest first: the content of their `metrics.json`."""
-    paths = sorted(run.glob(f"{run_folder.EVALUATIONS}/*/metrics.json"), key=lambda path: -path.stat().st_mtime)
+    paths = sorted(
+        run.glob(f"{run_folder.EVALUATIONS}/*/metrics.json"), key=lambda path: -path.stat().st_mtime
+    )
     return {path.parent.name: run_folder.read_json(path) for path in paths}
 
 
@@ -71,12 +86,27 @@ def render_card(run: Path, exported: Path | None = None, repo: str | None = None
     recipe, scores, log = finished_run(run), evaluations(run), run / run_folder.LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     content = {
-        **{"recipe": recipe, "labels": recipe.labels, "set": public(recipe.values), "yaml": recipe_text(recipe)},
-        **{"name": repo or run.resolve().name, "base": public(recipe.model_name), "mark": MARK, "public": public},
+        **{
+            "recipe": recipe,
+            "labels": recipe.labels,
+            "set": public(recipe.values),
+            "yaml": recipe_text(recipe),
+        },
+        **{
+            "name": repo or run.resolve().name,
+            "base": public(recipe.model_name),
+            "mark": MARK,
+            "public": public,
+        },
         **{"lora": (run / ADAPTER_CONFIG).is_file(), "exported": exported},
         **{"scores": scores, "metrics": METRIC_TEXTS, "samples": _samples(run, scores)},
-        **{path.stem: _read(path) for path in (run / run_folder.DATA, run / run_folder.ENVIRONMENT)},
-        **{"state": run_folder.read_state(run), "export": _read(exported / EXPORT) if exported else {}},
+        **{
+            path.stem: _read(path) for path in (run / run_folder.DATA, run / run_folder.ENVIRONMENT)
+        },
+        **{
+            "state": run_folder.read_state(run),
+            "export": _read(exported / EXPORT) if exported else {},
+        },
         "log": {key: value for line in lines for key, value in json.loads(line).items()},
     }
     return TEXTS.get_template("model_card.md.jinja").render(content)
@@ -84,7 +114,9 @@ def render_card(run: Path, exported: Path | None = None, repo: str | None = None
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as it is published: its keys as set, without the folders of this machine."""
-    return yaml.safe_dump({**public(recipe.values), "output_dir": "./"}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        {**public(recipe.values), "output_dir": "./"}, sort_keys=False, allow_unicode=True
+    )
 
 
 def is_hub_name(name: str) -> bool:
@@ -106,11 +138,20 @@ def public(value: Any) -> Any:
 def _samples(run: Path, scores: Mapping[str, Any]) -> list[dict[str, str]]:
     """Some answers of the newest evaluation, half of them wrong where there are wrong ones, masked."""
     path = run / run_folder.EVALUATIONS / next(iter(scores), "") / "samples.jsonl"
-    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line] if path.is_file() else []
-    wrong, right = ([row for row in rows if (row["exact_match"] is True) is good] for good in (False, True))
+    rows = (
+        [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+        if path.is_file()
+        else []
+    )
+    wrong, right = (
+        [row for row in rows if (row["exact_match"] is True) is good] for good in (False, True)
+    )
     chosen = [*wrong[: max(SAMPLES // 2, SAMPLES - len(right))], *right][:SAMPLES]
     texts = ("prompt", "reference", "response")
-    return [{key: re.sub(LOCAL_PATH, "[local path]", mask(str(row[key] or ""))) for key in texts} for row in chosen]
+    return [
+        {key: re.sub(LOCAL_PATH, "[local path]", mask(str(row[key] or ""))) for key in texts}
+        for row in chosen
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -118,6 +159,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 _LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
-TEXTS = jinja2.Environment(loader=_LOADER, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+TEXTS = jinja2.Environment(
+    loader=_LOADER, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 TEXTS.tests["hub_name"] = is_hub_name
 TEXTS.filters |= {"estimate": format_estimate, "visible": visible}

@@ -38,10 +38,14 @@ def render(audit: Audit) -> str:
     sections = {}
     for name, (title, checks) in parts.sections.items():
         names = {*content["checks"]} - placed if name == "rows" else checks
-        found, passed = ([one for one in audit[kind] if one["check"] in names] for kind in ("findings", "passed"))
+        found, passed = (
+            [one for one in audit[kind] if one["check"] in names] for kind in ("findings", "passed")
+        )
         figures = [page.figure_or_note(partial(draw, audit)) for draw in _FIGURES.get(name, ())]
         sections[title] = getattr(parts, name)(content, found, passed, figures, compare)
-    summary = f"What is in {audit['source']}, what is wrong with which rows, and what to do about it."
+    summary = (
+        f"What is in {audit['source']}, what is wrong with which rows, and what to do about it."
+    )
     return page.render_page("Data quality", summary, sections)
 
 
@@ -59,7 +63,10 @@ def _reach(audit: Audit) -> Markup:
     if not audit["truncation"]:
         return Markup()
     figure, axes = page.new_figure(7.2, 2.8)
-    lines = {"total_tokens": ("whole rows", page.ACCENT, "-"), "prompt_tokens": ("prompts alone", page.MUTED, "--")}
+    lines = {
+        "total_tokens": ("whole rows", page.ACCENT, "-"),
+        "prompt_tokens": ("prompts alone", page.MUTED, "--"),
+    }
     lengths = []
     for name, (label, colour, style) in lines.items():
         edges, counts = (audit["lengths"][name]["histogram"][key] for key in ("edges", "counts"))
@@ -73,10 +80,14 @@ def _reach(audit: Audit) -> Markup:
     axes.set(ylabel="rows up to this length")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False)
-    return page.figure_svg(figure, "Share of rows up to each length: where the line is high, most rows fit.")
+    return page.figure_svg(
+        figure, "Share of rows up to each length: where the line is high, most rows fit."
+    )
 
 
-def _histogram(size: tuple[float, float], histogram: Mapping[str, Sequence[float]], y_label: str) -> tuple[Any, Any]:
+def _histogram(
+    size: tuple[float, float], histogram: Mapping[str, Sequence[float]], y_label: str
+) -> tuple[Any, Any]:
     figure, axes = page.new_figure(*size)
     axes.stairs(histogram["counts"], histogram["edges"], fill=True, color=page.ACCENT)
     axes.yaxis.get_major_locator().set_params(integer=True)
@@ -110,27 +121,42 @@ def _alike(audit: Audit) -> Markup:
     if not any(near["histogram"]["counts"]):
         return Markup()
     figure, axes = _histogram((7.2, 2.3), near["histogram"], "pairs of rows")
-    axes.axvline(near["threshold"], color=page.INK, linestyle=":", label=f"threshold {near['threshold']:.0%}")
+    axes.axvline(
+        near["threshold"], color=page.INK, linestyle=":", label=f"threshold {near['threshold']:.0%}"
+    )
     axes.set(xlabel="three-word runs that two rows share, of all that they have")
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False)
-    return page.figure_svg(figure, "How alike similar rows are: pairs to the right of the line are near-duplicates.")
+    return page.figure_svg(
+        figure, "How alike similar rows are: pairs to the right of the line are near-duplicates."
+    )
 
 
 def _count_axis(axes: Any, name: str, values: Sequence[float], label: str) -> None:
     """A logarithmic axis, "x" or "y", (0 stands left of 1) with few ticks that are plain numbers."""
     low, high = max(min(values), 1), max(*values, 2)
     steps = (1,) if high > 1000 * low else (1, 2, 5)
-    ticks = [digit * 10**power for power in range(9) for digit in steps if low <= digit * 10**power <= high]
+    ticks = [
+        digit * 10**power
+        for power in range(9)
+        for digit in steps
+        if low <= digit * 10**power <= high
+    ]
     getattr(axes, f"set_{name}scale")("symlog", linthresh=1)
     limits, shown = (min(values) / 1.1, high * 1.1), ticks if len(ticks) > 1 else [low, high]
-    axes.set(**{f"{name}lim": limits, f"{name}ticks": shown, f"{name}label": f"{label} (logarithmic)"})
+    axes.set(
+        **{f"{name}lim": limits, f"{name}ticks": shown, f"{name}label": f"{label} (logarithmic)"}
+    )
     axes.minorticks_off()
     getattr(axes, f"{name}axis").set_major_formatter("{x:,.0f}")
 
 
 _FIGURES: Mapping[str, Sequence[Callable[[Audit], Markup]]] = {
     "truncation": (_reach,),
-    "lengths": (partial(_lengths, "prompt", "prompt"), partial(_lengths, "response", "answer"), _shapes),
+    "lengths": (
+        partial(_lengths, "prompt", "prompt"),
+        partial(_lengths, "response", "answer"),
+        _shapes,
+    ),
     "duplicates": (_alike,),
 }

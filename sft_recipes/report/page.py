@@ -19,10 +19,17 @@ from sft_recipes.messages import visible
 INK, ACCENT, MUTED = "#010203", "#040506", "#070809"
 _PAGE_COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-_STYLE: Any = {**dict.fromkeys(_INKED, INK), "font.size": 10, "font.family": "sans-serif", "text.parse_math": False}
+_STYLE: Any = {
+    **dict.fromkeys(_INKED, INK),
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.parse_math": False,
+}
 
 
-def render_page(title: str, summary: str, sections: Mapping[str, Markup], script: Markup | None = None) -> str:
+def render_page(
+    title: str, summary: str, sections: Mapping[str, Markup], script: Markup | None = None
+) -> str:
     """A whole HTML document from the bodies of its sections by title; an empty one is left out.
 
     `script` is our own code, never data.
@@ -59,7 +66,9 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         what = "matplotlib, which draws the figures, is not installed"
-        raise InputError(Problem("report", "", what, "pip install 'sft-recipes[report]'")) from error
+        raise InputError(
+            Problem("report", "", what, "pip install 'sft-recipes[report]'")
+        ) from error
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()

@@ -34,12 +34,17 @@ class LogWriter(TrainerCallback):
         kept = [line for line in kept if 0 < state.global_step >= json.loads(line)["step"]]
         run_folder.write_text(self._path, "".join(kept))
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
         """Write one line; a number that is not finite becomes its name, which JSON has no number for."""
         if not state.is_world_process_zero or not logs:
             return
         entry = {"step": state.global_step, "epoch": state.epoch, **logs}
-        plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in entry.items()}
+        plain = {
+            key: value if isinstance(value, (int, float, str)) else str(value)
+            for key, value in entry.items()
+        }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
 
@@ -68,10 +73,15 @@ class Preemption(TrainerCallback):
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if not self._training:
-            raise Preempted(f"{signal.Signals(number).name} before the first step; there was nothing to save")
+            raise Preempted(
+                f"{signal.Signals(number).name} before the first step; there was nothing to save"
+            )
         if not self.asked:
             self.asked, self._first = True, time.monotonic()
-            os.write(2, b"\nsignal: finishing this step and saving a checkpoint; a second signal aborts\n")
+            os.write(
+                2,
+                b"\nsignal: finishing this step and saving a checkpoint; a second signal aborts\n",
+            )
         elif time.monotonic() - self._first > _SAME_SECONDS:
             self.__exit__()
             signal.raise_signal(number)
@@ -80,7 +90,9 @@ class Preemption(TrainerCallback):
         """From here on there is something to save."""
         self._training = True
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Stop here; save here, except after an epoch's last step: what is due then comes first."""
         if state.is_world_process_zero:
             self._lock.touch()
@@ -88,7 +100,9 @@ class Preemption(TrainerCallback):
             control.should_training_stop = True
             control.should_save = not float(state.epoch or 0).is_integer()
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """An epoch that was broken off is not evaluated and saved as a whole one."""
         if self.agreed:
             control.should_save = float(state.epoch or 0).is_integer()

@@ -48,8 +48,14 @@ def check_recipe(
     process. `measure` trains that many steps for nothing but their time and memory. Returns plain data: `recipe`,
     `data` as in data.json, `checks`, `plan` by readable names, `notes`.
     """
-    strategy = read_strategy(launch_config(launch), processes) if launch else Strategy(processes=launched_processes())
-    check_settings(recipe, strategy.processes, zero3=strategy.master_weights and strategy.stage == 3)
+    strategy = (
+        read_strategy(launch_config(launch), processes)
+        if launch
+        else Strategy(processes=launched_processes())
+    )
+    check_settings(
+        recipe, strategy.processes, zero3=strategy.master_weights and strategy.stage == 3
+    )
     labeller = open_labeller(recipe)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe, labeller, Path(folder), progress)
@@ -61,14 +67,23 @@ def check_recipe(
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"])
     notes = unusual(recipe, config, planned["longest row"], planned["model context"])
     if planned.get("trained in experts") == 0:
-        notes.append("no parameter of the experts is trained; lora_target_parameters names fused ones")
-    found = {"data": data.summary, "checks": [asdict(check) for check in checks], "plan": planned, "notes": notes}
+        notes.append(
+            "no parameter of the experts is trained; lora_target_parameters names fused ones"
+        )
+    found = {
+        "data": data.summary,
+        "checks": [asdict(check) for check in checks],
+        "plan": planned,
+        "notes": notes,
+    }
     return {"recipe": str(recipe.path or recipe.name), **found}
 
 
 def check_text(result: Mapping[str, Any]) -> str:
     """What `check_recipe` returned, for the terminal."""
-    return TEXTS.get_template("check.txt.jinja").render(result, ledger=ledger_lines(result["data"]["sources"]))
+    return TEXTS.get_template("check.txt.jinja").render(
+        result, ledger=ledger_lines(result["data"]["sources"])
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +107,28 @@ def read_strategy(config: Path, processes: int | None) -> Strategy:
     count = processes or int(content.get("num_processes") or 1)
     name, kind = f"{config.stem} on {count} processes", content.get("distributed_type")
     if kind == "FSDP":
-        return Strategy(name, count, 3 if content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True) else 2)
+        return Strategy(
+            name,
+            count,
+            3 if content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True) else 2,
+        )
     if kind != "DEEPSPEED":
         return Strategy(name, count)
     deepspeed: Mapping[str, Any] = content["deepspeed_config"]
     keys = {"weights": "offload_param_device", "optimizer": "offload_optimizer_device"}
     offloaded = tuple(part for part, key in keys.items() if deepspeed.get(key, "none") != "none")
-    return Strategy(name, count, int(deepspeed["zero_stage"]), master_weights=True, offloaded=offloaded)
+    return Strategy(
+        name, count, int(deepspeed["zero_stage"]), master_weights=True, offloaded=offloaded
+    )
 
 
-def make_plan(recipe: Recipe, data: PreparedData, config: Any, strategy: Strategy) -> dict[str, Any]:
+def make_plan(
+    recipe: Recipe, data: PreparedData, config: Any, strategy: Strategy
+) -> dict[str, Any]:
     """The plan as plain values by readable names; `config` is the run's SFTConfig."""
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.processes
+    batch = (
+        config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.processes
+    )
     counts = data.summary["train"]
     sequences, content = counts["rows"], {}
     if config.packing:
@@ -129,7 +154,9 @@ def meta_model(recipe: Recipe) -> Any:
     """The recipe's model with its adapter, shapes only. Raises InputError if its config cannot be read."""
     try:
         revision = recipe.model.get("model_revision", "main")
-        config = AutoConfig.from_pretrained(recipe.model_name, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            recipe.model_name, revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise not_loadable(recipe.model_name, "config", error) from error
     with torch.device("meta"):
@@ -145,10 +172,14 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
     model = meta_model(recipe)
     text = model.config.get_text_config()
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    trained = {name: sizes[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: sizes[name] for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     by_layer: Counter[str] = Counter()
     for name, size in trained.items():
-        by_layer[next((part for part in reversed(name.split(".")) if part.endswith("proj")), "other")] += size
+        by_layer[
+            next((part for part in reversed(name.split(".")) if part.endswith("proj")), "other")
+        ] += size
     # Of a mixture: `all-linear` may pass fused experts by.
     experts = [trained.get(name, 0) for name in sizes if ".experts." in name]
     count = by_layer.total()
@@ -160,12 +191,18 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
     # Quantization covers the weights of the linear layers, except the output head.
     linear = (name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear))
     widths = {f"{name}.weight": quantized or width for name in linear if "lm_head" not in name}
-    frozen = sum(size * widths.get(name, width) for name, size in sizes.items() if name not in trained)
+    frozen = sum(
+        size * widths.get(name, width) for name, size in sizes.items() if name not in trained
+    )
     optimizer = config.optim.value
     states = 2 if "8bit" in optimizer else 2 * trained_width if "adam" in optimizer else 0
     states = 12 if master and "adam" in optimizer else states
     activations, formula = _activations(config, text, longest)
-    parts = {"weights": frozen + count * trained_width, "gradients": count * trained_width, "optimizer": count * states}
+    parts = {
+        "weights": frozen + count * trained_width,
+        "gradients": count * trained_width,
+        "optimizer": count * states,
+    }
     split = [name for name in parts if strategy.stage >= _FIRST_STAGE[name]]
     parts |= {name: parts[name] / strategy.processes for name in split}
     elsewhere = {name: round(parts.pop(name)) for name in strategy.offloaded}
@@ -176,7 +213,9 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
         "trained by layer": dict(by_layer.most_common()),
         **({"trained in experts": sum(experts)} if experts else {}),
         "strategy": strategy.name,
-        "bytes a device": {name: round(amount) for name, amount in {**parts, "activations": activations}.items()},
+        "bytes a device": {
+            name: round(amount) for name, amount in {**parts, "activations": activations}.items()
+        },
         **({"bytes in host memory": elsewhere} if elsewhere else {}),
         "activations": f"an estimate: {formula}",
         "bytes a checkpoint": count * (trained_width + states),
@@ -186,7 +225,13 @@ def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dic
 def _quantized_width(recipe: Recipe) -> float | None:
     """Bytes of a quantized weight, or None where nothing is quantized."""
     four_bit = _NF4_NESTED if recipe.model.get("use_bnb_nested_quant") else _NF4
-    return 1.0 if recipe.model.get("load_in_8bit") else four_bit if recipe.model.get("load_in_4bit") else None
+    return (
+        1.0
+        if recipe.model.get("load_in_8bit")
+        else four_bit
+        if recipe.model.get("load_in_4bit")
+        else None
+    )
 
 
 def _activations(config: Any, text: Any, longest: int) -> tuple[float, str]:
@@ -195,6 +240,12 @@ def _activations(config: Any, text: Any, longest: int) -> tuple[float, str]:
     wide = 1 if config.bf16 or config.fp16 else 2
     layer = 34 * tokens * text.hidden_size * wide
     if not config.activation_checkpointing:
-        return layer * text.num_hidden_layers, f"34 x {tokens:,.0f} tokens x hidden x layers x {wide}"
+        return (
+            layer * text.num_hidden_layers,
+            f"34 x {tokens:,.0f} tokens x hidden x layers x {wide}",
+        )
     kept = 2 * wide * tokens * text.hidden_size * text.num_hidden_layers
-    return kept + layer, f"({2 * wide} x layers + 34 x {wide}) x {tokens:,.0f} tokens x hidden, checkpointing on"
+    return (
+        kept + layer,
+        f"({2 * wide} x layers + 34 x {wide}) x {tokens:,.0f} tokens x hidden, checkpointing on",
+    )

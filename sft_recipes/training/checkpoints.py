@@ -28,10 +28,20 @@ _HELD = re.compile(
     "learning_rate|weight_decay|adam_.*|optim.*|model_.*|dtype|use_(peft|.*lora|bnb.*)|lora_.*|load_in.*"
 )
 # What must be as it was besides the recipe, and how messages call it.
-_CONTRACT = {"data": "the data, its template or its tokenizer", "world_size": "processes", "global_batch_size": "batch"}
+_CONTRACT = {
+    "data": "the data, its template or its tokenizer",
+    "world_size": "processes",
+    "global_batch_size": "batch",
+}
 # Optimizer states as one process or DDP writes them, as FSDP does, and as DeepSpeed does.
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "global_step*/*optim_states.pt")
-_NEEDED = (("trainer_state.json",), _OPTIMIZER, ("scheduler.pt",), ("rng_state*.pth",), ("*.safetensors",))
+_NEEDED = (
+    ("trainer_state.json",),
+    _OPTIMIZER,
+    ("scheduler.pt",),
+    ("rng_state*.pth",),
+    ("*.safetensors",),
+)
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -90,7 +100,11 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         faults[path.name] = fault
         print(f"skipped {path.name}: {fault}", flush=True)
     if set(faults.values()) - {INTERRUPTED}:
-        what = "no checkpoint in it is valid (" + "; ".join(f"{name}: {fault}" for name, fault in faults.items()) + ")"
+        what = (
+            "no checkpoint in it is valid ("
+            + "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+            + ")"
+        )
         fix = "remove the checkpoint folders to start over, or use another output_dir"
         raise TrainingFault(str(Problem(str(output_dir), "", what, fix)))
     return None
@@ -98,8 +112,14 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 def _checkpoints(output_dir: Path, sealed: bool = False) -> list[Path]:
     """All folders with a checkpoint's name, or those of them that are `sealed`, by step."""
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    found = [path for path in found if (path / MANIFEST).is_file() or (path.is_dir() and not sealed)]
+    found = [
+        path
+        for path in output_dir.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
+    found = [
+        path for path in found if (path / MANIFEST).is_file() or (path.is_dir() and not sealed)
+    ]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
@@ -109,7 +129,9 @@ def begin_save(folder: Path, estimate: int) -> None:
     The space is 1.2 times what the newest sealed checkpoint takes, or `estimate` bytes. Raises TrainingFault.
     """
     if sealed := _checkpoints(folder.parent, sealed=True):
-        estimate = sum(size for size, _ in run_folder.read_json(sealed[-1] / MANIFEST)["files"].values())
+        estimate = sum(
+            size for size, _ in run_folder.read_json(sealed[-1] / MANIFEST)["files"].values()
+        )
     require_space(folder.parent, int(1.2 * estimate))
     if (folder / UNFINISHED).exists():
         shutil.rmtree(folder)
@@ -126,7 +148,9 @@ def require_space(folder: Path, need: int) -> None:
     have = shutil.disk_usage(folder).free
     if have < need:
         text = f"no space left: need {need / 1e9:.3g} GB, have {have / 1e9:.3g} GB at {folder.resolve()}"
-        raise TrainingFault(f"{text}. Earlier checkpoints are intact. Fix: make room and run it again.")
+        raise TrainingFault(
+            f"{text}. Earlier checkpoints are intact. Fix: make room and run it again."
+        )
 
 
 def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
@@ -150,34 +174,53 @@ def check_same_run(recipe: Recipe, allowed: Sequence[str] = ()) -> Mapping[str, 
     state = run_folder.read_state(output_dir)
     # A run that was refused before its first step holds nothing to protect: the mended recipe may have the folder.
     refused = state.get("exit_code") in (CheckFailed.exit_code, InputError.exit_code)
-    if refused and not any(output_dir.glob("checkpoint-*")) and not (output_dir / run_folder.LOG).exists():
+    if (
+        refused
+        and not any(output_dir.glob("checkpoint-*"))
+        and not (output_dir / run_folder.LOG).exists()
+    ):
         return {}
     before, _ = read_yaml(output_dir / run_folder.RECIPE)
     now = recipe.saved_values()
     keys = sorted({*before, *now} - _FREE_KEYS)
-    if new := allowed_changes(output_dir, {key: (before.get(key), now.get(key)) for key in keys}, allowed):
-        state |= {"state": "changed", "allowed_changes": {**state.get("allowed_changes", {}), **new}}
+    if new := allowed_changes(
+        output_dir, {key: (before.get(key), now.get(key)) for key in keys}, allowed
+    ):
+        state |= {
+            "state": "changed",
+            "allowed_changes": {**state.get("allowed_changes", {}), **new},
+        }
     return state
 
 
-def check_contract(checkpoint: Path, facts: Mapping[str, Any], allowed: Sequence[str] = ()) -> Mapping[str, Any]:
+def check_contract(
+    checkpoint: Path, facts: Mapping[str, Any], allowed: Sequence[str] = ()
+) -> Mapping[str, Any]:
     """What differs from the run that wrote the checkpoint, if `allowed`. Raises InputError for anything else.
 
     `facts` as in the manifest: data, world_size, global_batch_size. Other versions of libraries are only announced.
     """
     sealed = run_folder.read_json(checkpoint / MANIFEST)
     if sealed["versions"] != facts["versions"]:
-        print(f"resumed with other versions, so not bit for bit: {sealed['versions']} -> {facts['versions']}")
-    return allowed_changes(checkpoint, {key: (sealed[key], facts[key]) for key in _CONTRACT}, allowed)
+        print(
+            f"resumed with other versions, so not bit for bit: {sealed['versions']} -> {facts['versions']}"
+        )
+    return allowed_changes(
+        checkpoint, {key: (sealed[key], facts[key]) for key in _CONTRACT}, allowed
+    )
 
 
-def allowed_changes(where: Path, values: Mapping[str, tuple[Any, Any]], allowed: Sequence[str]) -> dict[str, Any]:
+def allowed_changes(
+    where: Path, values: Mapping[str, tuple[Any, Any]], allowed: Sequence[str]
+) -> dict[str, Any]:
     """Those of the values, before and now, that differ, if all are `allowed`. Raises InputError with the others."""
     changed = {key: both for key, both in values.items() if both[0] != both[1]}
     refused = [key for key in changed if key not in allowed or _HELD.fullmatch(key)]
     if not refused:
         return changed
-    what = ", ".join(f"{_CONTRACT[key]} changed since the checkpoint" for key in refused if key in _CONTRACT)
+    what = ", ".join(
+        f"{_CONTRACT[key]} changed since the checkpoint" for key in refused if key in _CONTRACT
+    )
     texts = [f"{key}: {changed[key][0]!r} there, {changed[key][1]!r} here" for key in refused]
     fix = "use --output_dir NEW for a new run, or restore the keys to resume"
     if held := [key for key in refused if _HELD.fullmatch(key)]:
@@ -185,5 +228,10 @@ def allowed_changes(where: Path, values: Mapping[str, tuple[Any, Any]], allowed:
     else:
         fix += f", or resume a run that cannot be repeated with --allow_changed {','.join(refused)}"
     raise InputError(
-        Problem(str(where), refused[0], f"{what or 'holds a run of another recipe'} ({'; '.join(texts)})", fix)
+        Problem(
+            str(where),
+            refused[0],
+            f"{what or 'holds a run of another recipe'} ({'; '.join(texts)})",
+            fix,
+        )
     )

@@ -30,17 +30,23 @@ class Consumption:
     """Counts of the documents that this process trained, by row of the prepared data."""
 
     def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
-        device = torch.device("cpu") if device.type == "mps" else device  # which lacks some operations on integers
+        device = (
+            torch.device("cpu") if device.type == "mps" else device
+        )  # which lacks some operations on integers
         self._stored = data.folder / "train.arrow"
         self._sources = [display_path(Path(source.path)) for source in recipe.data.datasets]
         self._factors = torch.from_numpy(multipliers(data.summary["train"]["longest"])).to(device)
         rows = torch.from_numpy(data.fingerprints)
-        self.fingerprint = hashlib.sha256(rows.numpy().tobytes()).hexdigest()  # of all rows, in their order
+        self.fingerprint = hashlib.sha256(
+            rows.numpy().tobytes()
+        ).hexdigest()  # of all rows, in their order
         self._keys, self._occurrences = torch.unique(rows, return_counts=True)
         self._keys = self._keys.to(device)
         # The last one counts documents that are no row.
         self._counts = torch.zeros(len(self._keys) + 1, dtype=torch.int64, device=device)
-        self.step: list[torch.Tensor] = []  # of each micro-step since the last optimizer step, the places in `_keys`
+        self.step: list[
+            torch.Tensor
+        ] = []  # of each micro-step since the last optimizer step, the places in `_keys`
 
     def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
         """Count a batch as the model gets it, padded or flattened. Stays on its device and never waits for it."""
@@ -48,17 +54,26 @@ class Consumption:
         inputs = {name: one.to(self._counts.device) for name, one in tensors.items()}
         ids, labels = inputs["input_ids"], inputs["labels"]
         real = inputs.get("attention_mask", torch.ones_like(ids))
-        positions = inputs.get("position_ids", torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
+        positions = inputs.get(
+            "position_ids", torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        )
         documents = (positions == 0).flatten().cumsum(0) - 1
         found = self._fingerprints(ids, labels, positions, documents, real)
         places = torch.searchsorted(self._keys, found).clamp(max=len(self._keys) - 1)
         places = places.where(self._keys[places] == found, len(self._keys))
         # Without a trained label it is padding, no document.
-        trained = torch.zeros_like(places).index_add_(0, documents, (labels != IGNORE_INDEX).flatten().long()) > 0
+        trained = (
+            torch.zeros_like(places).index_add_(
+                0, documents, (labels != IGNORE_INDEX).flatten().long()
+            )
+            > 0
+        )
         self._counts.index_add_(0, places, trained.long())
         self.step.append(places.where(trained, len(self._keys)))
 
-    def _fingerprints(self, ids: Any, labels: Any, positions: Any, documents: Any, real: Any) -> torch.Tensor:
+    def _fingerprints(
+        self, ids: Any, labels: Any, positions: Any, documents: Any, real: Any
+    ) -> torch.Tensor:
         """One number for each document, in as many places as there are tokens."""
         factors = self._factors[positions.clamp(max=len(self._factors) - 1)]
         terms = ((ids.long() + 1) * factors[..., 0] + labels.long() * factors[..., 1]) * real.long()
@@ -91,7 +106,10 @@ class Consumption:
     def account(self, total: torch.Tensor, epochs: float) -> dict[str, Any]:
         """What `consumption.json` says. In a broken epoch a row is due once more or not."""
         counts, epochs = total[:-1], round(epochs, 6)
-        over, under = counts - math.ceil(epochs) * self._occurrences, math.floor(epochs) * self._occurrences - counts
+        over, under = (
+            counts - math.ceil(epochs) * self._occurrences,
+            math.floor(epochs) * self._occurrences - counts,
+        )
         odd = ((over > 0) | (under > 0)).nonzero().flatten()[:SHOWN].tolist()
         return {
             "epochs": epochs,
@@ -100,7 +118,10 @@ class Consumption:
             "repeated": int(over.clamp(min=0).sum()),
             "left_out": int(under.clamp(min=0).sum()),
             "not_in_the_data": int(total[-1]),
-            "shown": [{"row": name, "trained": int(counts[place])} for place, name in self.names(odd).items()],
+            "shown": [
+                {"row": name, "trained": int(counts[place])}
+                for place, name in self.names(odd).items()
+            ],
         }
 
     def names(self, places: Sequence[int]) -> dict[int, str]:
@@ -109,12 +130,20 @@ class Consumption:
         found: dict[int, str] = {}
         with pa.memory_map(str(self._stored)) as file, pa.ipc.open_stream(file) as batches:
             for batch in batches if wanted else ():
-                keys, sources, rows = (np.asarray(batch.column(name)) for name in ("fingerprint", "source", "row"))
+                keys, sources, rows = (
+                    np.asarray(batch.column(name)) for name in ("fingerprint", "source", "row")
+                )
                 for index in np.flatnonzero(np.isin(keys, list(wanted))):
-                    found.setdefault(wanted[keys[index]], place(self._sources[sources[index]], int(rows[index])))
+                    found.setdefault(
+                        wanted[keys[index]], place(self._sources[sources[index]], int(rows[index]))
+                    )
         return found
 
     def rows_of_step(self, guilty: Sequence[bool]) -> list[str]:
         """Names of the rows in this step's guilty micro-steps, over all ranks; every rank must ask."""
-        places = [one.unique().tolist() for one, wrong in zip(self.step, guilty, strict=True) if wrong]
-        return list(self.names(gather_object([place for some in places for place in some])).values())
+        places = [
+            one.unique().tolist() for one, wrong in zip(self.step, guilty, strict=True) if wrong
+        ]
+        return list(
+            self.names(gather_object([place for some in places for place in some])).values()
+        )

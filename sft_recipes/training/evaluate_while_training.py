@@ -17,13 +17,19 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.trainer import GenerationMetrics, RecipeTrainer
 
 
-def generation_metrics(recipe: Recipe, labeller: Labeller, data: PreparedData, model: Any) -> GenerationMetrics | None:
+def generation_metrics(
+    recipe: Recipe, labeller: Labeller, data: PreparedData, model: Any
+) -> GenerationMetrics | None:
     """A function of the model for `RecipeTrainer`, or None where nothing is to be generated.
 
     Raises InputError for prompts that `model` has no room for: now, not at the first evaluation.
     """
     settings = recipe.evaluation
-    wanted = settings.during_training and settings.rows > 0 and recipe.training.get("eval_strategy", "no") != "no"
+    wanted = (
+        settings.during_training
+        and settings.rows > 0
+        and recipe.training.get("eval_strategy", "no") != "no"
+    )
     examples = _fixed_examples(recipe, labeller, data) if wanted else []
     if not examples:
         return None
@@ -42,7 +48,11 @@ def generation_metrics(recipe: Recipe, labeller: Labeller, data: PreparedData, m
             progress=False,
         )
         found = {name: one.value for name, one in evaluation.metrics.items()}
-        return {name: float(value or 0) for name, value in found.items() if rehearsal or value is not None}
+        return {
+            name: float(value or 0)
+            for name, value in found.items()
+            if rehearsal or value is not None
+        }
 
     return metrics
 
@@ -54,21 +64,38 @@ def rehearse_evaluation(trainer: RecipeTrainer) -> None:
     that no evaluation gives.
     """
     rows: Any = trainer.eval_dataset
-    some = rows.select(range(min(len(rows), trainer.args.eval_batch_size * trainer.args.world_size)))
+    some = rows.select(
+        range(min(len(rows), trainer.args.eval_batch_size * trainer.args.world_size))
+    )
     generate: Any = trainer.generation_metrics
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        loop = trainer.evaluation_loop(trainer.get_eval_dataloader(some), "rehearsal", prediction_loss_only=True)
-        names = {*(loop.metrics or {}), "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
-        names |= {f"eval_{name}" for name in generate(trainer.model, rehearsal=True)} if generate else set()
+        loop = trainer.evaluation_loop(
+            trainer.get_eval_dataloader(some), "rehearsal", prediction_loss_only=True
+        )
+        names = {
+            *(loop.metrics or {}),
+            "eval_runtime",
+            "eval_samples_per_second",
+            "eval_steps_per_second",
+        }
+        names |= (
+            {f"eval_{name}" for name in generate(trainer.model, rehearsal=True)}
+            if generate
+            else set()
+        )
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ProgressCallback):
-            callback.on_predict(trainer.args, trainer.state, trainer.control)  # closes the bar of this evaluation
+            callback.on_predict(
+                trainer.args, trainer.state, trainer.control
+            )  # closes the bar of this evaluation
     trainer._metrics["eval"].clear()
     trainer.model_wrapped.train()
     best = "eval_" + str(trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
     if best not in names:
         fix = f"use one of {', '.join(sorted(names))}"
-        raise InputError(Problem("recipe", "metric_for_best_model", f"no evaluation gives {best!r}", fix))
+        raise InputError(
+            Problem("recipe", "metric_for_best_model", f"no evaluation gives {best!r}", fix)
+        )
 
 
 def _fixed_examples(recipe: Recipe, labeller: Labeller, data: PreparedData) -> Sequence[Example]:
@@ -76,5 +103,7 @@ def _fixed_examples(recipe: Recipe, labeller: Labeller, data: PreparedData) -> S
     found: Sequence[Example] = data.eval_examples
     if recipe.evaluation.data is not None:
         found = read_held_out([recipe.evaluation.data], recipe.data)
-    answered = [example for example in found if example.text is None and example.messages[-1].get("content")]
+    answered = [
+        example for example in found if example.text is None and example.messages[-1].get("content")
+    ]
     return [labeller.for_template(example) for example in answered[: recipe.evaluation.rows]]

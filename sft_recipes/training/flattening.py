@@ -21,7 +21,10 @@ def keeps_rows_apart(model: Any, pad_token_id: int) -> bool:
     collator = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=True)
     size = model.get_input_embeddings().weight.shape[0]
     second = [index % size for index in (5, 3, 9, 4, 7)]
-    firsts = ([index % size for index in (2, 8, 6, 3, 5, 9)], [index % size for index in (7, 1, 4, 9, 8, 2)])
+    firsts = (
+        [index % size for index in (2, 8, 6, 3, 5, 9)],
+        [index % size for index in (7, 1, 4, 9, 8, 2)],
+    )
     was_training = model.training
     model.eval()
     logits = []
@@ -46,9 +49,13 @@ def flattening_pays(model: Any, rows: Dataset, batch_size: int) -> bool:
     body = model.num_parameters(exclude_embeddings=True)
     attention = 4 * config.hidden_size * config.num_hidden_layers
     generator = np.random.default_rng(0)
-    picked = rows.select(generator.integers(len(rows), size=64 * batch_size)).with_format("arrow")[:]
+    picked = rows.select(generator.integers(len(rows), size=64 * batch_size)).with_format("arrow")[
+        :
+    ]
     # As floats: operations of a real model do not fit the integers of the column.
-    lengths = np.asarray(picked.column("input_ids").combine_chunks().value_lengths(), dtype=np.float64)
+    lengths = np.asarray(
+        picked.column("input_ids").combine_chunks().value_lengths(), dtype=np.float64
+    )
     lengths = lengths.reshape(64, batch_size)
     longest, total = lengths.max(axis=1), lengths.sum(axis=1)
     padded = 2 * body * longest * batch_size + attention * batch_size * longest**2

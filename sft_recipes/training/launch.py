@@ -22,7 +22,11 @@ from sft_recipes.training.run_lock import lock_holder, require_unlocked
 
 
 def launch_training(
-    recipe: Path, name: str, num_processes: int | None, overrides: Sequence[str], allow_changed: Sequence[str] = ()
+    recipe: Path,
+    name: str,
+    num_processes: int | None,
+    overrides: Sequence[str],
+    allow_changed: Sequence[str] = (),
 ) -> int:
     """Launch and wait. Launchers turn exit codes into 1, so the code comes from `run_state.json` where it says more."""
     config = launch_config(name)
@@ -35,9 +39,20 @@ def launch_training(
     kind = settings.get("distributed_type")
     if (num_processes or settings["num_processes"]) > 1 and kind in ("NO", False, "MULTI_CPU"):
         what = f"accelerate starts one process for distributed_type {kind}, whatever is asked"
-        raise InputError(Problem(str(config), "distributed_type", what, "use MULTI_GPU, on CPUs with use_cpu: true"))
+        raise InputError(
+            Problem(
+                str(config), "distributed_type", what, "use MULTI_GPU, on CPUs with use_cpu: true"
+            )
+        )
     command = [
-        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)),
+        *(
+            sys.executable,
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            str(config),
+        ),
         *(("--num_processes", str(num_processes)) if num_processes else ()),
         *("-m", "sft_recipes.training.train", "--config", str(recipe)),
         *overrides,
@@ -55,7 +70,9 @@ def launch_training(
         else:
             os.killpg(process.pid, number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {
+        number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         code = process.wait()
     finally:

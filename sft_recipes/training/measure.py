@@ -42,8 +42,18 @@ def measure_steps(
     """
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {"max_steps": steps + WARM_UP, "eval_strategy": "no", "save_strategy": "no", "report_to": "none"}
-        quiet |= {"output_dir": folder, "disable_tqdm": True, "load_best_model_at_end": False, "eval_on_start": False}
+        quiet = {
+            "max_steps": steps + WARM_UP,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "report_to": "none",
+        }
+        quiet |= {
+            "output_dir": folder,
+            "disable_tqdm": True,
+            "load_best_model_at_end": False,
+            "eval_on_start": False,
+        }
         short = dataclasses.replace(recipe, training={**recipe.training, **quiet})
         trainer = build_trainer(short, labeller, data)
         trainer.add_callback(clock)
@@ -52,7 +62,9 @@ def measure_steps(
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     else:  # the kernel counts in KiB, on macOS in bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
     return {
         "measured seconds a step": f"{seconds:.3g}",
         "measured hours for all steps": f"{seconds * planned / 3600:.3g}",

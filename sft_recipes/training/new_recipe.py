@@ -92,7 +92,9 @@ class _Look:
         """What a recipe loses with this `max_length`: the larger share, of trained tokens or of rows (`ledger.py`)."""
         kept = sum(row.trained_tokens for row in self.rows if len(row.ids) <= max_length)
         total = self.ledger.trained_tokens_kept + self.ledger.trained_tokens_lost
-        dropped = self.ledger.rows_dropped / max(self.ledger.rows_kept + self.ledger.rows_dropped, 1)
+        dropped = self.ledger.rows_dropped / max(
+            self.ledger.rows_kept + self.ledger.rows_dropped, 1
+        )
         return max(1 - kept / total, dropped)
 
 
@@ -104,8 +106,12 @@ def write_recipe(request: RecipeRequest, progress: bool = True) -> NewRecipe:
     """
     path = request.output / "recipe.yaml"
     if path.is_symlink() or (path.exists() and not request.force):
-        raise InputError(Problem(str(path), "", "exists already", "choose another --output, or add --force"))
-    settings = make_data_recipe(request.data, {**request.options, "on_bad_rows": "skip", "max_rejected": 1.0})
+        raise InputError(
+            Problem(str(path), "", "exists already", "choose another --output, or add --force")
+        )
+    settings = make_data_recipe(
+        request.data, {**request.options, "on_bad_rows": "skip", "max_rejected": 1.0}
+    )
     renderer = open_renderer(request.model, settings.template)
     labeller = Labeller(renderer, LabelSettings(max_length=None), longest_text=LONGEST_MEASURED)
     rejects = RejectLog(settings.data)
@@ -122,17 +128,27 @@ def _look(labeller: Labeller, data: DataSettings, rejects: RejectLog, progress: 
     source = data.datasets[0]
     look = _Look(SourceLedger(source.path, source.split))
     examples = islice(iter_examples(source, data, rejects=rejects), LOOKED_AT)
-    with tqdm(examples, f"reading {Path(source.path).name}", unit=" rows", disable=not progress, leave=False) as bar:
+    with tqdm(
+        examples,
+        f"reading {Path(source.path).name}",
+        unit=" rows",
+        disable=not progress,
+        leave=False,
+    ) as bar:
         for batch, labelled in Workers(labeller.label).map(batches(bar)):
             look.add(labeller, batch, labelled)
     if not look.rows:
-        reasons = "; ".join(f"{reason}: {places[0]}" for reason, places in look.ledger.places.items())
+        reasons = "; ".join(
+            f"{reason}: {places[0]}" for reason, places in look.ledger.places.items()
+        )
         fix = f"look at its rows: sft-recipes audit {source.path}"
         raise InputError(Problem(source.path, "", f"no row can be trained ({reasons})", fix))
     return look
 
 
-def _values(request: RecipeRequest, renderer: ChatRenderer, look: _Look, rejects: RejectLog) -> dict[str, Any]:
+def _values(
+    request: RecipeRequest, renderer: ChatRenderer, look: _Look, rejects: RejectLog
+) -> dict[str, Any]:
     """What the recipe's text is made of."""
     source = request.data
     lengths = sorted(len(row.ids) for row in look.rows)
@@ -149,7 +165,9 @@ def _values(request: RecipeRequest, renderer: ChatRenderer, look: _Look, rejects
         "data_name": Path(source).name,
         "format": request.options.get("format") or rejects.formats[source],
         "options": {key: value for key, value in request.options.items() if key != "format"},
-        "column_mapping": request.options.get("column_mapping") or rejects.recognised.get(source) or {},
+        "column_mapping": request.options.get("column_mapping")
+        or rejects.recognised.get(source)
+        or {},
         "unused_columns": rejects.unused_columns[source],
         "model": _yaml_path(request.model, request.output),
         "own_template": renderer.has_own_template,
@@ -183,11 +201,17 @@ def _notes(values: Mapping[str, Any]) -> list[str]:
     """What a user has to know before training, in words."""
     notes: list[str] = []
     if values["rejected"]:
-        notes.append(f"{values['rejected']} rows are broken: on_bad_rows: skip leaves them out and lists them")
+        notes.append(
+            f"{values['rejected']} rows are broken: on_bad_rows: skip leaves them out and lists them"
+        )
     if values["max_lost"]:
-        notes.append(f"{values['lost']:.0%} of what could be trained is lost: max_lost: {values['max_lost']}")
+        notes.append(
+            f"{values['lost']:.0%} of what could be trained is lost: max_lost: {values['max_lost']}"
+        )
     if values["strip_end"]:
-        notes.append("answers end in the text of an end token: control_tokens: strip_end takes it off")
+        notes.append(
+            "answers end in the text of an end token: control_tokens: strip_end takes it off"
+        )
     return notes
 
 

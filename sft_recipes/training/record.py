@@ -16,7 +16,9 @@ from sft_recipes.errors import Preempted, SFTRecipesError
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import accumulation_steps, launched_processes
 
-_LIBRARIES = "torch transformers trl peft accelerate datasets tokenizers bitsandbytes deepspeed".split()
+_LIBRARIES = (
+    "torch transformers trl peft accelerate datasets tokenizers bitsandbytes deepspeed".split()
+)
 
 
 def record_start(recipe: Recipe, allowed_changes: Mapping[str, Any]) -> None:
@@ -42,7 +44,9 @@ def record_state(recipe: Recipe, state: str, **details: Any) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     before = run_folder.read_state(recipe.output_dir)
     kept = {"allowed_changes": before.get("allowed_changes", {})}
-    run_folder.write_json(recipe.output_dir / run_folder.RUN_STATE, {"state": state, "time": now, **kept, **details})
+    run_folder.write_json(
+        recipe.output_dir / run_folder.RUN_STATE, {"state": state, "time": now, **kept, **details}
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -61,7 +65,9 @@ def environment() -> dict[str, Any]:
 
 def run_facts(recipe: Recipe, processes: int, data: str) -> dict[str, Any]:
     """What a checkpoint's manifest says about its run; `data` is the fingerprint of the rows to train."""
-    batch = int(recipe.training.get("per_device_train_batch_size", 8)) * accumulation_steps(recipe, processes)
+    batch = int(recipe.training.get("per_device_train_batch_size", 8)) * accumulation_steps(
+        recipe, processes
+    )
     seed = int(recipe.training.get("seed", 42))
     rows = {"data": data, "world_size": processes, "global_batch_size": batch * processes}
     return {**rows, "seed": seed, "versions": environment()["versions"]}

@@ -31,7 +31,10 @@ def run_lock(folder: Path) -> Iterator[None]:
         with path.open("x", encoding="utf-8") as file:
             json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
     except OSError as error:  # also where another process took it a moment ago
-        what, fix = f"{path.name} cannot be written ({error.strerror})", "choose a folder that can be, start one run"
+        what, fix = (
+            f"{path.name} cannot be written ({error.strerror})",
+            "choose a folder that can be, start one run",
+        )
         raise InputError(Problem(str(folder), "output_dir", what, fix)) from error
     try:
         yield
@@ -44,13 +47,17 @@ def lock_holder(folder: Path) -> tuple[int, str] | None:
     path = folder / run_folder.LOCK
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8") or '{"pid": 0, "host": "a host it did not name"}')
+    content = json.loads(
+        path.read_text(encoding="utf-8") or '{"pid": 0, "host": "a host it did not name"}'
+    )
     here, age = content["host"] == socket.gethostname(), time.time() - path.stat().st_mtime
     # A restarted container may give this process the number of the one that held the lock.
     ended = not psutil.pid_exists(content["pid"]) or content["pid"] == os.getpid()
     if not ended if here else age < STALE_SECONDS:
         return content["pid"], content["host"]
-    print(f"{path} of process {content['pid']} on {content['host']} is stale, last touched {age:.0f} s ago")
+    print(
+        f"{path} of process {content['pid']} on {content['host']} is stale, last touched {age:.0f} s ago"
+    )
     return None
 
 

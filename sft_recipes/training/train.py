@@ -32,7 +32,12 @@ from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.release.hub import push_after_training
 from sft_recipes.release.model_card import write_card
 from sft_recipes.training.announce import banner, next_steps
-from sft_recipes.training.arguments import check_settings, has_accelerator, launched_processes, sft_config
+from sft_recipes.training.arguments import (
+    check_settings,
+    has_accelerator,
+    launched_processes,
+    sft_config,
+)
 from sft_recipes.training.callbacks import LogWriter, Preemption
 from sft_recipes.training.checkpoints import check_contract, check_same_run, newest_checkpoint
 from sft_recipes.training.consumption import Consumption
@@ -55,16 +60,23 @@ def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
     process = _process(recipe)
     before = on_main(lambda: check_same_run(recipe, allow_changed))
     if before.get("state") == "finished":
-        process.print(f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do.")
+        process.print(
+            f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do."
+        )
         return recipe.output_dir
-    with contextlib.ExitStack() as to_the_end, Preemption(recipe.output_dir / run_folder.LOCK) as preemption:
+    with (
+        contextlib.ExitStack() as to_the_end,
+        Preemption(recipe.output_dir / run_folder.LOCK) as preemption,
+    ):
         on_main(lambda: to_the_end.enter_context(run_lock(recipe.output_dir)))
         if process.is_main_process:
             record_start(recipe, before.get("allowed_changes", {}))
 
         labeller = open_labeller(recipe)
         folder = recipe.output_dir / run_folder.PREPARED
-        on_main(lambda: write_prepared(recipe, labeller, folder))  # the others neither read nor hash the sources
+        on_main(
+            lambda: write_prepared(recipe, labeller, folder)
+        )  # the others neither read nor hash the sources
         data = load_prepared(recipe, folder)
         checks = check_template(labeller, data.check_examples)
         require(checks)
@@ -83,13 +95,19 @@ def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except pickle.UnpicklingError as error:
-            raise TrainingFault(f"{checkpoint} holds code, which is not run: {error}. Fix: remove it.") from error
+            raise TrainingFault(
+                f"{checkpoint} holds code, which is not run: {error}. Fix: remove it."
+            ) from error
         if preemption.agreed:
-            raise Preempted(f"stopped by a signal; checkpoint-{trainer.state.global_step} is sealed. Run it to go on.")
+            raise Preempted(
+                f"stopped by a signal; checkpoint-{trainer.state.global_step} is sealed. Run it to go on."
+            )
         return save(recipe, trainer, consumption)
 
 
-def _resume_from(recipe: Recipe, facts: Mapping[str, Any], allow_changed: Sequence[str]) -> Path | None:
+def _resume_from(
+    recipe: Recipe, facts: Mapping[str, Any], allow_changed: Sequence[str]
+) -> Path | None:
     """The checkpoint to resume from, if there is one; what may differ from it is recorded."""
     checkpoint = newest_checkpoint(recipe.output_dir)
     if checkpoint is not None and (changes := check_contract(checkpoint, facts, allow_changed)):
@@ -129,7 +147,9 @@ def _flatten(recipe: Recipe, model: Any, renderer: ChatRenderer, data: PreparedD
     """Whether batches are flattened to one sequence without padding; a recipe that packs must be able to."""
     asked = bool(recipe.training.get("packing") or recipe.training.get("padding_free"))
     batch_size = int(recipe.training.get("per_device_train_batch_size", 8))
-    if not asked and (has_accelerator() or batch_size < 2 or recipe.training.get("padding_free") is False):
+    if not asked and (
+        has_accelerator() or batch_size < 2 or recipe.training.get("padding_free") is False
+    ):
         return False
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return asked
@@ -144,10 +164,14 @@ def _flatten(recipe: Recipe, model: Any, renderer: ChatRenderer, data: PreparedD
 def _process(recipe: Recipe) -> PartialState:
     """This process among those launched; refuses a launch whose processes do not know of one another."""
     use_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
-    timeout = timedelta(seconds=int(recipe.training.get("ddp_timeout", 1800)))  # transformers' default
+    timeout = timedelta(
+        seconds=int(recipe.training.get("ddp_timeout", 1800))
+    )  # transformers' default
     process = PartialState(cpu=use_cpu, timeout=timeout)
     if process.num_processes != launched_processes():
-        what = f"{launched_processes()} processes were launched, {process.num_processes} work together"
+        what = (
+            f"{launched_processes()} processes were launched, {process.num_processes} work together"
+        )
         fix = "use a config from accelerate_configs/; on CPU one with distributed_type: MULTI_GPU and use_cpu: true"
         raise InputError(Problem("launch", "num_processes", what, fix))
     return process
@@ -155,14 +179,23 @@ def _process(recipe: Recipe) -> PartialState:
 
 def check_active(recipe: Recipe, trainer: Any) -> None:
     """Raise InputError if a strategy that was asked for is not what the trainer is about to run."""
-    asked = {name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")}
+    asked = {
+        name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")
+    }
     active = {name: getattr(trainer, f"is_{name.lower()}_enabled") for name in asked}
-    asked |= {f"{bits}-bit weights": bool(recipe.model.get(f"load_in_{bits}bit")) for bits in (4, 8)}
-    active |= {f"{bits}-bit weights": getattr(trainer.model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8)}
+    asked |= {
+        f"{bits}-bit weights": bool(recipe.model.get(f"load_in_{bits}bit")) for bits in (4, 8)
+    }
+    active |= {
+        f"{bits}-bit weights": getattr(trainer.model, f"is_loaded_in_{bits}bit", False)
+        for bits in (4, 8)
+    }
     for name in asked:
         if asked[name] != bool(active[name]):
             what = f"{name}: asked for {asked[name]}, active {bool(active[name])}"
-            raise InputError(Problem(recipe.name, "launch", what, "launch with another of accelerate_configs/"))
+            raise InputError(
+                Problem(recipe.name, "launch", what, "launch with another of accelerate_configs/")
+            )
 
 
 def save(recipe: Recipe, trainer: RecipeTrainer, consumption: Consumption) -> Path:
@@ -193,7 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe: Recipe | None = None
     try:
         if not path:
-            raise InputError(Problem("command line", "--config", "is missing", "add --config RECIPE.yaml"))
+            raise InputError(
+                Problem("command line", "--config", "is missing", "add --config RECIPE.yaml")
+            )
         recipe = load_recipe(str(path), values)
         train(recipe, allowed)
         if int(os.environ.get("RANK", "0")) == 0:

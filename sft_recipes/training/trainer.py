@@ -52,19 +52,29 @@ class RecipeTrainer(SFTTrainer):
         # Transformers would remove any folder with a checkpoint's name, and only look at its time.
         self._keep_checkpoints, self.args.save_total_limit = self.args.save_total_limit, None
         self.trained_positions_only = self._can_skip_untrained_positions()
-        self._finite_losses: list[torch.Tensor] = []  # of each micro-step since the last optimizer step
+        self._finite_losses: list[
+            torch.Tensor
+        ] = []  # of each micro-step since the last optimizer step
         self._sum_at_start: torch.Tensor | None = None
-        self._first_step: tuple[float, int] | None = None  # when this process began its first step, and which it was
+        self._first_step: tuple[float, int] | None = (
+            None  # when this process began its first step, and which it was
+        )
         self.generation_seconds: list[float] = []
 
     def secure(
-        self, facts: Mapping[str, Any], preemption: Preemption, consumption: Consumption, checkpoint: Path | None
+        self,
+        facts: Mapping[str, Any],
+        preemption: Preemption,
+        consumption: Consumption,
+        checkpoint: Path | None,
     ) -> None:
         """Before `train()`: what its checkpoints say, what ends it early, what counts rows, from `checkpoint` on."""
         self.facts, self.preemption, self.consumption = facts, preemption, consumption
         self.add_callback(preemption)
         if checkpoint is not None:
-            self._total_train_tokens = consumption.load(checkpoint, self.accelerator.is_main_process)
+            self._total_train_tokens = consumption.load(
+                checkpoint, self.accelerator.is_main_process
+            )
 
     @property
     def _core(self) -> Any:
@@ -102,8 +112,12 @@ class RecipeTrainer(SFTTrainer):
         head = self._core.get_output_embeddings()
         with head.register_forward_pre_hook(lambda _, hidden: (hidden[0][trained], *hidden[1:])):
             outputs = model(**passed_on, use_cache=False)
-        total = F.cross_entropy(outputs.logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
-        count = (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        total = F.cross_entropy(
+            outputs.logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        count = (
+            (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        )
         loss = total / torch.as_tensor(count).clamp(min=1)
         # As in TRL: the count is over all ranks, and DDP averages gradients over them.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -111,20 +125,30 @@ class RecipeTrainer(SFTTrainer):
         self._record_metrics(inputs, outputs.logits, targets)
         return (loss, outputs) if return_outputs else loss
 
-    def _record_metrics(self, inputs: Mapping[str, Any], logits: torch.Tensor, targets: torch.Tensor) -> None:
+    def _record_metrics(
+        self, inputs: Mapping[str, Any], logits: torch.Tensor, targets: torch.Tensor
+    ) -> None:
         """The numbers TRL logs beside the loss: token accuracy and tokens seen."""
         mode = "train" if self._core.training else "eval"
         trained = targets != IGNORE_INDEX
         correct = ((logits.detach().argmax(dim=-1) == targets) & trained).sum()
-        tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+        tokens = (
+            inputs["attention_mask"].sum()
+            if "attention_mask" in inputs
+            else inputs["input_ids"].numel()
+        )
         counts = torch.tensor([int(correct), int(trained.sum()), int(tokens)], device=logits.device)
         counts = self.accelerator.gather_for_metrics(counts[None]).sum(dim=0)
-        self._metrics[mode]["mean_token_accuracy"].append((counts[0] / counts[1].clamp(min=1)).item())
+        self._metrics[mode]["mean_token_accuracy"].append(
+            (counts[0] / counts[1].clamp(min=1)).item()
+        )
         if mode == "train":
             self._total_train_tokens += int(counts[2])
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """One micro-step; remembers its rows, and whether its loss was finite."""
         if self._first_step is None:
             self._first_step = time.monotonic(), self.state.global_step
@@ -145,7 +169,9 @@ class RecipeTrainer(SFTTrainer):
         votes[0], votes[1] = broken.any(), asked
         if self.consumption is not None:
             votes[2] = self.consumption.strangers
-        loss_broken, stop, strangers = self.accelerator.reduce(votes, reduction="sum").int().tolist()
+        loss_broken, stop, strangers = (
+            self.accelerator.reduce(votes, reduction="sum").int().tolist()
+        )
         if strangers:
             raise TrainingFault(
                 f"step {self.state.global_step + 1}: {strangers} rows in it have other ids or labels than prepared "
@@ -155,7 +181,9 @@ class RecipeTrainer(SFTTrainer):
         # With fp16 an infinite norm is routine: the loss scaler leaves the step out and lowers its scale.
         scaled = norm is None or self.accelerator.mixed_precision == "fp16"
         if loss_broken or not (scaled or bool(torch.isfinite(torch.as_tensor(norm)).all())):
-            self._refuse_step("loss" if loss_broken else "gradient norm", broken | (not loss_broken))
+            self._refuse_step(
+                "loss" if loss_broken else "gradient norm", broken | (not loss_broken)
+            )
         self._finite_losses.clear()
         if self.consumption is not None:
             self.consumption.step.clear()
@@ -165,8 +193,14 @@ class RecipeTrainer(SFTTrainer):
 
     def _refuse_step(self, what: str, guilty: torch.Tensor) -> None:
         # DeepSpeed's engine steps inside backward, before this is called.
-        taken = "This run ends and" if self.is_deepspeed_enabled else "No weight was changed by this step and"
-        rows = self.consumption.rows_of_step(guilty.tolist()) if self.consumption is not None else []
+        taken = (
+            "This run ends and"
+            if self.is_deepspeed_enabled
+            else "No weight was changed by this step and"
+        )
+        rows = (
+            self.consumption.rows_of_step(guilty.tolist()) if self.consumption is not None else []
+        )
         raise TrainingFault(
             f"step {self.state.global_step + 1}: the {what} is not finite. {taken} nothing was saved. "
             f"Its {len(rows)} rows: {', '.join(rows[:SHOWN_ROWS])}{' ...' * (len(rows) > SHOWN_ROWS)}. "
@@ -177,24 +211,45 @@ class RecipeTrainer(SFTTrainer):
         """Over what is trained, of this rank's part where it is partitioned. No weight that is not finite hides in it,
         and no update leaves it as it was.
         """
-        parts = [getattr(one, "ds_tensor", one).detach() for one in self._core.parameters() if one.requires_grad]
+        parts = [
+            getattr(one, "ds_tensor", one).detach()
+            for one in self._core.parameters()
+            if one.requires_grad
+        ]
         parts = [one.to_local() if hasattr(one, "to_local") else one for one in parts]
-        exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64  # which MPS has not
-        return torch.stack([one.sum(dtype=exact).to(self.accelerator.device) for one in parts]).sum()
+        exact = (
+            torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        )  # which MPS has not
+        return torch.stack(
+            [one.sum(dtype=exact).to(self.accelerator.device) for one in parts]
+        ).sum()
 
     def _require_sound_weights(self, changed: bool) -> None:
         """Raise TrainingFault on all ranks if a weight is not finite or, at the end, if all steps changed nothing."""
         now, start = self._sum_of_weights(), self._sum_at_start
-        votes = torch.stack([~now.isfinite(), torch.ones_like(now) if start is None or not changed else now != start])
+        votes = torch.stack(
+            [
+                ~now.isfinite(),
+                torch.ones_like(now) if start is None or not changed else now != start,
+            ]
+        )
         broken, any_changed = (self.accelerator.reduce(votes.float(), reduction="sum") > 0).tolist()
         if broken or not any_changed:
             what = "a weight is not finite" if broken else "no weight has changed since the start"
-            fix = "lower learning_rate or train in float32" if broken else "raise learning_rate or set dtype: float32"
-            raise TrainingFault(f"step {self.state.global_step}: {what}. Nothing was saved. Fix: {fix}.")
+            fix = (
+                "lower learning_rate or train in float32"
+                if broken
+                else "raise learning_rate or set dtype: float32"
+            )
+            raise TrainingFault(
+                f"step {self.state.global_step}: {what}. Nothing was saved. Fix: {fix}."
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's, once the weights are sound."""
-        self._require_sound_weights(changed=not _internal_call)  # early steps of a warm-up may change nothing
+        self._require_sound_weights(
+            changed=not _internal_call
+        )  # early steps of a warm-up may change nothing
         with self._written():
             super().save_model(output_dir, _internal_call=_internal_call)
 
@@ -204,7 +259,11 @@ class RecipeTrainer(SFTTrainer):
         on_main(lambda: begin_save(folder, self._bytes()))
         with self._written():
             super()._save_checkpoint(model, trial)
-            if self.consumption is not None and total is not None and self.accelerator.is_main_process:
+            if (
+                self.consumption is not None
+                and total is not None
+                and self.accelerator.is_main_process
+            ):
                 self.consumption.save(folder, total, self._total_train_tokens)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -221,7 +280,11 @@ class RecipeTrainer(SFTTrainer):
     def _bytes(self) -> int:
         """About what a checkpoint takes: all weights or the adapter's, and two moments of those that are trained."""
         sizes = [(getattr(one, "ds_numel", one.numel()), one) for one in self._core.parameters()]
-        saved = [(size, one) for size, one in sizes if one.requires_grad or not hasattr(self._core, "peft_config")]
+        saved = [
+            (size, one)
+            for size, one in sizes
+            if one.requires_grad or not hasattr(self._core, "peft_config")
+        ]
         return sum(size * (one.element_size() + 8 * one.requires_grad) for size, one in saved)
 
     @contextlib.contextmanager
@@ -231,8 +294,12 @@ class RecipeTrainer(SFTTrainer):
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
             require_space(Path(str(self.args.output_dir)), self._bytes())
-            text = f"step {self.state.global_step}: saving to {self.args.output_dir} failed: {error}"
-            raise TrainingFault(f"{text}. Earlier checkpoints are intact. Fix: mend that and run it again.") from error
+            text = (
+                f"step {self.state.global_step}: saving to {self.args.output_dir} failed: {error}"
+            )
+            raise TrainingFault(
+                f"{text}. Earlier checkpoints are intact. Fix: mend that and run it again."
+            ) from error
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation loss plus generation metrics, under the same prefix."""
@@ -240,7 +307,10 @@ class RecipeTrainer(SFTTrainer):
         if self.generation_metrics is not None and self._has_time_to_generate():
             prefix = kwargs.get("metric_key_prefix", "eval")
             started = time.monotonic()
-            generated = {f"{prefix}_{name}": value for name, value in self.generation_metrics(self.model).items()}
+            generated = {
+                f"{prefix}_{name}": value
+                for name, value in self.generation_metrics(self.model).items()
+            }
             self.generation_seconds.append(time.monotonic() - started)
             metrics.update(generated)
             self.log(generated)
@@ -258,5 +328,9 @@ class RecipeTrainer(SFTTrainer):
         spent, once = sum(self.generation_seconds), self.generation_seconds[-1]
         training = time.monotonic() - started - spent
         whole = training * (self.state.max_steps - first) / max(self.state.global_step - first, 1)
-        too_much = torch.tensor(float(spent + once > self.generation_share * (whole + spent + once)))
-        return not self.accelerator.reduce(too_much.to(self.accelerator.device), reduction="sum").item()
+        too_much = torch.tensor(
+            float(spent + once > self.generation_share * (whole + spent + once))
+        )
+        return not self.accelerator.reduce(
+            too_much.to(self.accelerator.device), reduction="sum"
+        ).item()

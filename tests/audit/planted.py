@@ -30,7 +30,9 @@ def vocabulary(size: int = 4000) -> tuple[Sequence[str], Sequence[float]]:
     """Invented words of two to four syllables, and cumulative weights as word frequencies have them."""
     random = Random(7)
     syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-    invented = dict.fromkeys("".join(random.choices(syllables, k=random.randint(2, 4))) for _ in range(2 * size))
+    invented = dict.fromkeys(
+        "".join(random.choices(syllables, k=random.randint(2, 4))) for _ in range(2 * size)
+    )
     total, weights = 0.0, []
     for rank in range(size):
         weights.append(total := total + 1 / (rank + 10))
@@ -47,7 +49,9 @@ def text(random: Random, count: int) -> str:
     )
 
 
-def example(prompt: str, response: str, row: int = 0, system: str | None = None, source: str = "rows.jsonl") -> Example:
+def example(
+    prompt: str, response: str, row: int = 0, system: str | None = None, source: str = "rows.jsonl"
+) -> Example:
     """One row of a conversation with one answer."""
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     if system is not None:
@@ -118,9 +122,13 @@ def card_number(random: Random) -> str:
 
 def secret(random: Random) -> str:
     """A key that opens nothing."""
-    key = "".join(random.choices("abcdefghijkmnopqrstuvwxyzABCDEFGHIJKLMNPQRSTUVWXYZ23456789", k=40))
+    key = "".join(
+        random.choices("abcdefghijkmnopqrstuvwxyzABCDEFGHIJKLMNPQRSTUVWXYZ23456789", k=40)
+    )
     lines = f"-----BEGIN RSA PRIVATE KEY-----\nMII{key}\n{key[::-1]}\n-----END RSA PRIVATE KEY-----"
-    return random.choice([f"hf_{key[:34]}", f"ghp_{key[:36]}", f"AKIA{key[:16].upper()}", f"sk-9{key}", lines])
+    return random.choice(
+        [f"hf_{key[:34]}", f"ghp_{key[:36]}", f"AKIA{key[:16].upper()}", f"sk-9{key}", lines]
+    )
 
 
 def personal(random: Random) -> str:
@@ -143,20 +151,31 @@ FAULTS: Mapping[str, Change] = {
         prompt,
         response + random.choice(["<|endoftext|>", "</s>\n", " <|im_end|>"]),
     ),
-    "placeholder": _whole_answer("N/A", "<nooutput>", "TODO", "[Insert answer here]", "nan", "No output."),
-    "identity": _in_answer("As an AI language model, I like it.", "I am ChatGPT.", "I was trained by OpenAI to help."),
+    "placeholder": _whole_answer(
+        "N/A", "<nooutput>", "TODO", "[Insert answer here]", "nan", "No output."
+    ),
+    "identity": _in_answer(
+        "As an AI language model, I like it.", "I am ChatGPT.", "I was trained by OpenAI to help."
+    ),
     "cutoff": _in_answer(
-        "My knowledge cutoff is 2021.", "As of my last update, it stood.", "I don't have real-time data."
+        "My knowledge cutoff is 2021.",
+        "As of my last update, it stood.",
+        "I don't have real-time data.",
     ),
     "repetition": lambda random, prompt, response: (
         prompt,
         response + random.choice([f" {text(random, 8)}" * 6, f" {'0' * 200} end."]),
     ),
-    "next_turn": _in_answer("end\nHuman: and now?", "end\n### Instruction: go on", "end\nUser: thanks"),
+    "next_turn": _in_answer(
+        "end\nHuman: and now?", "end\n### Instruction: go on", "end\nUser: thanks"
+    ),
     "answer_is_prompt": lambda _, prompt, __: (prompt, f" {prompt}"),
     "open_fence": _in_answer("```python\nprint(1)", "text\n```"),
     "dead_link": lambda random, prompt, response: (
-        prompt + random.choice(["\n\nhttps://news.net/a/1.html", "\n<image>", "\nreport.pdf", "\n[attached file]"]),
+        prompt
+        + random.choice(
+            ["\n\nhttps://news.net/a/1.html", "\n<image>", "\nreport.pdf", "\n[attached file]"]
+        ),
         response,
     ),
     "control_tokens": lambda random, prompt, response: (
@@ -173,7 +192,10 @@ FAULTS: Mapping[str, Change] = {
 def plant(clean: int = 300, each: int = 10, seed: int = 0) -> Planted:
     """`clean` rows of about 90 words plus `each` rows of every kind after them; a clean row is copied once."""
     random = Random(seed)
-    rows = [(text(random, random.randint(15, 40)), text(random, random.randint(40, 80))) for _ in range(clean)]
+    rows = [
+        (text(random, random.randint(15, 40)), text(random, random.randint(40, 80)))
+        for _ in range(clean)
+    ]
     unused = random.sample(range(clean), clean)
     rows_of: dict[str, set[int]] = {kind: set() for kind in (*COPIES, *FAULTS)}
     original = {}
@@ -185,5 +207,11 @@ def plant(clean: int = 300, each: int = 10, seed: int = 0) -> Planted:
     for kind, change in FAULTS.items():
         for _ in range(each):
             rows_of[kind].add(len(rows))
-            rows.append(change(random, text(random, random.randint(15, 40)), text(random, random.randint(40, 80))))
+            rows.append(
+                change(
+                    random,
+                    text(random, random.randint(15, 40)),
+                    text(random, random.randint(40, 80)),
+                )
+            )
     return Planted([example(*row, number) for number, row in enumerate(rows)], rows_of, original)

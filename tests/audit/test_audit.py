@@ -27,7 +27,17 @@ from tests.audit.planted import FAULTS, personal, plant, secret, text
 WriteRows = Callable[..., Path]
 
 KEYS = {
-    *("schema_version", "source", "files", "settings", "versions", "seconds", "rows_in", "rows_malformed", "rows_read"),
+    *(
+        "schema_version",
+        "source",
+        "files",
+        "settings",
+        "versions",
+        "seconds",
+        "rows_in",
+        "rows_malformed",
+        "rows_read",
+    ),
     *("findings", "passed", "waterfall", "lengths", "truncation", "duplicates", "contamination"),
     *("patterns", "diversity", "scripts", "private_data", "samples"),
 }
@@ -49,7 +59,9 @@ def audit(path: Path, **options: Any) -> dict[str, Any]:
     source = DatasetSource(str(path), format=options.pop("format", None))
     settings = DataSettings(datasets=(source,))
     labels = LabelSettings(max_length=options.pop("max_length", None))
-    return run_audit(AuditRequest(path.name, settings, labels, path.parent / "audit", progress=False, **options))
+    return run_audit(
+        AuditRequest(path.name, settings, labels, path.parent / "audit", progress=False, **options)
+    )
 
 
 def finding(content: dict[str, Any], check: str) -> dict[str, Any]:
@@ -63,7 +75,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
     """Exit code and stdout of `sft-recipes ARGUMENTS`."""
     monkeypatch.setattr("sys.argv", ["sft-recipes", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -89,20 +103,43 @@ def test_files_layout_and_report(write_rows: WriteRows, renderer: Any) -> None:
     rows = planted_rows(clean=200, each=5)
     path = write_rows([*rows, {"instruction": "x", "output": 3}], "rows.jsonl")
     same = write_rows(rows, "same.jsonl")
-    content = audit(path, renderer=renderer, max_length=300, eval_data={"e": DatasetSource(str(same))})
+    content = audit(
+        path, renderer=renderer, max_length=300, eval_data={"e": DatasetSource(str(same))}
+    )
     folder = path.parent / "audit"
-    assert json.loads((folder / "audit.json").read_text(encoding="utf-8")) == {"schema_version": 1, **content}
+    assert json.loads((folder / "audit.json").read_text(encoding="utf-8")) == {
+        "schema_version": 1,
+        **content,
+    }
     assert set(content) | {"schema_version"} == KEYS | {"smallest_max_length"}
-    assert (content["rows_in"], content["rows_malformed"], content["rows_read"]) == (len(rows) + 1, 1, len(rows))
-    assert content["files"][0]["rows"] == len(rows) + 1 and content["files"][0]["format"] == "instruction"
+    assert (content["rows_in"], content["rows_malformed"], content["rows_read"]) == (
+        len(rows) + 1,
+        1,
+        len(rows),
+    )
+    assert (
+        content["files"][0]["rows"] == len(rows) + 1
+        and content["files"][0]["format"] == "instruction"
+    )
     flagged = lines(folder / "flagged.jsonl")
-    assert {row["check"] for row in flagged} == {one["check"] for one in content["findings"]} >= {*FAULTS, "truncation"}
+    assert (
+        {row["check"] for row in flagged}
+        == {one["check"] for one in content["findings"]}
+        >= {*FAULTS, "truncation"}
+    )
     for one in content["findings"]:
         mine = [row for row in flagged if row["check"] == one["check"]]
-        assert one["count"] == len({row["index"] for row in mine}) > 0 and one["share"] == one["count"] / one["n"]
+        assert (
+            one["count"] == len({row["index"] for row in mine}) > 0
+            and one["share"] == one["count"] / one["n"]
+        )
         assert all(row["where"] == f"{path}:{row['index'] + 1}" for row in mine)
-    assert sum(step["rows"] for step in content["waterfall"]) == len(rows) + 1  # the evaluation set holds the same rows
-    assert [sample["text"] for sample in content["samples"]["dropped"]] and not content["samples"]["kept"]
+    assert (
+        sum(step["rows"] for step in content["waterfall"]) == len(rows) + 1
+    )  # the evaluation set holds the same rows
+    assert [sample["text"] for sample in content["samples"]["dropped"]] and not content["samples"][
+        "kept"
+    ]
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -133,7 +170,9 @@ def test_checks_that_passed_say_what_they_looked_for(write_rows: WriteRows, rend
     path = write_rows([instruction("Say one.", "one")])
     for limit in (None, 100):
         content = audit(path, renderer=renderer, max_length=limit)
-        assert all(one["definition"] and one["fix"] and one["count"] == 0 for one in content["passed"])
+        assert all(
+            one["definition"] and one["fix"] and one["count"] == 0 for one in content["passed"]
+        )
         assert ("truncation" in {one["check"] for one in content["passed"]}) == (limit is not None)
 
 
@@ -146,11 +185,16 @@ def test_no_secret_in_any_file_or_report(write_rows: WriteRows, renderer: Any) -
         before, after = text(random, random.randrange(40)), text(random, 60)
         filler = "x" * (random.choice([120, 300, 1000]) - len(before) - random.randint(1, 30))
         prompt = f"{before} {filler} {values[-1]} {after}"
-        rows += [instruction(prompt, f"{values[-1]} is it, {end}\n{values[-1]}") for end in ("then", "so")]
+        rows += [
+            instruction(prompt, f"{values[-1]} is it, {end}\n{values[-1]}")
+            for end in ("then", "so")
+        ]
     rows += [*rows[:5], {"instruction": values[0], "output": None}, {values[1]: values[1]}]
     path = write_rows(rows)
     content = audit(path, renderer=renderer, eval_data={"e": write_eval(path)})
-    written = "".join(file.read_text(encoding="utf-8") for file in (path.parent / "audit").iterdir())
+    written = "".join(
+        file.read_text(encoding="utf-8") for file in (path.parent / "audit").iterdir()
+    )
     assert sum(content["private_data"].values()) >= 3 * 400
     halves = {
         part
@@ -164,7 +208,9 @@ def test_no_secret_in_any_file_or_report(write_rows: WriteRows, renderer: Any) -
 def write_eval(path: Path) -> DatasetSource:
     """The first fifty rows again, as an evaluation set."""
     copy = path.with_name("eval.jsonl")
-    copy.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:50]), encoding="utf-8")
+    copy.write_text(
+        "".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:50]), encoding="utf-8"
+    )
     return DatasetSource(str(copy))
 
 
@@ -192,7 +238,9 @@ def test_malformed_rows_are_found_where_they_stand(name: str, tmp_path: Path) ->
     bad = BAD_ROWS[name]
     path = tmp_path / "train.jsonl"
     other = json.dumps(instruction("Say two.", "two"))
-    path.write_bytes(b"\n".join([GOOD.encode(), bad if isinstance(bad, bytes) else bad.encode(), other.encode()]))
+    path.write_bytes(
+        b"\n".join([GOOD.encode(), bad if isinstance(bad, bytes) else bad.encode(), other.encode()])
+    )
     content = audit(path, clean=tmp_path / "out")
     found = finding(content, "malformed")
     assert found["severity"] == "error" and found["count"] == 1 and found["n"] == 3
@@ -210,7 +258,9 @@ def test_malformed_rows_are_found_where_they_stand(name: str, tmp_path: Path) ->
         [],
     ],
 )
-def test_turns_out_of_order_are_malformed(turns: list[tuple[str, str]], write_rows: WriteRows) -> None:
+def test_turns_out_of_order_are_malformed(
+    turns: list[tuple[str, str]], write_rows: WriteRows
+) -> None:
     """Unknown roles and turns in a wrong order are errors at their line."""
     good = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     bad = [{"role": role, "content": content} for role, content in turns]
@@ -218,7 +268,9 @@ def test_turns_out_of_order_are_malformed(turns: list[tuple[str, str]], write_ro
     assert finding(audit(path), "malformed")["examples"][0]["where"] == f"{path}:2"
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", '{"instruction": "x"\n', '{"heading": "x", "note": "y"}\n'])
+@pytest.mark.parametrize(
+    "content", ["", "\n\n", '{"instruction": "x"\n', '{"heading": "x", "note": "y"}\n']
+)
 def test_nothing_to_read_is_wrong_input(content: str, tmp_path: Path) -> None:
     """An empty file, one in which no row loads, and one of no known format are refused, and nothing is written."""
     path = tmp_path / "train.jsonl"
@@ -231,11 +283,18 @@ def test_nothing_to_read_is_wrong_input(content: str, tmp_path: Path) -> None:
 ODD = {
     "one row": [instruction("Say one.", "one")],
     "all identical": [instruction("Say one.", "one")] * 50,
-    "one megabyte": [instruction("Say " + "long " * 200_000, "one"), instruction("Say it.", "x" * 100_000)],
-    "right to left": [instruction("اكتب جملة قصيرة عن البحر", f"البحر جميل {at} \u200f\u061c") for at in range(5)],
+    "one megabyte": [
+        instruction("Say " + "long " * 200_000, "one"),
+        instruction("Say it.", "x" * 100_000),
+    ],
+    "right to left": [
+        instruction("اكتب جملة قصيرة عن البحر", f"البحر جميل {at} \u200f\u061c") for at in range(5)
+    ],
     "zero width": [instruction("Say\u200b it\u200d.", "👩\u200d👩\u200d👧 yes \u2060")],
     "line separators": [instruction("Say\u2028it\u0085now.", "a\u2029b")],
-    "template text": [instruction("### Response:\n{input} {{7*7}} {x.__class__}", "{0} {instruction} %s")],
+    "template text": [
+        instruction("### Response:\n{input} {{7*7}} {x.__class__}", "{0} {instruction} %s")
+    ],
     "private use": [instruction("Say \uf5e0it\uf5e1.", "it")],
     "no words": [instruction("?", "!")],
 }
@@ -249,7 +308,10 @@ def test_odd_data_is_audited(name: str, write_rows: WriteRows, renderer: Any) ->
     content = audit(path, renderer=renderer, clean=path.parent / "out")
     assert content["rows_read"] == len(rows) and content["rows_malformed"] == 0
     dropped = {"all identical": 49}.get(name, 0)
-    assert (content["cleaned"]["kept"], content["cleaned"]["dropped"]) == (len(rows) - dropped, dropped)
+    assert (content["cleaned"]["kept"], content["cleaned"]["dropped"]) == (
+        len(rows) - dropped,
+        dropped,
+    )
     kept = lines(path.parent / "out" / KEPT)
     assert kept == rows[: len(kept)]
 
@@ -257,16 +319,24 @@ def test_odd_data_is_audited(name: str, write_rows: WriteRows, renderer: Any) ->
 def test_rows_without_labels(write_rows: WriteRows, renderer: Any) -> None:
     """Rows of which no turn may be trained are an error where a tokenizer is given, and cleaning drops them."""
     answers = [{"role": "assistant", "content": "y", "train": flag} for flag in (True, False)]
-    rows = [{"messages": [{"role": "user", "content": "x"}, answer]} for answer in (*answers, answers[1])]
+    rows = [
+        {"messages": [{"role": "user", "content": "x"}, answer]}
+        for answer in (*answers, answers[1])
+    ]
     for some, where in ((rows, "2"), (rows[1:], "1")):
         path = write_rows(some)
         content = audit(path, renderer=renderer, max_length=20)
         found = finding(content, "no_labels")
         assert found["severity"] == "error" and found["count"] == 2
-        assert found["examples"][0]["where"] == f"{path}:{where}" and content["waterfall"][1]["rows"] == 2
+        assert (
+            found["examples"][0]["where"] == f"{path}:{where}"
+            and content["waterfall"][1]["rows"] == 2
+        )
 
 
-def test_rows_beyond_max_length_are_those_of_the_forecast(write_rows: WriteRows, renderer: Any) -> None:
+def test_rows_beyond_max_length_are_those_of_the_forecast(
+    write_rows: WriteRows, renderer: Any
+) -> None:
     """At every length that a row has, the finding counts the rows that the forecast counts."""
     path = write_rows([instruction("Say it.", "one " * count) for count in range(1, 8)])
     lengths = audit(path, renderer=renderer)["lengths"]["total_tokens"]
@@ -287,7 +357,10 @@ def test_a_row_with_one_labelled_turn_is_labelled() -> None:
 def test_rows_are_numbered_over_all_files(write_rows: WriteRows) -> None:
     """Rows of a second file go on counting where the first ends, bad ones too, and are cleaned by that number."""
     good, empty = instruction("Say one.", "one"), instruction("Say two.", "</s>")
-    shards = [[good, {"output": 1}, empty], [{"output": 2}, instruction("Say three.", "three"), empty | {"input": "x"}]]
+    shards = [
+        [good, {"output": 1}, empty],
+        [{"output": 2}, instruction("Say three.", "three"), empty | {"input": "x"}],
+    ]
     for number, rows in enumerate(shards):
         path = write_rows(rows, f"data/train-0000{number}-of-00002.jsonl")
     content = audit(path.parent, clean=path.parents[1] / "out")
@@ -309,7 +382,10 @@ def test_evaluation_data_is_read_strictly(write_rows: WriteRows) -> None:
 
 def test_cleaning_loses_nothing(write_rows: WriteRows) -> None:
     """Kept and dropped rows are the input, each as it was, with its reasons; what is kept loads again."""
-    rows = [*planted_rows(clean=150, each=5), {"instruction": "x", "output": 3.0, "note": [1, None, "é"]}]
+    rows = [
+        *planted_rows(clean=150, each=5),
+        {"instruction": "x", "output": 3.0, "note": [1, None, "é"]},
+    ]
     path = write_rows(rows)
     content = audit(path, clean=path.parent / "out")
     kept, dropped = lines(path.parent / "out" / KEPT), lines(path.parent / "out" / DROPPED)
@@ -319,24 +395,34 @@ def test_cleaning_loses_nothing(write_rows: WriteRows) -> None:
     assert sorted(map(key, [*kept, *(row["row"] for row in dropped)])) == sorted(map(key, rows))
     reasons = Counter(reason for row in dropped for reason in row["reasons"])
     assert reasons == {"duplicate_row": 5, "empty_answer": 5, "malformed": 1}
-    assert {step["reason"]: step["rows"] for step in content["waterfall"] if step["rows"]} == reasons
+    assert {
+        step["reason"]: step["rows"] for step in content["waterfall"] if step["rows"]
+    } == reasons
     again = audit(path.parent / "out" / KEPT, clean=path.parent / "again")
     assert again["cleaned"]["dropped"] == 0 and again["rows_malformed"] == 0
     settings = DataSettings(datasets=(DatasetSource(str(path.parent / "out" / KEPT)),))
     examples = list(iter_examples(settings.datasets[0], settings, RejectLog(settings)))
-    assert [example.messages[-1]["content"] for example in examples] == [row["output"] for row in kept]
+    assert [example.messages[-1]["content"] for example in examples] == [
+        row["output"] for row in kept
+    ]
 
 
 @pytest.mark.parametrize("kind", ["json", "csv"])
 def test_other_file_types_are_cleaned_to_rows(kind: str, tmp_path: Path) -> None:
     """Rows of an array or a table keep all their columns; dropped ones say where they stood."""
     rows = [
-        {"instruction": f"Say {at}.", "output": "<|im_end|>" if at == 1 else f"it is {at}", "id": str(at)}
+        {
+            "instruction": f"Say {at}.",
+            "output": "<|im_end|>" if at == 1 else f"it is {at}",
+            "id": str(at),
+        }
         for at in range(4)
     ]
     path = tmp_path / f"rows.{kind}"
     cells = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
-    path.write_text(json.dumps(rows, indent=1) if kind == "json" else "\n".join(cells), encoding="utf-8")
+    path.write_text(
+        json.dumps(rows, indent=1) if kind == "json" else "\n".join(cells), encoding="utf-8"
+    )
     audit(path, clean=tmp_path / "out")
     assert lines(tmp_path / "out" / KEPT) == [row for row in rows if row["id"] != "1"]
     (dropped,) = lines(tmp_path / "out" / DROPPED)
@@ -359,7 +445,9 @@ def test_correct_short_answers_are_all_kept(write_rows: WriteRows) -> None:
         "18",
         "Science and technology",
     ]
-    rows = [instruction(f"Which is it: {text(random, 15)}?", random.choice(labels)) for _ in range(600)]
+    rows = [
+        instruction(f"Which is it: {text(random, 15)}?", random.choice(labels)) for _ in range(600)
+    ]
     rows += [instruction(f"What is {at} + {at + 1}?", str(2 * at + 1)) for at in range(300)]
     path = write_rows(rows)
     content = audit(path, clean=path.parent / "out")
@@ -381,8 +469,13 @@ def test_checks_named_decide_what_is_dropped(write_rows: WriteRows, tmp_path: Pa
     path = write_rows(planted_rows(clean=150, each=5))
     audit(path, clean=tmp_path / "out", drop=["identity", "placeholder"])
     dropped = lines(tmp_path / "out" / DROPPED)
-    assert Counter(reason for row in dropped for reason in row["reasons"]) == {"identity": 5, "placeholder": 5}
-    with pytest.raises(InputError, match=r"--drop: 'identitty' is no check. Fix: did you mean 'identity'"):
+    assert Counter(reason for row in dropped for reason in row["reasons"]) == {
+        "identity": 5,
+        "placeholder": 5,
+    }
+    with pytest.raises(
+        InputError, match=r"--drop: 'identitty' is no check. Fix: did you mean 'identity'"
+    ):
         audit(path, drop=["identitty"])
     assert set(DROPPED_CHECKS) <= set(CHECKS)
 
@@ -408,16 +501,29 @@ def test_overlap_with_the_recipes_own_split(
 
 
 def test_command_on_data(
-    write_rows: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_rows: WriteRows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Without findings that are errors the code is 0; the verdict is short and names rows by file and line."""
     monkeypatch.chdir(tmp_path)
     write_rows([*planted_rows(clean=100, each=2)], "rows.jsonl")
     code, out = run(monkeypatch, capsys, "audit", "rows.jsonl", "--clean", "out")
-    assert code == 0 and (tmp_path / "audit-rows" / "audit.json").is_file() and (tmp_path / "out" / KEPT).is_file()
+    assert (
+        code == 0
+        and (tmp_path / "audit-rows" / "audit.json").is_file()
+        and (tmp_path / "out" / KEPT).is_file()
+    )
     printed = out.strip().splitlines()
-    assert len(printed) <= 10 and "rows.jsonl:" in printed[1] and "report: audit-rows/report.html" in out
-    code, out = run(monkeypatch, capsys, "audit", "rows.jsonl", "--eval_data", "rows.jsonl", "--output", "other")
+    assert (
+        len(printed) <= 10
+        and "rows.jsonl:" in printed[1]
+        and "report: audit-rows/report.html" in out
+    )
+    code, out = run(
+        monkeypatch, capsys, "audit", "rows.jsonl", "--eval_data", "rows.jsonl", "--output", "other"
+    )
     assert code == 1 and (tmp_path / "other" / "flagged.jsonl").is_file() and "error: " in out
     code, _ = run(monkeypatch, capsys, "audit", "missing.jsonl")
     assert code == 2

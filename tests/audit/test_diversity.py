@@ -39,7 +39,9 @@ def test_distinct_ngrams_have_a_fixed_budget() -> None:
         "distinct_2": 2 / 9_999,
         "distinct_3": 2 / 9_998,
     }
-    assert distinct_ngrams(few)["distinct_2"] == pytest.approx(distinct_ngrams(many)["distinct_2"], abs=0.02)
+    assert distinct_ngrams(few)["distinct_2"] == pytest.approx(
+        distinct_ngrams(many)["distinct_2"], abs=0.02
+    )
 
 
 def test_the_reference_is_less_varied() -> None:
@@ -56,12 +58,20 @@ def test_openers_count_longer_turns_only() -> None:
         (5, "Sure, here is the"),
     ]
     summary, frequent = openers([*turns, (6, "Something else that is long")])
-    assert summary["n"] == 6 and summary["top"][0] == {"text": "sure, here is the", "rows": 5, "share": 5 / 6}
+    assert summary["n"] == 6 and summary["top"][0] == {
+        "text": "sure, here is the",
+        "rows": 5,
+        "share": 5 / 6,
+    }
     assert sum(one["share"] for one in summary["top"]) == 1
     assert frequent == {}
-    assert openers([*turns, (6, "Sure, here is the end")])[1] == {"sure, here is the": [0, 1, 2, 3, 4, 6]}
+    assert openers([*turns, (6, "Sure, here is the end")])[1] == {
+        "sure, here is the": [0, 1, 2, 3, 4, 6]
+    }
     assert openers([(at, "x y z a b") for at in range(9)])[0]["entropy_ratio"] == 0
-    assert openers([(at, f"{at} y z a b") for at in range(9)])[0]["entropy_ratio"] == pytest.approx(1)
+    assert openers([(at, f"{at} y z a b") for at in range(9)])[0]["entropy_ratio"] == pytest.approx(
+        1
+    )
     assert openers([])[0] == {"n": 0, "top": [], "entropy_ratio": None}
 
 
@@ -92,8 +102,13 @@ def test_main_script(text: str, script: str) -> None:
 
 def test_scripts_that_differ_are_flagged() -> None:
     """Only rows with enough letters on both sides and different scripts are flagged."""
-    pairs = [("Translate this into Russian please", "Быстрая коричневая лиса прыгает"), ("Translate: yes", "да")]
-    findings, content = find_patterns(audit_rows([example(*pair, at) for at, pair in enumerate(pairs)]))
+    pairs = [
+        ("Translate this into Russian please", "Быстрая коричневая лиса прыгает"),
+        ("Translate: yes", "да"),
+    ]
+    findings, content = find_patterns(
+        audit_rows([example(*pair, at) for at, pair in enumerate(pairs)])
+    )
     (finding,) = [one for one in findings if one.check == "script_mismatch"]
     assert [(row.index, row.detail) for row in finding.rows] == [(0, "Latin -> Cyrillic")]
     assert content["scripts"] == {"Latin": {"Cyrillic": 1}, "und": {"und": 1}}

@@ -69,7 +69,8 @@ def test_clean_rows_are_not_flagged() -> None:
     close = ["near_duplicate", "near_duplicate_prompt", "template_variant"]
     assert [finding.check for finding in findings] == [*exact, *close]
     assert all(
-        not finding.rows and finding.as_json()["share"] == 0 and "{" not in finding.definition for finding in findings
+        not finding.rows and finding.as_json()["share"] == 0 and "{" not in finding.definition
+        for finding in findings
     )
     assert data["exact"] == {"row": 0, "messages": 0, "prompt": 0, "response": 0}
 
@@ -78,7 +79,9 @@ def test_answers_repeat_without_a_warning() -> None:
     """Equal answers to different prompts are counted and not flagged."""
     answers = ["yes", "18", "The answer is B.", PASSAGE]
     rows = [
-        example(f"Question about {topic}: {text_of}?", answer) for answer in answers for topic, text_of in QUESTIONS
+        example(f"Question about {topic}: {text_of}?", answer)
+        for answer in answers
+        for topic, text_of in QUESTIONS
     ]
     findings, data = check_duplicates(audit_rows(_numbered(rows)))
     by_check = {finding.check: finding for finding in findings}
@@ -88,12 +91,17 @@ def test_answers_repeat_without_a_warning() -> None:
     assert flagged(by_check, "near_duplicate") <= {10, 11}
 
 
-QUESTIONS = [("ships", "do they float on any sea"), ("trees", "can oaks grow here"), ("stars", "is Mars one of them")]
+QUESTIONS = [
+    ("ships", "do they float on any sea"),
+    ("trees", "can oaks grow here"),
+    ("stars", "is Mars one of them"),
+]
 
 
 def _numbered(examples: Sequence[Example]) -> list[Example]:
     return [
-        Example(messages=one.messages, source="rows.jsonl", row=row, line=row + 1) for row, one in enumerate(examples)
+        Example(messages=one.messages, source="rows.jsonl", row=row, line=row + 1)
+        for row, one in enumerate(examples)
     ]
 
 
@@ -116,7 +124,12 @@ def test_another_answer_is_no_duplicate() -> None:
 
 def test_a_shared_system_prompt_is_no_similarity() -> None:
     """Rows that have only a long system prompt in common are not near-duplicates; equal questions under it are."""
-    questions = ["Is rain water?", "Name a tree.", "Do oaks have leaves in the summer?", "Name a tree."]
+    questions = [
+        "Is rain water?",
+        "Name a tree.",
+        "Do oaks have leaves in the summer?",
+        "Name a tree.",
+    ]
     answers = ["Yes.", "Oak.", "Yes.", "A birch, for example."]
     rows = [example(*pair, system=PASSAGE) for pair in zip(questions, answers, strict=True)]
     findings = checked(_numbered(rows))
@@ -129,8 +142,15 @@ def test_tools_and_roles_tell_rows_apart() -> None:
     turns = [("user", "a b"), ("assistant", "c"), ("user", "d"), ("assistant", "e")]
     split = [("user", "a"), ("assistant", "c"), ("user", "b d"), ("assistant", "e")]
     rows = [
-        Example(messages=[{"role": role, "content": said} for role, said in said_by], source="s", row=row, tools=tools)
-        for row, (said_by, tools) in enumerate([(turns, None), (turns, [{"name": "f"}]), (split, None), (turns, None)])
+        Example(
+            messages=[{"role": role, "content": said} for role, said in said_by],
+            source="s",
+            row=row,
+            tools=tools,
+        )
+        for row, (said_by, tools) in enumerate(
+            [(turns, None), (turns, [{"name": "f"}]), (split, None), (turns, None)]
+        )
     ]
     assert flagged(checked(rows), "duplicate_row") == {3}
 
@@ -138,7 +158,9 @@ def test_tools_and_roles_tell_rows_apart() -> None:
 def test_raw_text_rows() -> None:
     """Raw text has no prompt: equal texts are the same row, and no prompt is said to repeat."""
     said = [PASSAGE, "Another text that is short.", PASSAGE]
-    findings = checked([Example(messages=[], source="s", row=row, text=one) for row, one in enumerate(said)])
+    findings = checked(
+        [Example(messages=[], source="s", row=row, text=one) for row, one in enumerate(said)]
+    )
     assert {check for check, finding in findings.items() if finding.rows} == {"duplicate_row"}
 
 
@@ -152,7 +174,9 @@ def test_data_for_the_report(planted: Planted) -> None:
     assert 0 < near["rows_at_least_0.9"] < 20
     assert sum(near["histogram"]["counts"]) >= 20
     assert len(near["histogram"]["edges"]) == len(near["histogram"]["counts"]) + 1
-    assert len(near["just_above"]) == 5 and all(pair["jaccard"] >= 0.7 for pair in near["just_above"])
+    assert len(near["just_above"]) == 5 and all(
+        pair["jaccard"] >= 0.7 for pair in near["just_above"]
+    )
     assert all(pair["jaccard"] < 0.7 for pair in near["just_below"])
     assert len(data["template_variants"]) == 5
 
@@ -162,10 +186,14 @@ def test_pairs_just_below_the_threshold_are_shown() -> None:
     words = [f"w{chr(97 + place // 20)}{chr(97 + place % 20)}" for place in range(51)]
     other = [*words[:12], "changed", *words[13:30], "again", *words[31:45], "here", *words[46:]]
     # 52 words with the prompt's make 50 shingles, of which three changed words spoil nine.
-    findings, data = check_duplicates(audit_rows(_numbered([example("Say", " ".join(one)) for one in (words, other)])))
+    findings, data = check_duplicates(
+        audit_rows(_numbered([example("Say", " ".join(one)) for one in (words, other)]))
+    )
     (pair,) = data["near"]["just_below"]
     assert pair["jaccard"] == pytest.approx((50 - 9) / (50 + 9), abs=1e-4)
-    assert pair["where"] == ["rows.jsonl:1", "rows.jsonl:2"] and pair["texts"][0] == "Say\n" + " ".join(words)
+    assert pair["where"] == ["rows.jsonl:1", "rows.jsonl:2"] and pair["texts"][
+        0
+    ] == "Say\n" + " ".join(words)
     assert not any(finding.rows for finding in findings if finding.check == "near_duplicate")
 
 

@@ -10,7 +10,13 @@ import pytest
 from tqdm import tqdm
 
 from sft_recipes.audit.finding import AuditRow, audit_rows
-from sft_recipes.audit.lengths import TokenLengths, forecast, measure_tokens, smallest_fitting, summarise_lengths
+from sft_recipes.audit.lengths import (
+    TokenLengths,
+    forecast,
+    measure_tokens,
+    smallest_fitting,
+    summarise_lengths,
+)
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import IGNORE_INDEX, Labeller
 from sft_recipes.messages import Example
@@ -28,9 +34,17 @@ def labeller(make_tokenizer: Callable[..., Any]) -> Labeller:
 @pytest.fixture(scope="module")
 def rows() -> list[AuditRow]:
     """Single exchanges, two conversations of three turns each, and a row of which nothing is trained."""
-    turns = [("user", "one two"), ("assistant", "three"), ("user", "four"), ("assistant", "five six")] * 2
+    turns = [
+        ("user", "one two"),
+        ("assistant", "three"),
+        ("user", "four"),
+        ("assistant", "five six"),
+    ] * 2
     chat = [{"role": role, "content": content} for role, content in turns]
-    extra = [Example(chat, "b.jsonl", 0, 1), Example(chat[:2], "b.jsonl", 1, 2, train=(False, False))]
+    extra = [
+        Example(chat, "b.jsonl", 0, 1),
+        Example(chat[:2], "b.jsonl", 1, 2, train=(False, False)),
+    ]
     return audit_rows([*plant(clean=40, each=0).examples, *extra])
 
 
@@ -48,7 +62,9 @@ def monkeypatch_module() -> Any:
         yield patch
 
 
-def test_tokens_are_those_of_the_labelled_rows(labeller: Labeller, rows: list[AuditRow], tokens: TokenLengths) -> None:
+def test_tokens_are_those_of_the_labelled_rows(
+    labeller: Labeller, rows: list[AuditRow], tokens: TokenLengths
+) -> None:
     """Total, number and places of trained tokens of each row are those of its labels; an unlabelled row is named."""
     labelled = labeller.label([row.example for row in rows]).rows
     assert tokens.row.tolist() == [row.example for row in labelled]
@@ -60,7 +76,9 @@ def test_tokens_are_those_of_the_labelled_rows(labeller: Labeller, rows: list[Au
     assert position == len(rows) - 1 and lost.reason == "no_trained_turn"
 
 
-def test_forecast_equals_cutting_the_rows(labeller: Labeller, rows: list[AuditRow], tokens: TokenLengths) -> None:
+def test_forecast_equals_cutting_the_rows(
+    labeller: Labeller, rows: list[AuditRow], tokens: TokenLengths
+) -> None:
     """For each length the counts are those of labels that are cut there, as TRL does, and of rows dropped whole."""
     labelled = labeller.label([row.example for row in rows]).rows
     everything = sum(row.trained_tokens for row in labelled)
@@ -70,7 +88,9 @@ def test_forecast_equals_cutting_the_rows(labeller: Labeller, rows: list[AuditRo
         left = [sum(label != IGNORE_INDEX for label in row.labels[:limit]) for row in long]
         lost = sum(row.trained_tokens for row in long) - sum(left)
         assert cost["rows_cut"] == len(long) and cost["answers_lost"] == left.count(0)
-        assert cost["trained_tokens_lost"] == lost and cost["share"] == pytest.approx(lost / everything)
+        assert cost["trained_tokens_lost"] == lost and cost["share"] == pytest.approx(
+            lost / everything
+        )
         assert cost["trained_tokens_dropped"] == sum(row.trained_tokens for row in long)
         assert cost["share_dropped"] == pytest.approx(cost["trained_tokens_dropped"] / everything)
     assert forecast(tokens, [20])[0]["answers_lost"] > 0 == forecast(tokens, [5000])[0]["rows_cut"]
@@ -93,12 +113,26 @@ def zip_lists(*columns: Any) -> list[list[int]]:
 def test_summary_counts_every_row(rows: list[AuditRow], tokens: TokenLengths) -> None:
     """Histograms hold every row, extremes are the shortest and longest, turns are the assistant's."""
     summary = summarise_lengths(rows, tokens)
-    for name in ("prompt_words", "response_words", "prompt_tokens", "response_tokens", "total_tokens"):
+    for name in (
+        "prompt_words",
+        "response_words",
+        "prompt_tokens",
+        "response_tokens",
+        "total_tokens",
+    ):
         histogram = summary[name]["histogram"]
         expected = len(rows) if name.endswith("words") else len(tokens.total)
-        assert sum(histogram["counts"]) == expected and len(histogram["edges"]) == len(histogram["counts"]) + 1
-        assert histogram["edges"][0] == summary[name]["min"] and histogram["edges"][-1] >= summary[name]["max"]
-    assert sorted(summary["points"]) == sorted(zip_lists(tokens.total - tokens.trained, tokens.trained))
+        assert (
+            sum(histogram["counts"]) == expected
+            and len(histogram["edges"]) == len(histogram["counts"]) + 1
+        )
+        assert (
+            histogram["edges"][0] == summary[name]["min"]
+            and histogram["edges"][-1] >= summary[name]["max"]
+        )
+    assert sorted(summary["points"]) == sorted(
+        zip_lists(tokens.total - tokens.trained, tokens.trained)
+    )
     assert len(summarise_lengths(list(rows) * 30, None)["points"]) == 500
     assert summary["turns"] == {"1": 41, "4": 1}
     words = sorted(len(row.prompt.split()) + len(row.response.split()) for row in rows)

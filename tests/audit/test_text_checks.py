@@ -35,7 +35,11 @@ def test_planted_faults_are_found_and_nothing_else(seed: int) -> None:
     for kind in FAULTS:
         flagged = {row.index for row in findings[kind].rows}
         # An answer that is nothing but a control token or ends in one is rightly found as text that spells one, too.
-        also = planted.rows_of["empty_answer"] | planted.rows_of["end_text"] if kind == "control_tokens" else set()
+        also = (
+            planted.rows_of["empty_answer"] | planted.rows_of["end_text"]
+            if kind == "control_tokens"
+            else set()
+        )
         assert flagged >= planted.rows_of[kind], kind
         wrong += len(flagged - planted.rows_of[kind] - also)
         total += len(flagged)
@@ -107,7 +111,9 @@ def test_every_assistant_turn_is_looked_at() -> None:
         ("user", "So?"),
         ("assistant", "I am Claude."),
     ]
-    row = Example([{"role": role, "content": content} for role, content in turns], "rows.jsonl", 0, 1)
+    row = Example(
+        [{"role": role, "content": content} for role, content in turns], "rows.jsonl", 0, 1
+    )
     assert [flagged.detail for flagged in found([row])["identity"].rows] == [
         "assistant (turn 4): 'I was made by OpenAI'"
     ]
@@ -118,20 +124,32 @@ def test_control_tokens_of_the_runs_own_tokenizer() -> None:
     """A token that only this tokenizer knows is found when it is given, and not otherwise."""
     pair = ("Say it.", "It is <turn|> here.")
     assert check(pair) == {}
-    assert check(pair, own=("<turn|>",))["control_tokens"].rows[0].detail == "assistant (turn 2): '<turn|>'"
+    assert (
+        check(pair, own=("<turn|>",))["control_tokens"].rows[0].detail
+        == "assistant (turn 2): '<turn|>'"
+    )
 
 
 @pytest.mark.parametrize("length", range(90, 125))
 def test_excerpts_are_masked_before_they_are_cut(length: int) -> None:
     """No part of a secret is left where the excerpt of a longer text ends."""
     key = "hf_" + "aB3" * 11
-    shown = excerpt(f"{'x' * length} {key} and more, up to the end of a long text, {'y' * 2 * length} {key}")
-    assert key[:8] not in shown and key[-8:] not in shown and "characters ...]" in shown and len(shown) <= 150
+    shown = excerpt(
+        f"{'x' * length} {key} and more, up to the end of a long text, {'y' * 2 * length} {key}"
+    )
+    assert (
+        key[:8] not in shown
+        and key[-8:] not in shown
+        and "characters ...]" in shown
+        and len(shown) <= 150
+    )
 
 
 def test_excerpts_leave_out_the_middle() -> None:
     """A long text keeps its beginning and its end and says how much is left out; a short one stays whole."""
-    assert excerpt("a" * 900 + "b" * 600, 300) == f"{'a' * 200} [... 1,200 characters ...] {'b' * 100}"
+    assert (
+        excerpt("a" * 900 + "b" * 600, 300) == f"{'a' * 200} [... 1,200 characters ...] {'b' * 100}"
+    )
     assert excerpt("a" * 375, 300) == "a" * 375
 
 
@@ -148,7 +166,9 @@ def test_refusal_rule_has_the_error_it_states() -> None:
     }
     assert measured == PATTERNS["measured"]
     definition = check(("Help.", "I'm sorry, but I can't help with that."))["refusal"].definition
-    assert f"{measured['precision']:.2f}" in definition and f"{measured['recall']:.2f}" in definition
+    assert (
+        f"{measured['precision']:.2f}" in definition and f"{measured['recall']:.2f}" in definition
+    )
 
 
 def test_every_check_says_what_it_is() -> None:

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROGRAM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PATIENCE = 60.0
 # Named keys: code and Windows key code; letters and digits carry their own text.
 NAMED = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "Tab": 9}
@@ -28,7 +30,9 @@ class Browser:
         self._buffer, self._sent, self._session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
@@ -59,7 +63,9 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        result = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        result = self.send(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
             raise RuntimeError(f"{script}: {result['exceptionDetails']}")
         return result["result"].get("value")
@@ -81,7 +87,9 @@ class Browser:
         """Load a local file, from a page that is none, so that a new fragment is a new load."""
         for url in ("about:blank", page.as_uri() + fragment):
             self.send("Page.navigate", url=url)
-            self.wait_for(f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url[:12])})")
+            self.wait_for(
+                f"document.readyState === 'complete' && location.href.startsWith({json.dumps(url[:12])})"
+            )
 
     def reload(self) -> None:
         """Load the page again; what scripts left in it is gone."""
@@ -97,9 +105,17 @@ class Browser:
             text |= {"text": "\r"} if key == "Enter" else {}
             for kind in ("keyDown", "keyUp"):
                 extra = text if kind == "keyDown" else {}
-                self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **extra)
+                self.send(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=key,
+                    windowsVirtualKeyCode=code,
+                    **extra,
+                )
 
-    def screenshot(self, file: Path, width: int, height: int, dark: bool = False, touch: bool = False) -> None:
+    def screenshot(
+        self, file: Path, width: int, height: int, dark: bool = False, touch: bool = False
+    ) -> None:
         """A picture of the visible part of the page at this size."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": touch}
         self.send("Emulation.setDeviceMetricsOverride", **size)

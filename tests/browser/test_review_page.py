@@ -15,7 +15,9 @@ from tests.browser.chromium import PATIENCE, PROGRAM, Browser, launched
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(PROGRAM is None, reason="no Chromium on PATH (Debian: apt-get install chromium)"),
+    pytest.mark.skipif(
+        PROGRAM is None, reason="no Chromium on PATH (Debian: apt-get install chromium)"
+    ),
 ]
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u202eevil\u200b"
@@ -27,8 +29,15 @@ def write_folder(folder: Path, answers: list[str]) -> Path:
     folder.mkdir()
     rows = []
     for index, answer in enumerate(answers):
-        messages = [{"role": "user", "content": f"{index} {HOSTILE}"}, {"role": "assistant", "content": "-"}]
-        rows.append(json.dumps({"row": index, "source": "data.jsonl", "messages": messages, "response": answer}))
+        messages = [
+            {"role": "user", "content": f"{index} {HOSTILE}"},
+            {"role": "assistant", "content": "-"},
+        ]
+        rows.append(
+            json.dumps(
+                {"row": index, "source": "data.jsonl", "messages": messages, "response": answer}
+            )
+        )
     (folder / "samples.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
 
@@ -51,7 +60,11 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 def shown(browser: Browser) -> tuple[str, str, str]:
     """Prompt, left and right answer as the page shows them."""
-    return tuple(browser.run("['prompt', 'answer-0', 'answer-1'].map((id) => document.getElementById(id).innerText)"))
+    return tuple(
+        browser.run(
+            "['prompt', 'answer-0', 'answer-1'].map((id) => document.getElementById(id).innerText)"
+        )
+    )
 
 
 def count(browser: Browser) -> str:
@@ -101,12 +114,22 @@ def test_a_whole_review_by_keyboard(page: Path, browser: Browser, tmp_path: Path
     assert file.name == "votes-Anna.json"
 
     result = score(page.with_suffix(".key.json"), [file])
-    assert (result["raters"], result["items"]["won"], result["win_rate"]["value"]) == ({"Anna": 10}, 10, 1.0)
+    assert (result["raters"], result["items"]["won"], result["win_rate"]["value"]) == (
+        {"Anna": 10},
+        10,
+        1.0,
+    )
     assert (result["self_consistency"]["value"], result["self_consistency"]["n"]) == (1.0, 1)
-    assert result["left_chosen"]["value"] == sum(left.startswith("good") for _, left, _ in seen[:10]) / 10
+    assert (
+        result["left_chosen"]["value"]
+        == sum(left.startswith("good") for _, left, _ in seen[:10]) / 10
+    )
     assert [one["comment"] for one in result["comments"]] == ["1 ok 5"]
     sides = ("candidate", "baseline") if first[1].startswith("good") else ("baseline", "candidate")
-    assert result["acceptable"][sides[0]]["value"] == 0.0 and result["acceptable"][sides[1]]["value"] == 0.0
+    assert (
+        result["acceptable"][sides[0]]["value"] == 0.0
+        and result["acceptable"][sides[1]]["value"] == 0.0
+    )
     assert result["tags"] == {sides[0]: {"unsafe": 1}, sides[1]: {}}
     assert len({prompt for prompt, _, _ in seen[:10]}) == 10
     assert seen[10] == (first[0], first[2], first[1])  # the repeated item, sides swapped
@@ -123,7 +146,11 @@ def test_nothing_hostile_runs_and_nothing_is_loaded(page: Path, browser: Browser
     assert browser.run("document.querySelectorAll('img').length") == 0
     blocked = "fetch('https://example.org').then(() => 'loaded', () => 'blocked')"
     assert browser.run(blocked) == "blocked"
-    loaded = [event["params"]["request"]["url"] for event in browser.events if event["method"].endswith("WillBeSent")]
+    loaded = [
+        event["params"]["request"]["url"]
+        for event in browser.events
+        if event["method"].endswith("WillBeSent")
+    ]
     assert {url.partition(":")[0] for url in loaded} <= {"file", "about"}
     noted = [event for event in browser.events if event["method"] in WATCHED]
     assert all("https://example.org" in json.dumps(event) for event in noted)
@@ -141,7 +168,9 @@ def test_raters_see_other_sides_and_orders(page: Path, browser: Browser) -> None
         left = sum(one.startswith("good") for _, one, _ in seen[rater])
         assert 1 <= left <= 9
     orders = {tuple(prompt for prompt, _, _ in items) for items in seen.values()}
-    sides = {tuple(left.startswith("good") for _, left, _ in sorted(items)) for items in seen.values()}
+    sides = {
+        tuple(left.startswith("good") for _, left, _ in sorted(items)) for items in seen.values()
+    }
     assert len(orders) == len(sides) == 3
 
 
@@ -162,5 +191,7 @@ def test_page_fits(page: Path, browser: Browser, tmp_path: Path, width: int, hei
     browser.open(page, "#ann")
     browser.screenshot(tmp_path / "page.png", width, height)
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
-    assert browser.run("document.getElementById('bar').getBoundingClientRect().bottom <= innerHeight")
+    assert browser.run(
+        "document.getElementById('bar').getBoundingClientRect().bottom <= innerHeight"
+    )
     assert browser.run("document.querySelector('kbd').offsetParent !== null")

@@ -29,7 +29,13 @@ UNICODE = [
     "नमस्ते",
     "𝔘𝔫𝔦",
 ]
-SECTIONS = ["### Response:\nno", "### Instruction:\nobey", "\n\n### Response:\n", "### Input:\nx", "### End"]
+SECTIONS = [
+    "### Response:\nno",
+    "### Instruction:\nobey",
+    "\n\n### Response:\n",
+    "### Input:\nx",
+    "### End",
+]
 SPACES = ["\n", "\n\n", " ", "  \n", "\t", "\n\n\n ", "\u00a0", "\r\n"]
 TOOLS = [
     {
@@ -85,21 +91,27 @@ def _user_text(rng: random.Random, kind: str, control_tokens: Sequence[str]) -> 
     if kind == "near_empty":
         return rng.choice(["a", ".", "umark"])
     text = _text(rng, kind, control_tokens)
-    position = rng.randint(0, len(text)) if kind in ("single", "multi") else rng.choice([0, len(text)])
+    position = (
+        rng.randint(0, len(text)) if kind in ("single", "multi") else rng.choice([0, len(text)])
+    )
     return f"{text[:position]} umark {text[position:]}"
 
 
 def _text(rng: random.Random, kind: str, control_tokens: Sequence[str]) -> str:
     if kind == "near_empty":
         return rng.choice(["a", ".", "0", "?", "\\", "<", "é"])
-    extras = {"unicode": UNICODE, "sections": SECTIONS, "hostile": list(control_tokens)}.get(kind, [])
+    extras = {"unicode": UNICODE, "sections": SECTIONS, "hostile": list(control_tokens)}.get(
+        kind, []
+    )
     parts = [_words(rng)]
     for extra in rng.choices(extras, k=rng.randint(1, 3)) if extras else []:
         parts.insert(rng.randint(0, len(parts)), extra)
     text = rng.choice([" ", "", "\n"]).join(parts)
     if kind == "whitespace":
         text = (
-            "".join(rng.choices(SPACES, k=rng.randint(1, 2))) + text + "".join(rng.choices(SPACES, k=rng.randint(0, 2)))
+            "".join(rng.choices(SPACES, k=rng.randint(1, 2)))
+            + text
+            + "".join(rng.choices(SPACES, k=rng.randint(0, 2)))
         )
     return text
 

@@ -12,8 +12,24 @@ from typing import Any
 
 Message = dict[str, Any]
 
-WORDS = "the answer is a river code stars 12 3.5 maybe so (yes) it's fine; No. def x(y): return 0".split(" ")
-EDGES = ["\n", "\n\n", "\n\n\n\n", " ", "  ", "    ", "\t", "\t\t", " \n", "\n ", "\r\n", "\u00a0", "\u3000"]
+WORDS = "the answer is a river code stars 12 3.5 maybe so (yes) it's fine; No. def x(y): return 0".split(
+    " "
+)
+EDGES = [
+    "\n",
+    "\n\n",
+    "\n\n\n\n",
+    " ",
+    "  ",
+    "    ",
+    "\t",
+    "\t\t",
+    " \n",
+    "\n ",
+    "\r\n",
+    "\u00a0",
+    "\u3000",
+]
 UNICODE = [
     "caf\u00e9",  # composed
     "cafe\u0301",  # the same, decomposed
@@ -66,7 +82,9 @@ MARKUP = [
 SHORT = ["0", ".", "?", "\\", "<", "é", "a", "{", "|", "\u200b", "\uf5e0", "null", "</s"]
 
 
-def hostile_conversation(seed: int | str, control_tokens: Sequence[str], *, system: bool = True) -> list[Message]:
+def hostile_conversation(
+    seed: int | str, control_tokens: Sequence[str], *, system: bool = True
+) -> list[Message]:
     """One to six exchanges, sometimes after a system message, unless the template has no place for one."""
     rng = random.Random(f"hostile-{seed}")
     messages: list[Message] = []
@@ -105,7 +123,9 @@ def as_the_template_takes_it(messages: Sequence[Message], tokenizer: Any) -> lis
     apart = {"role": "assistant", "content": "QZanswerZQ", "reasoning_content": "QZreasonZQ"}
     inline = {"role": "assistant", "content": "<think>\nQZreasonZQ\n</think>\n\nQZanswerZQ"}
     has_a_field = "QZreasonZQ" in tokenizer.apply_chat_template([user, apart], tokenize=False)
-    leaves_it_out = "QZreasonZQ" not in tokenizer.apply_chat_template([user, inline], tokenize=False)
+    leaves_it_out = "QZreasonZQ" not in tokenizer.apply_chat_template(
+        [user, inline], tokenize=False
+    )
     if not has_a_field and not leaves_it_out:
         return list(messages)
     return [_reasoning_apart(message) for message in messages]

@@ -80,7 +80,9 @@ class Conversation:
         """Ids of a rendered text as a server makes them: no token that the text does not have."""
         if text not in self.known_ids:
             options = {"sanitize_control_tokens": True} if MARKERS.search(text) else {}
-            self.known_ids[text] = self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+            self.known_ids[text] = self.tokenizer(text, add_special_tokens=False, **options)[
+                "input_ids"
+            ]
         return self.known_ids[text]
 
     def continuations(self, text: str) -> list[list[int]]:
@@ -96,7 +98,9 @@ class Conversation:
     @property
     def assistant_turns(self) -> list[int]:
         """Indices of the assistant messages."""
-        return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
+        return [
+            index for index, message in enumerate(self.messages) if message["role"] == "assistant"
+        ]
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,14 @@ def turn_truth(conversation: Conversation, index: int) -> Truth:
     if is_served_otherwise(conversation, index) and PROBE in twin:
         answer = twin.rfind(PROBE)
         text = prompt + full[answer:] + closing
-        return Truth(prompt, text, len(prompt), len(prompt), len(prompt) + end - answer + len(closing), closing)
+        return Truth(
+            prompt,
+            text,
+            len(prompt),
+            len(prompt),
+            len(prompt) + end - answer + len(closing),
+            closing,
+        )
     first, last = _start(conversation.empty_think, prompt, full, twin)
     return Truth(prompt, full + closing, first, last, end + len(closing), closing)
 
@@ -191,7 +202,11 @@ def _end_before_opening(conversation: Conversation, index: int, text: str) -> in
     probe = {**conversation.messages[index], "content": PROBE}
     twin = conversation.render([*conversation.messages[:index], probe], generation_prompt=True)
     tail = twin[twin.rfind(PROBE) + len(PROBE) :]
-    return len(text) - len(tail) + _end_of_first_run(tail, special, _opening_tokens(conversation, special))
+    return (
+        len(text)
+        - len(tail)
+        + _end_of_first_run(tail, special, _opening_tokens(conversation, special))
+    )
 
 
 def _twin(conversation: Conversation, index: int) -> str:
@@ -236,7 +251,9 @@ def _end(conversation: Conversation, index: int, full: str, twin: str) -> tuple[
     if closed.endswith(eos):
         before = closed[: -len(eos)]
         if before != before.rstrip() and _ends_in(before.rstrip(), special):
-            closed = before.rstrip()  # the EOS of the whole text, after a turn that was already closed
+            closed = (
+                before.rstrip()
+            )  # the EOS of the whole text, after a turn that was already closed
     if _ends_in(closed, special):
         return len(full) - len(tail) + len(closed), ""
     return len(full), _follower_token(conversation, index, special)
@@ -256,7 +273,9 @@ def _opening_tokens(conversation: Conversation, special: Sequence[str]) -> set[s
 
 def _end_of_first_run(tail: str, special: Sequence[str], opening: set[str]) -> int:
     """Where the first special token ends, with those right after it that open no turn; 0 where there is none."""
-    tokens = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
+    tokens = re.compile(
+        "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+    )
     end = 0
     for match in tokens.finditer(tail):
         if end and (match.start() != end or match.group() in opening):
@@ -271,7 +290,9 @@ def _follower_token(conversation: Conversation, index: int, special: Sequence[st
     turn = {key: value for key, value in messages[index].items() if key != "reasoning_content"}
     if not turn.get("tool_calls"):
         turn["content"] = PROBE
-    follower = messages[index + 1] if index + 1 < len(messages) else {"role": "user", "content": PROBE}
+    follower = (
+        messages[index + 1] if index + 1 < len(messages) else {"role": "user", "content": PROBE}
+    )
     alone = conversation.render([{"role": "user", "content": PROBE}, turn])
     longer = conversation.render([{"role": "user", "content": PROBE}, turn, follower])
     rest = longer[len(alone) :] if longer.startswith(alone) else ""
@@ -310,7 +331,11 @@ def _reasoning_and_answer(message: Message) -> list[str]:
 
 
 def find_faults(
-    conversation: Conversation, rows: Sequence[Row], *, foreign: Sequence[str] = (), turns: Sequence[int] | None = None
+    conversation: Conversation,
+    rows: Sequence[Row],
+    *,
+    foreign: Sequence[str] = (),
+    turns: Sequence[int] | None = None,
 ) -> list[str]:
     """Everything that is wrong with the rows made from one conversation; empty when all is right.
 
@@ -343,12 +368,17 @@ class Verdict:
 
 
 def judge(
-    conversation: Conversation, rows: Sequence[Row], dropped: Sequence[str], foreign: Sequence[str] = ()
+    conversation: Conversation,
+    rows: Sequence[Row],
+    dropped: Sequence[str],
+    foreign: Sequence[str] = (),
 ) -> Verdict:
     """Judge the rows of one conversation and what was said about turns that are in none of them."""
     excuses = {turn: excuse(conversation, turn) for turn in conversation.assistant_turns}
     truths = {
-        turn: turn_truth(conversation, turn) for turn, reason in excuses.items() if not reason.startswith("refused")
+        turn: turn_truth(conversation, turn)
+        for turn, reason in excuses.items()
+        if not reason.startswith("refused")
     }
     trained, wrong = _judge_rows(conversation, truths, rows, foreign)
     if len(set(trained)) != len(trained):
@@ -356,13 +386,18 @@ def judge(
     missing = [turn for turn in conversation.assistant_turns if turn not in trained]
     if missing and not dropped and not wrong:
         wrong.append(f"turns {missing} vanished without a word")
-    needless = [f"turn {turn} ({'; '.join(dropped)})" for turn in missing if not excuses[turn] and not wrong]
+    needless = [
+        f"turn {turn} ({'; '.join(dropped)})" for turn in missing if not excuses[turn] and not wrong
+    ]
     excused = [excuses[turn] for turn in missing if excuses[turn]]
     return Verdict(wrong, needless, excused)
 
 
 def _judge_rows(
-    conversation: Conversation, truths: Mapping[int, Truth], rows: Sequence[Row], foreign: Sequence[str]
+    conversation: Conversation,
+    truths: Mapping[int, Truth],
+    rows: Sequence[Row],
+    foreign: Sequence[str],
 ) -> tuple[list[int], list[str]]:
     """The turns that the rows train, and their faults."""
     trained: list[int] = []
@@ -375,14 +410,20 @@ def _judge_rows(
 
 
 def _judge_row(
-    conversation: Conversation, truths: Mapping[int, Truth], ids: list[int], labels: list[int], foreign: Sequence[str]
+    conversation: Conversation,
+    truths: Mapping[int, Truth],
+    ids: list[int],
+    labels: list[int],
+    foreign: Sequence[str],
 ) -> tuple[list[int], list[str]]:
     faults = []
     if len(ids) != len(labels):
         faults.append(f"{len(ids)} ids, {len(labels)} labels")
     if any(label not in (IGNORED, token) for token, label in zip(ids, labels, strict=False)):
         faults.append("a label differs from its input id")
-    last = next((index for index, truth in truths.items() if ids in served_ids(conversation, truth)), None)
+    last = next(
+        (index for index, truth in truths.items() if ids in served_ids(conversation, truth)), None
+    )
     if last is None:
         return [], [*faults, _nearest(conversation, truths, ids)]
     spans = trained_spans(labels)
@@ -447,7 +488,12 @@ def _shared(left: Sequence[Any], right: Sequence[Any]) -> int:
 
 
 def _judge_span(
-    conversation: Conversation, truths: Mapping[int, Truth], last: int, ids: list[int], start: int, end: int
+    conversation: Conversation,
+    truths: Mapping[int, Truth],
+    last: int,
+    ids: list[int],
+    start: int,
+    end: int,
 ) -> tuple[int | None, str]:
     tokenizer = conversation.tokenizer
     for index, truth in truths.items():
@@ -527,4 +573,6 @@ def trained_texts(tokenizer: Tokenizer, row: Row) -> list[str]:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Ids as text, control tokens included, nothing tidied."""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )

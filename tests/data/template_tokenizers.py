@@ -22,7 +22,9 @@ PLAIN_TEXT = re.compile(
     r"</?(?:IMPORTANT|description|enum|function|name|parameter|parameters|required|tools|type|tool_output|tool)>"
     r"|</?(?:arg_key|arg_value)>|<\|final\|>|</?SYS>"
 )
-TOKEN_SHAPES = re.compile(r"<\|[^|<>\s{}']+\|?>|<[a-z_]+\|>|<｜[^｜]+｜>|</?[a-zA-Z_]+>|\[/?[A-Z]+\]|\[gMASK\]|</s>")
+TOKEN_SHAPES = re.compile(
+    r"<\|[^|<>\s{}']+\|?>|<[a-z_]+\|>|<｜[^｜]+｜>|</?[a-zA-Z_]+>|\[/?[A-Z]+\]|\[gMASK\]|</s>"
+)
 
 # Added tokens that the real tokenizers do not flag as special.
 NOT_SPECIAL = re.compile(r"</?(?:think|tool_call|tool_response)>")
@@ -62,7 +64,9 @@ CORPUS = [
 def template_names(training: bool | None = None) -> list[str]:
     """Names of trl's templates; `training` True: only the training twins, False: only the originals, None: all."""
     names = sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja"))
-    return [name for name in names if training is None or name.endswith(TRAINING_SUFFIX) == training]
+    return [
+        name for name in names if training is None or name.endswith(TRAINING_SUFFIX) == training
+    ]
 
 
 def read_template(name: str) -> str:
@@ -81,7 +85,9 @@ def base_vocabulary() -> str:
     """A byte-level BPE trained once on a few lines, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
@@ -94,10 +100,14 @@ def build_tokenizer(template: str, bos: str | None, eos: str, pad: str) -> PreTr
     """A fresh tokenizer that has `template` attached and every control token the template spells."""
     backend = Tokenizer.from_str(base_vocabulary())
     known = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
-    spelled = dict.fromkeys([*control_tokens(template), *(token for token in known.values() if token)])
+    spelled = dict.fromkeys(
+        [*control_tokens(template), *(token for token in known.values() if token)]
+    )
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in spelled])
     special = [token for token in spelled if not NOT_SPECIAL.fullmatch(token)]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
@@ -122,7 +132,9 @@ def build_metaspace_tokenizer(template: str) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", "<pad>"], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", "<pad>"], show_progress=False
+    )
     backend.train_from_iterator(CORPUS, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

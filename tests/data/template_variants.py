@@ -26,7 +26,13 @@ from tests.data.template_tokenizers import (
     read_template,
 )
 
-VARIANTS = ("always_opens", "no_gap", "shared_suffix", "always_opens+no_gap", "always_opens+shared_suffix")
+VARIANTS = (
+    "always_opens",
+    "no_gap",
+    "shared_suffix",
+    "always_opens+no_gap",
+    "always_opens+shared_suffix",
+)
 
 # Llama-3's template as it was first published; the flag asks for the header that the published one always wrote.
 LLAMA3_FLAGGED = (
@@ -39,12 +45,18 @@ LLAMA3_FLAGGED = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-LLAMA3_FIRST = LLAMA3_FLAGGED.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
+LLAMA3_FIRST = LLAMA3_FLAGGED.replace("{% if add_generation_prompt %}", "").removesuffix(
+    "{% endif %}"
+)
 LLAMA3_FIRST_NAME = "llama3_first"
 
 ALWAYS_OPEN = "{%- set add_generation_prompt = true -%}"
 QUESTION = [{"role": "user", "content": "QZuserZQ"}]
-EXCHANGE = [*QUESTION, {"role": "assistant", "content": "QZanswerZQ"}, {"role": "user", "content": "QZnextZQ"}]
+EXCHANGE = [
+    *QUESTION,
+    {"role": "assistant", "content": "QZanswerZQ"},
+    {"role": "user", "content": "QZnextZQ"},
+]
 
 
 @dataclass(frozen=True)
@@ -100,13 +112,19 @@ def make_variant(name: str, variant: str) -> Variant | None:
 
 def _opening_always(template: str, name: str) -> str:
     """The template with its own flag overridden."""
-    return LLAMA3_FIRST if name == LLAMA3_FIRST_NAME and template == LLAMA3_FLAGGED else ALWAYS_OPEN + template
+    return (
+        LLAMA3_FIRST
+        if name == LLAMA3_FIRST_NAME and template == LLAMA3_FLAGGED
+        else ALWAYS_OPEN + template
+    )
 
 
 def _gaps_after_turns(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     """Whitespace that the template writes after a token that ends a turn, with that token: what becomes of each."""
     text = tokenizer.apply_chat_template(EXCHANGE, tokenize=False, add_generation_prompt=True)
-    tokens = "|".join(re.escape(token) for token in sorted(special_tokens(tokenizer), key=len, reverse=True))
+    tokens = "|".join(
+        re.escape(token) for token in sorted(special_tokens(tokenizer), key=len, reverse=True)
+    )
     found = re.findall(rf"ZQ\s*({tokens})(\s+)", text)
     return {token + gap: token for token, gap in found}
 
@@ -123,13 +141,16 @@ def _closing(template: str, gaps: dict[str, str]) -> str:
 def _alike(tokens: dict[str, None]) -> dict[str, str]:
     """New spellings that share their beginning and their end."""
     return {
-        token: f"<|shared_{chr(97 + number // 26)}{chr(97 + number % 26)}_id|>" for number, token in enumerate(tokens)
+        token: f"<|shared_{chr(97 + number // 26)}{chr(97 + number % 26)}_id|>"
+        for number, token in enumerate(tokens)
     }
 
 
 def _replacing(spellings: dict[str, str]) -> Callable[[str], str]:
     """Replaces every key by its value, the longest first, each place once."""
-    pattern = re.compile("|".join(re.escape(text) for text in sorted(spellings, key=len, reverse=True)))
+    pattern = re.compile(
+        "|".join(re.escape(text) for text in sorted(spellings, key=len, reverse=True))
+    )
 
     def rewrite(text: str) -> str:
         return pattern.sub(lambda match: spellings[match.group()], text)
@@ -147,8 +168,12 @@ def _renders_as_expected(tokenizer: PreTrainedTokenizerFast, reference: Referenc
     for length in (1, 2, 3):
         for asked in (False, True):
             opened = asked or reference.always_opens
-            wanted = base.apply_chat_template(EXCHANGE[:length], tokenize=False, add_generation_prompt=opened)
-            found = tokenizer.apply_chat_template(EXCHANGE[:length], tokenize=False, add_generation_prompt=asked)
+            wanted = base.apply_chat_template(
+                EXCHANGE[:length], tokenize=False, add_generation_prompt=opened
+            )
+            found = tokenizer.apply_chat_template(
+                EXCHANGE[:length], tokenize=False, add_generation_prompt=asked
+            )
             if found != reference.rewrite(wanted):
                 return False
     return True

@@ -27,14 +27,18 @@ def test_each_structure_occurs_however_rare() -> None:
         Example([QUESTION, {**ANSWER, "reasoning_content": "Because."}], "reasoned", 0),
         Example([QUESTION, ANSWER], "tools", 0, tools=[{"type": "function"}]),
         Example([QUESTION, ANSWER, QUESTION, ANSWER], "longer", 0),
-        Example([QUESTION, ANSWER, QUESTION, ANSWER], "partly", 0, train=(False, False, False, True)),
+        Example(
+            [QUESTION, ANSWER, QUESTION, ANSWER], "partly", 0, train=(False, False, False, True)
+        ),
     ]
     for example in rare:
         examples.add(0, example)
     examples.add(1, Example([QUESTION, ANSWER], "other", 0))
     chosen = examples.chosen()
     assert len(chosen) == MOST_EXAMPLES
-    assert {"reasoned", "tools", "longer", "partly", "other"} <= {example.source for example in chosen}
+    assert {"reasoned", "tools", "longer", "partly", "other"} <= {
+        example.source for example in chosen
+    }
 
 
 def test_checks_see_training_rows_without_any_split(

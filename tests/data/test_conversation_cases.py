@@ -26,7 +26,10 @@ from tests.data.label_oracle import Conversation, Tokenizer, decode, judge, trai
 from tests.data.template_tokenizers import TEMPLATE_FOLDER, build_tokenizer, tokenizer_for
 
 CASES_FOLDER = Path(__file__).parent / "cases"
-CASES = {case["name"]: case for case in json.loads((CASES_FOLDER / "conversations.json").read_text(encoding="utf-8"))}
+CASES = {
+    case["name"]: case
+    for case in json.loads((CASES_FOLDER / "conversations.json").read_text(encoding="utf-8"))
+}
 
 # As Mistral's templates do: ids of calls and results have nine characters, or the row is refused.
 NINE_CHARACTERS = """
@@ -146,7 +149,10 @@ def test_a_system_column_is_the_system_turn(read: Read) -> None:
     labeller = labeller_on(tokenizer_for("qwen2_5"))
     batch = labeller.label(examples)
     for row, example, labelled in zip(rows, examples, batch.rows, strict=True):
-        assert list(example.messages) == [{"role": "system", "content": row["system"]}, *row["messages"]]
+        assert list(example.messages) == [
+            {"role": "system", "content": row["system"]},
+            *row["messages"],
+        ]
         text = decode(labeller.renderer.tokenizer, labelled.input_ids)
         assert text.startswith(f"<|im_start|>system\n{row['system']}<|im_end|>\n<|im_start|>user\n")
     assert faults(tokenizer_for("qwen2_5"), examples, batch) == []
@@ -156,7 +162,9 @@ def test_conversations_with_role_and_content_are_messages(read: Read) -> None:
     """The name of the column does not decide how its turns are spelled."""
     rows = CASES["conversations with role and content"]["rows"]
     examples = read(rows)
-    assert [list(example.messages) for example in examples] == [row["conversations"] for row in rows]
+    assert [list(example.messages) for example in examples] == [
+        row["conversations"] for row in rows
+    ]
     labeller = labeller_on(tokenizer_for("qwen2_5"))
     assert trained_in(labeller, labeller.label(examples)) == ["On the island.<|im_end|>"]
 
@@ -180,7 +188,9 @@ def test_an_answer_that_begins_with_newlines_has_the_ids_a_server_makes(read: Re
     judging.chat_template = labeller.renderer.tokenizer.chat_template
     for example, row in zip(examples, batch.rows, strict=True):
         question = [dict(message) for message in example.messages[:1]]
-        prompt = judging.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+        prompt = judging.apply_chat_template(
+            question, add_generation_prompt=True, return_dict=False
+        )
         assert row.input_ids[: len(prompt)] == prompt
         assert row.labels[: len(prompt)] == [-100] * len(prompt)
         answer = example.messages[1]["content"] + judging.eos_token
@@ -254,7 +264,9 @@ def test_reasoning_that_the_template_leaves_out_is_named(read: Read) -> None:
     check = check_named("reasoning rendered", labeller, examples)
     assert check.outcome in ("note", "failed")
     assert "2 of 2" in check.detail
-    (named,) = [name for name in shipped_template_names() if re.search(rf"\b{name}\b", check.detail)]
+    (named,) = [
+        name for name in shipped_template_names() if re.search(rf"\b{name}\b", check.detail)
+    ]
     trains = labeller_on(tokenizer_for("deepseek_r1_distill"), named)
     texts = trained_in(trains, trains.label(examples))
     assert len(texts) == 2

@@ -20,7 +20,18 @@ TEMPLATE = (
     "{%- if tools -%}<tool_call>{%- endif -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
-PIECES = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "<|im", "_start|>", "\n", " ", "hello", "é漢🙂"]
+PIECES = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<tool_call>",
+    "<|im",
+    "_start|>",
+    "\n",
+    " ",
+    "hello",
+    "é漢🙂",
+]
 
 
 def tokenizer_with_tool_call() -> Any:
@@ -40,7 +51,9 @@ def hostile_examples(generator: random.Random) -> list[Example]:
     examples = []
     for row in range(100):
         turns = [("user", f"u{text()}"), ("assistant", f"a{text()}")] * generator.randint(1, 3)
-        examples.append(Example([{"role": role, "content": content} for role, content in turns], "hostile", row))
+        examples.append(
+            Example([{"role": role, "content": content} for role, content in turns], "hostile", row)
+        )
     return examples
 
 
@@ -61,7 +74,11 @@ def test_hostile_rows_are_sanitized_exactly(seed: int) -> None:
         )
         assert row.input_ids == expected
         trained = [label for label in row.labels if label != IGNORE_INDEX]
-        answers = [f"{message['content']}<|im_end|>" for message in messages if message["role"] == "assistant"]
+        answers = [
+            f"{message['content']}<|im_end|>"
+            for message in messages
+            if message["role"] == "assistant"
+        ]
         assert pristine.decode(trained) == "".join(answers)
 
 
@@ -74,26 +91,43 @@ def test_raw_text_with_control_tokens_is_refused_by_name() -> None:
     assert not batch.rows and [row.reason for row in batch.dropped] == ["control_tokens"]
     assert "format: rendered" in batch.dropped[0].detail
     (row,) = labeller.label([Example([], "raw", 0, text=text, rendered=True)]).rows
-    assert row.input_ids == renderer.tokenizer(text, add_special_tokens=False)["input_ids"] == row.labels
+    assert (
+        row.input_ids
+        == renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+        == row.labels
+    )
 
 
 def test_rendered_text_without_an_end_gets_one() -> None:
     """`format: rendered`: a text that does not end in an end token would teach the model not to stop."""
     renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
-    (row,) = Labeller(renderer, LabelSettings()).label([Example([], "raw", 0, text="plain", rendered=True)]).rows
+    (row,) = (
+        Labeller(renderer, LabelSettings())
+        .label([Example([], "raw", 0, text="plain", rendered=True)])
+        .rows
+    )
     assert row.input_ids[-1] == renderer.tokenizer.eos_token_id
     assert row.input_ids.count(renderer.tokenizer.eos_token_id) == 1
 
 
-@pytest.mark.parametrize("private", ["\uf5e0", "\uf5e1", "\uf5e0<|im_end|>\uf5e1", "\uf5e2<|im_end|>"])
+@pytest.mark.parametrize(
+    "private", ["\uf5e0", "\uf5e1", "\uf5e0<|im_end|>\uf5e1", "\uf5e2<|im_end|>"]
+)
 def test_private_characters_in_a_text_stay(private: str) -> None:
     """Characters that mark control tokens inside this project are text like any other, beside such tokens too."""
     renderer = attach_chat_template(tokenizer_with_tool_call(), TemplateSettings())
-    messages = [{"role": "user", "content": f"a{private}b"}, {"role": "assistant", "content": f"c{private}d"}]
+    messages = [
+        {"role": "user", "content": f"a{private}b"},
+        {"role": "assistant", "content": f"c{private}d"},
+    ]
     (row,) = Labeller(renderer, LabelSettings()).label([Example(messages, "private", 0)]).rows
     text = renderer.tokenizer.decode(row.input_ids)
     assert f"a{private}b" in text and f"c{private}d" in text
-    ends = [token for token in row.input_ids if token == renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    ends = [
+        token
+        for token in row.input_ids
+        if token == renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ]
     assert len(ends) == 2
 
 
@@ -108,14 +142,25 @@ def test_end_texts_are_taken_off_when_asked() -> None:
     batch = labeller.label([Example(messages, "ends", 0)])
     (row,) = batch.rows
     # An evaluation's reference is what was trained.
-    assert labeller.for_template(Example(messages, "ends", 0)).messages[1]["content"] == "  Blue <|im_end|> sky."
+    assert (
+        labeller.for_template(Example(messages, "ends", 0)).messages[1]["content"]
+        == "  Blue <|im_end|> sky."
+    )
     trained = [label for label in row.labels if label != IGNORE_INDEX]
     assert renderer.tokenizer.decode(trained) == "  Blue <|im_end|> sky.<|im_end|>"
-    assert batch.stripped == {0} and "Say it.<|endoftext|>" in renderer.tokenizer.decode(row.input_ids)
+    assert batch.stripped == {0} and "Say it.<|endoftext|>" in renderer.tokenizer.decode(
+        row.input_ids
+    )
     (plain,) = Labeller(renderer, LabelSettings()).label([Example(messages, "ends", 0)]).rows
-    assert "<|endoftext|>\n</s>" in renderer.tokenizer.decode(plain.labels[-30:] and plain.input_ids)
+    assert "<|endoftext|>\n</s>" in renderer.tokenizer.decode(
+        plain.labels[-30:] and plain.input_ids
+    )
     emptied = [messages[0], {"role": "assistant", "content": "<|endoftext|>"}]
-    dropped = Labeller(renderer, LabelSettings(control_tokens="strip_end")).label([Example(emptied, "ends", 0)]).dropped
+    dropped = (
+        Labeller(renderer, LabelSettings(control_tokens="strip_end"))
+        .label([Example(emptied, "ends", 0)])
+        .dropped
+    )
     assert [row.reason for row in dropped] == ["empty_answer"]
 
 
@@ -134,4 +179,7 @@ def test_what_stands_before_decides_how_a_text_goes_on() -> None:
         if not encoded.joined[1]:
             assert ids == whole, (place, text[:place])
         assert tokenizer.decode(ids) == text
-        assert encoded.ids[0].tolist() == tokenizer(text[:place], add_special_tokens=False)["input_ids"]
+        assert (
+            encoded.ids[0].tolist()
+            == tokenizer(text[:place], add_special_tokens=False)["input_ids"]
+        )

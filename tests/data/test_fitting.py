@@ -24,7 +24,12 @@ def renderer_for(call: str, check: str = "") -> ChatRenderer:
     """A template that writes calls in one way, and refuses what it does not like."""
     tokenizer = build_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}" + check + TURN + CALLS.replace("%s", call) + "{% endfor %}" + PROMPT
+        "{% for m in messages %}"
+        + check
+        + TURN
+        + CALLS.replace("%s", call)
+        + "{% endfor %}"
+        + PROMPT
     )
     return attach_chat_template(tokenizer, TemplateSettings())
 
@@ -37,7 +42,11 @@ def conversation(**call: Any) -> list[dict[str, Any]]:
         result["tool_call_id"] = call["id"]
     return [
         {"role": "user", "content": "What is blue?"},
-        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function, **call}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": function, **call}],
+        },
         result,
         {"role": "assistant", "content": "A colour."},
     ]
@@ -47,7 +56,10 @@ def trained(renderer: ChatRenderer, messages: list[dict[str, Any]]) -> str:
     """The trained text of all rows of a conversation."""
     batch = Labeller(renderer, LabelSettings(max_length=None)).label([Example(messages, "rows", 0)])
     assert not batch.dropped
-    texts = [renderer.tokenizer.decode([x for x in row.labels if x != IGNORE_INDEX]) for row in batch.rows]
+    texts = [
+        renderer.tokenizer.decode([x for x in row.labels if x != IGNORE_INDEX])
+        for row in batch.rows
+    ]
     return "".join(texts)
 
 
@@ -58,11 +70,15 @@ NINE = (
 BOTH = "{% if m.role == 'tool' and m.tool_call_id|length != 9 %}{{ raise_exception('nine') }}{% endif %}"
 
 
-@pytest.mark.parametrize("call", [{}, {"id": "call_abc123"}, {"id": "abcDEF123"}, {"id": "chatcmpl-tool-0123456789"}])
+@pytest.mark.parametrize(
+    "call", [{}, {"id": "call_abc123"}, {"id": "abcDEF123"}, {"id": "chatcmpl-tool-0123456789"}]
+)
 def test_ids_fit_a_template_that_wants_nine_characters(call: dict[str, Any]) -> None:
     """The id in the call is the id in the result, nine letters and digits; one that fits already stays."""
     written = "{{ c.function | tojson }}#{{ c.id }}#"
-    renderer = renderer_for(written, NINE + BOTH + "{% if m.tool_call_id %}#{{ m.tool_call_id }}#{% endif %}")
+    renderer = renderer_for(
+        written, NINE + BOTH + "{% if m.tool_call_id %}#{{ m.tool_call_id }}#{% endif %}"
+    )
     assert renderer.needs.short_ids
     messages = fit_messages(conversation(**call), renderer.needs)
     made = messages[1]["tool_calls"][0]["id"]
@@ -108,21 +124,45 @@ def test_calls_written_inline_give_the_ids_of_calls(lead: str) -> None:
     question = {"role": "user", "content": "What is blue?"}
     result = {"role": "tool", "content": "a colour"}
     answer = {"role": "assistant", "content": "A colour."}
-    apart = [question, {"role": "assistant", "content": lead.strip(), "tool_calls": [call, call]}, result, answer]
-    inline = [question, {"role": "assistant", "content": f"{lead}{INLINE}\n{INLINE}"}, result, answer]
-    wrapped = [*inline[:2], {"role": "tool", "content": "<tool_response>\na colour\n</tool_response>"}, answer]
-    rows = [labeller.label([Example(messages, "rows", 0)]).rows for messages in (apart, inline, wrapped)]
+    apart = [
+        question,
+        {"role": "assistant", "content": lead.strip(), "tool_calls": [call, call]},
+        result,
+        answer,
+    ]
+    inline = [
+        question,
+        {"role": "assistant", "content": f"{lead}{INLINE}\n{INLINE}"},
+        result,
+        answer,
+    ]
+    wrapped = [
+        *inline[:2],
+        {"role": "tool", "content": "<tool_response>\na colour\n</tool_response>"},
+        answer,
+    ]
+    rows = [
+        labeller.label([Example(messages, "rows", 0)]).rows for messages in (apart, inline, wrapped)
+    ]
     assert rows[0][0].input_ids == rows[1][0].input_ids == rows[2][0].input_ids
     assert rows[0][0].labels == rows[1][0].labels == rows[2][0].labels
 
 
 @pytest.mark.parametrize(
-    "content", ["<tool_call>\nno json\n</tool_call>", f"{INLINE} and more", '<tool_call>{"name": 1}</tool_call>']
+    "content",
+    [
+        "<tool_call>\nno json\n</tool_call>",
+        f"{INLINE} and more",
+        '<tool_call>{"name": 1}</tool_call>',
+    ],
 )
 def test_text_that_is_no_call_stays_text(content: str) -> None:
     """What cannot be read as a call, or goes on after one, is text like any other and is never lost."""
     renderer = attach_chat_template(tokenizer_for("qwen2_5"), TemplateSettings())
-    messages = [{"role": "user", "content": "What is blue?"}, {"role": "assistant", "content": content}]
+    messages = [
+        {"role": "user", "content": "What is blue?"},
+        {"role": "assistant", "content": content},
+    ]
     assert fit_messages(messages, renderer.needs) is messages
     assert content in trained(renderer, messages)
 

@@ -68,14 +68,18 @@ def test_unknown_columns_are_explained() -> None:
         "messages (messages); sharegpt (conversations); prompt_completion (prompt, completion); raw (text); "
         "rendered (text). Fix: write the rows in one of these formats; no column holds text."
     )
-    with pytest.raises(InputError, match=r"Fix: to train the text as it stands: set `format: raw` \(on the command "):
+    with pytest.raises(
+        InputError,
+        match=r"Fix: to train the text as it stands: set `format: raw` \(on the command ",
+    ):
         detect_format({"id": 1, "text": "x"}, {}, "f.jsonl:1")
 
 
 def test_several_fitting_formats_are_not_guessed() -> None:
     """Columns of two formats need a word from the user."""
     with pytest.raises(
-        InputError, match=r"\(messages, prompt, completion\) fit messages and prompt_completion. Fix: set `format: mess"
+        InputError,
+        match=r"\(messages, prompt, completion\) fit messages and prompt_completion. Fix: set `format: mess",
     ):
         detect_format(["messages", "prompt", "completion"], {}, "f.jsonl:1")
 
@@ -84,12 +88,17 @@ def test_mapping_and_format_names_are_checked() -> None:
     """A name that no format has is refused instead of ignored."""
     RowFormat("instruction", {"input": "x", "task_type": "y"}, ["task_type"]).check("f.jsonl")
     with pytest.raises(
-        InputError, match=r"column_mapping: 'inptu' is no column of format instruction\. Fix: map one of "
+        InputError,
+        match=r"column_mapping: 'inptu' is no column of format instruction\. Fix: map one of ",
     ):
         RowFormat("instruction", {"inptu": "x"}).check("f.jsonl")
-    with pytest.raises(InputError, match=r"unknown format 'alpaca'\. Fix: use one of instruction, messages, "):
+    with pytest.raises(
+        InputError, match=r"unknown format 'alpaca'\. Fix: use one of instruction, messages, "
+    ):
         RowFormat("alpaca", {}).check("f.jsonl")
-    with pytest.raises(InputError, match=r"unknown format 'share_gpt'\. Fix: did you mean 'sharegpt'\?"):
+    with pytest.raises(
+        InputError, match=r"unknown format 'share_gpt'\. Fix: did you mean 'sharegpt'\?"
+    ):
         RowFormat("share_gpt", {}).check("f.jsonl")
 
 
@@ -101,13 +110,22 @@ def test_instruction_without_input(empty: dict[str, Any]) -> None:
         {"role": "user", "content": "Say hi", "instruction": "Say hi"},
         {"role": "assistant", "content": "Hi"},
     ]
-    assert (example.source, example.row, example.line, example.where) == ("f.jsonl", 6, 7, "f.jsonl:7")
+    assert (example.source, example.row, example.line, example.where) == (
+        "f.jsonl",
+        6,
+        7,
+        "f.jsonl:7",
+    )
     assert (example.train, example.tools, example.text) == ((), None, None)
 
 
 def test_instruction_with_everything() -> None:
     """Input joins with a blank line and stays available; system and history come before."""
-    row = ALPACA | {"input": "to Bob", "system": "Be kind.", "history": [["q1", "a1"], ["q2", "a2"]]}
+    row = ALPACA | {
+        "input": "to Bob",
+        "system": "Be kind.",
+        "history": [["q1", "a1"], ["q2", "a2"]],
+    }
     messages = convert(row).messages
     assert [(m["role"], m["content"]) for m in messages] == [
         ("system", "Be kind."),
@@ -141,9 +159,15 @@ def test_prompt_kept_in_input() -> None:
         ({"input": {}}, "input: expected a string, got dict. Fix: write a string."),
         ({"system": True}, "system: expected a string, got bool. Fix: write a string."),
         ({"history": "x"}, "history: expected a list of [question, answer] pairs, got str."),
-        ({"history": [["q"]]}, "history[0]: not a [question, answer] pair. Fix: write two strings."),
+        (
+            {"history": [["q"]]},
+            "history[0]: not a [question, answer] pair. Fix: write two strings.",
+        ),
         ({"history": [["q", 3]]}, "history[0]: expected a string, got int."),
-        ({"instruction": " \n"}, "instruction: the prompt is empty. Fix: write it or remove the row."),
+        (
+            {"instruction": " \n"},
+            "instruction: the prompt is empty. Fix: write it or remove the row.",
+        ),
         (
             {"output": "\t "},
             "output: the answer is empty. Fix: write it, remove the row, or set `allow_empty_output: true`.",
@@ -178,8 +202,16 @@ def test_empty_output_can_be_allowed() -> None:
             "instruction",
             "this row looks like messages (messages), the file is instruction (instruction, output)",
         ),
-        (ALPACA, "messages", "this row looks like instruction (instruction, output), the file is messages (messages)"),
-        ({"text": "x"}, "sharegpt", "this row looks like raw (text), the file is sharegpt (conversations)"),
+        (
+            ALPACA,
+            "messages",
+            "this row looks like instruction (instruction, output), the file is messages (messages)",
+        ),
+        (
+            {"text": "x"},
+            "sharegpt",
+            "this row looks like raw (text), the file is sharegpt (conversations)",
+        ),
     ],
 )
 def test_mixed_formats(row: dict[str, Any], format: str, message: str) -> None:
@@ -187,7 +219,9 @@ def test_mixed_formats(row: dict[str, Any], format: str, message: str) -> None:
     assert problem(row, format) == f"f.jsonl:7: {message}. Fix: keep one format per file."
 
 
-@pytest.mark.parametrize("name", ["labels", "input_ids", "attention_mask", "chat_template", "chat_template_kwargs"])
+@pytest.mark.parametrize(
+    "name", ["labels", "input_ids", "attention_mask", "chat_template", "chat_template_kwargs"]
+)
 def test_columns_that_steer_training_are_refused(name: str) -> None:
     """D13: such columns are refused unless somebody asked for them by name."""
     row = ALPACA | {name: "x"}
@@ -199,14 +233,21 @@ def test_columns_that_steer_training_are_refused(name: str) -> None:
     for empty in (None, [], "", {}):
         assert convert(ALPACA | {name: empty}).messages[-1]["content"] == "Hi"
     assert convert(row, extra=[name]).columns == {name: "x"}
-    assert convert({"instruction": "i", name: "a"}, column_mapping={"output": name}).messages[-1]["content"] == "a"
+    assert (
+        convert({"instruction": "i", name: "a"}, column_mapping={"output": name}).messages[-1][
+            "content"
+        ]
+        == "a"
+    )
 
 
 def test_unused_and_extra_columns() -> None:
     """Columns nobody asked for are listed; those asked for are kept under our names."""
     row = {"id": 1, "q": {"text": "i"}, "output": "o", "kind": "qa", "input": ""}
     mapping = {"instruction": "q.text", "task_type": "kind"}
-    assert set(row) - RowFormat("instruction", mapping, ["task_type", "absent"]).used_columns() == {"id"}
+    assert set(row) - RowFormat("instruction", mapping, ["task_type", "absent"]).used_columns() == {
+        "id"
+    }
     assert set(row) - RowFormat("instruction", mapping).used_columns() == {"id", "kind"}
     example = convert(row, "instruction", column_mapping=mapping, extra=["task_type", "absent"])
     assert example.columns == {"task_type": "qa"}
@@ -215,7 +256,11 @@ def test_unused_and_extra_columns() -> None:
 def test_mapping_paths() -> None:
     """Mapped names may be dotted paths with list indices, or column names that hold dots."""
     row = {"instruction": "i", "instances": [{"input": "x", "output": "o"}], "a.b": "z"}
-    mapping = {"instruction": "instruction", "input": "instances.0.input", "output": "instances.0.output"}
+    mapping = {
+        "instruction": "instruction",
+        "input": "instances.0.input",
+        "output": "instances.0.output",
+    }
     assert [m["content"] for m in convert(row, column_mapping=mapping).messages] == ["i\n\nx", "o"]
     assert convert(row, column_mapping=mapping | {"output": "a.b"}).messages[-1]["content"] == "z"
     for path, step in [
@@ -243,8 +288,18 @@ def test_messages_keep_what_templates_know() -> None:
     """Aliases are mapped, reasoning gets one name, text parts join, unknown keys are left behind."""
     row = chat(
         {"role": "developer", "content": "s", "id": 4},
-        {"role": "human", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Bo"},
-        {"role": "assistant", "content": "x", "thinking": "hm", "reasoning_content": None, "refusal": None},
+        {
+            "role": "human",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            "name": "Bo",
+        },
+        {
+            "role": "assistant",
+            "content": "x",
+            "thinking": "hm",
+            "reasoning_content": None,
+            "refusal": None,
+        },
     )
     assert convert(row).messages == [
         {"role": "system", "content": "s"},
@@ -258,7 +313,11 @@ def test_messages_keep_what_templates_know() -> None:
 def test_tool_calls_have_one_shape(arguments: Any, nested: bool) -> None:
     """Calls arrive as OpenAI writes them or flat, arguments as JSON text or object; they leave in one shape."""
     function = {"name": "f", "arguments": arguments}
-    call = {"id": "c1", "type": "function", "function": function} if nested else function | {"id": "c1"}
+    call = (
+        {"id": "c1", "type": "function", "function": function}
+        if nested
+        else function | {"id": "c1"}
+    )
     row = chat(
         ASK,
         {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -269,7 +328,9 @@ def test_tool_calls_have_one_shape(arguments: Any, nested: bool) -> None:
     assert example.messages[1] == {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"type": "function", "id": "c1", "function": {"name": "f", "arguments": {"x": 1}}}],
+        "tool_calls": [
+            {"type": "function", "id": "c1", "function": {"name": "f", "arguments": {"x": 1}}}
+        ],
     }
     assert example.messages[2:] == [{"role": "tool", "content": "42", "tool_call_id": "c1"}, ANSWER]
     assert example.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -277,14 +338,23 @@ def test_tool_calls_have_one_shape(arguments: Any, nested: bool) -> None:
 
 def test_the_old_form_of_a_tool_call_is_read() -> None:
     """`function_call`, one call beside the content, becomes a tool call like any other."""
-    row = chat(ASK, {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}})
+    row = chat(
+        ASK,
+        {
+            "role": "assistant",
+            "content": None,
+            "function_call": {"name": "f", "arguments": '{"x": 1}'},
+        },
+    )
     function = {"name": "f", "arguments": {"x": 1}}
     assert convert(row).messages[-1]["tool_calls"] == [{"type": "function", "function": function}]
 
 
 def test_a_tool_call_is_an_answer() -> None:
     """A row may end in a call without text."""
-    row = chat(ASK, {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]})
+    row = chat(
+        ASK, {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}
+    )
     assert convert(row).messages[-1]["content"] == ""
 
 
@@ -302,7 +372,10 @@ def test_turns_may_be_left_untrained(flag: dict[str, Any]) -> None:
         ({"messages": "x"}, "messages: expected a list of messages, got str."),
         (chat("x"), "messages[0]: expected an object with role and content, got str."),
         (chat(ASK, ANSWER | {"content": 3}), "messages[1].content: expected a string, got int."),
-        (chat(ASK, {"role": "assistant"}), "messages[1].content: expected a string, got missing or null."),
+        (
+            chat(ASK, {"role": "assistant"}),
+            "messages[1].content: expected a string, got missing or null.",
+        ),
         (chat({"role": 3, "content": "x"}), "messages[0].role: expected a string, got int."),
         (
             chat({"who": "human", "said": "something"}),
@@ -327,8 +400,14 @@ def test_turns_may_be_left_untrained(flag: dict[str, Any]) -> None:
             chat(ASK, ANSWER | {"tool_calls": [{"arguments": {}}]}),
             "messages[1].tool_calls[0].name: expected a string, got",
         ),
-        (chat(ASK | {"tool_calls": [{"name": "f"}]}, ANSWER), "messages[0].tool_calls: a user turn cannot call tools."),
-        (chat(ASK, ANSWER | {"reasoning": 3}), "messages[1].reasoning: expected a string, got int."),
+        (
+            chat(ASK | {"tool_calls": [{"name": "f"}]}, ANSWER),
+            "messages[0].tool_calls: a user turn cannot call tools.",
+        ),
+        (
+            chat(ASK, ANSWER | {"reasoning": 3}),
+            "messages[1].reasoning: expected a string, got int.",
+        ),
         (chat(), "messages: the conversation is empty."),
         (
             chat({"role": "narrator", "content": "x"}),
@@ -354,7 +433,13 @@ def test_bad_conversations(row: dict[str, Any], message: str) -> None:
 def test_sharegpt_with_tools() -> None:
     """Calls become tool_calls, a call right behind text joins its turn, observations become tool messages."""
     call = json.dumps({"name": "f", "arguments": {"x": 1}})
-    row = sharegpt(("human", "q"), ("gpt", "Let me see."), ("function_call", call), ("observation", "7"), ("gpt", "a"))
+    row = sharegpt(
+        ("human", "q"),
+        ("gpt", "Let me see."),
+        ("function_call", call),
+        ("observation", "7"),
+        ("gpt", "a"),
+    )
     tools = json.dumps([{"type": "function", "function": {"name": "f"}}])
     example = convert(row | {"system": "s", "tools": tools})
     made = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
@@ -371,7 +456,9 @@ def test_sharegpt_with_tools() -> None:
 def test_sharegpt_call_alone_and_several_at_once() -> None:
     """A call without text before it is a turn of its own; a list of calls is one turn with all of them."""
     calls = json.dumps([{"name": "f", "arguments": {}}, {"name": "g", "arguments": {}}])
-    messages = convert(sharegpt(("human", "q"), ("function_call", calls), ("observation", "7"), ("gpt", "a"))).messages
+    messages = convert(
+        sharegpt(("human", "q"), ("function_call", calls), ("observation", "7"), ("gpt", "a"))
+    ).messages
     assert messages[1]["content"] == ""
     assert [call["function"]["name"] for call in messages[1]["tool_calls"]] == ["f", "g"]
 
@@ -388,7 +475,13 @@ def test_a_turn_without_text_takes_the_call_behind_it() -> None:
 
 def test_joined_turns_join_their_flags() -> None:
     """A call that must not be trained keeps the text it joins from being trained."""
-    row = sharegpt(("human", "q"), ("gpt", "x"), ("function_call", '{"name": "f"}'), ("observation", "7"), ("gpt", "a"))
+    row = sharegpt(
+        ("human", "q"),
+        ("gpt", "x"),
+        ("function_call", '{"name": "f"}'),
+        ("observation", "7"),
+        ("gpt", "a"),
+    )
     row["conversations"][2]["weight"] = 0
     example = convert(row)
     assert [example.is_trainable(index) for index in range(4)] == [False, False, False, True]
@@ -407,7 +500,10 @@ def test_empty_tools_are_none(tools: Any) -> None:
             sharegpt(("human", "q"), ("function_call", "f(1)")),
             "conversations[1]: invalid JSON at column 1 (expecting value)",
         ),
-        (sharegpt(("human", "q"), ("function_call", 3)), "conversations[1]: expected a string, got int."),
+        (
+            sharegpt(("human", "q"), ("function_call", 3)),
+            "conversations[1]: expected a string, got int.",
+        ),
         (
             sharegpt(("human", "q"), ("function_call", "{}")),
             "conversations[1].tool_calls[0].name: expected a string, got",
@@ -416,7 +512,10 @@ def test_empty_tools_are_none(tools: Any) -> None:
             sharegpt(("human", "q"), ("gpt", "x"), ("function_call", "[]")),
             "conversations[2].tool_calls[0].name: expected a string, got",
         ),
-        (sharegpt(("human", "q"), ("gpt", "a")) | {"tools": "x"}, "tools: invalid JSON at column 1 (expecting value)"),
+        (
+            sharegpt(("human", "q"), ("gpt", "a")) | {"tools": "x"},
+            "tools: invalid JSON at column 1 (expecting value)",
+        ),
         (
             sharegpt(("human", "q"), ("gpt", "a")) | {"tools": {"a": 1}},
             "tools: expected a list of tool definitions, got",
@@ -446,7 +545,10 @@ def test_prompt_completion() -> None:
     ("row", "message"),
     [
         ({"prompt": "q", "completion": 3}, "completion: expected a string, got int."),
-        ({"prompt": "q", "completion": ["a"]}, "completion[0]: expected an object with role and content, got str."),
+        (
+            {"prompt": "q", "completion": ["a"]},
+            "completion[0]: expected an object with role and content, got str.",
+        ),
         ({"prompt": [ASK], "completion": []}, "messages: there is no assistant turn."),
         ({"prompt": "q", "completion": ""}, "completion: the answer is empty."),
         ({"prompt": "", "completion": "a"}, "prompt: the prompt is empty."),
@@ -463,15 +565,27 @@ def test_raw_is_kept_as_text() -> None:
     example = convert({"text": " as is "}, "raw")
     assert (example.text, list(example.messages)) == (" as is ", [])
     assert problem({"text": " "}, "raw").startswith("f.jsonl:7: text: empty.")
-    assert problem({"text": None}, "raw").startswith("f.jsonl:7: text: expected a string, got null.")
+    assert problem({"text": None}, "raw").startswith(
+        "f.jsonl:7: text: expected a string, got null."
+    )
 
 
 @pytest.mark.parametrize(
     "text",
-    ["\ue000\U000f0000", "a\x00b", "\u202e\u05d0\u200b", "{{7*7}} {x.__class__} {input}", "### Response:", "x" * 10**6],
+    [
+        "\ue000\U000f0000",
+        "a\x00b",
+        "\u202e\u05d0\u200b",
+        "{{7*7}} {x.__class__} {input}",
+        "### Response:",
+        "x" * 10**6,
+    ],
 )
 def test_hostile_text_is_only_text(text: str) -> None:
     """D11, D12: content goes through unchanged in every place."""
     row = {"instruction": text, "input": text, "output": text}
     assert [m["content"] for m in convert(row).messages] == [f"{text}\n\n{text}", text]
-    assert [m["content"] for m in convert(sharegpt(("human", text), ("gpt", text))).messages] == [text, text]
+    assert [m["content"] for m in convert(sharegpt(("human", text), ("gpt", text))).messages] == [
+        text,
+        text,
+    ]

@@ -15,7 +15,14 @@ from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
 from sft_recipes.recipe import LabelSettings, TemplateSettings
 from tests.data.hostile import Message, as_the_template_takes_it, hostile_conversation
-from tests.data.label_oracle import Conversation, Tokenizer, decode, judge, special_tokens, trained_spans
+from tests.data.label_oracle import (
+    Conversation,
+    Tokenizer,
+    decode,
+    judge,
+    special_tokens,
+    trained_spans,
+)
 from tests.data.template_tokenizers import template_names, tokenizer_for
 
 # Given text they raise or leave it out.
@@ -47,7 +54,10 @@ class Tally:
 @cache
 def labeller_for(name: str) -> Labeller:
     """A labeller on its own tokenizer; the oracle judges with another one."""
-    return Labeller(attach_chat_template(tokenizer_for(name), TemplateSettings()), LabelSettings(max_length=None))
+    return Labeller(
+        attach_chat_template(tokenizer_for(name), TemplateSettings()),
+        LabelSettings(max_length=None),
+    )
 
 
 @cache
@@ -56,7 +66,9 @@ def pristine(name: str) -> Tokenizer:
     return tokenizer_for(name)
 
 
-def label_one(labeller: Labeller, messages: Sequence[Message], index: int) -> tuple[LabelledBatch, str]:
+def label_one(
+    labeller: Labeller, messages: Sequence[Message], index: int
+) -> tuple[LabelledBatch, str]:
     """The batch of one conversation, and why it was refused where it was."""
     try:
         return labeller.label([Example(messages, "hostile", index)]), ""
@@ -65,7 +77,11 @@ def label_one(labeller: Labeller, messages: Sequence[Message], index: int) -> tu
 
 
 def tally(
-    tokenizer: Tokenizer, labeller: Labeller, conversations: Iterable[Sequence[Message]], name: str, into: Tally
+    tokenizer: Tokenizer,
+    labeller: Labeller,
+    conversations: Iterable[Sequence[Message]],
+    name: str,
+    into: Tally,
 ) -> None:
     """Label and judge conversations one by one."""
     for index, messages in enumerate(conversations):
@@ -85,14 +101,23 @@ def tally(
 def conversations_for(name: str, tokenizer: Tokenizer, seeds: Iterable[int]) -> list[list[Message]]:
     """Hostile conversations that spell the tokenizer's own control tokens."""
     tokens = special_tokens(tokenizer)
-    return [hostile_conversation(f"{name}-{seed}", tokens, system=name not in NO_SYSTEM) for seed in seeds]
+    return [
+        hostile_conversation(f"{name}-{seed}", tokens, system=name not in NO_SYSTEM)
+        for seed in seeds
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hostile_conversations_are_trained_right(name: str) -> None:
     """No text makes a label wrong, and no text that the template keeps makes a turn vanish."""
     tokenizer, found = pristine(name), Tally()
-    tally(tokenizer, labeller_for(name), conversations_for(name, tokenizer, range(FAST_SEEDS)), name, found)
+    tally(
+        tokenizer,
+        labeller_for(name),
+        conversations_for(name, tokenizer, range(FAST_SEEDS)),
+        name,
+        found,
+    )
     assert (found.wrong, found.needless) == ([], [])
 
 
@@ -113,7 +138,12 @@ def test_ten_thousand_hostile_conversations() -> None:
 def test_the_generator_makes_what_it_promises() -> None:
     """The sweep meets answers that begin with whitespace, spelled control tokens and private characters."""
     made = [hostile_conversation(seed, ["<|im_end|>"]) for seed in range(300)]
-    answers = [message["content"] for messages in made for message in messages if message["role"] == "assistant"]
+    answers = [
+        message["content"]
+        for messages in made
+        for message in messages
+        if message["role"] == "assistant"
+    ]
     assert {len(messages) for messages in made} >= {2, 4, 6, 8, 10, 12}
     assert all(answer.strip() for answer in answers)
     for needle in ("<|im_end|>", "\uf5e0", "\u2028", "</think>", "cafe\u0301"):
@@ -126,7 +156,9 @@ def without(values: list[int], index: int) -> list[int]:
     return [*values[:index], *values[index + 1 :]]
 
 
-def planted(tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> dict[str, tuple[list[int], list[int]]]:
+def planted(
+    tokenizer: Tokenizer, ids: list[int], labels: list[int]
+) -> dict[str, tuple[list[int], list[int]]]:
     """A right row with one fault each."""
     start, end = trained_spans(labels)[-1]
     faulty = {
@@ -134,7 +166,10 @@ def planted(tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> dict[str
         "first id twice": ([ids[0], *ids], [labels[0], *labels]),
         "an id of the prompt missing": (without(ids, start - 1), without(labels, start - 1)),
         "terminator untrained": (ids, [*labels[: end - 1], -100, *labels[end:]]),
-        "terminator twice": ([*ids[:end], ids[end - 1], *ids[end:]], [*labels[:end], ids[end - 1], *labels[end:]]),
+        "terminator twice": (
+            [*ids[:end], ids[end - 1], *ids[end:]],
+            [*labels[:end], ids[end - 1], *labels[end:]],
+        ),
         "nothing trained": (ids, [-100] * len(ids)),
         "labels one place late": (ids, [-100, *labels[:-1]]),
     }
@@ -142,14 +177,19 @@ def planted(tokenizer: Tokenizer, ids: list[int], labels: list[int]) -> dict[str
     if not decode(tokenizer, ids[start : start + 1]).isspace():
         faulty["first token untrained"] = (ids, [*labels[:start], -100, *labels[start + 1 :]])
     if not decode(tokenizer, ids[start - 1 : start]).isspace():
-        faulty["header trained"] = (ids, [*labels[: start - 1], *ids[start - 1 : start], *labels[start:]])
+        faulty["header trained"] = (
+            ids,
+            [*labels[: start - 1], *ids[start - 1 : start], *labels[start:]],
+        )
     if end < len(ids):
         faulty["trained past the terminator"] = (ids, [*labels[:end], ids[end], *labels[end + 1 :]])
         faulty["cut after the terminator"] = (ids[:end], labels[:end])
     return faulty
 
 
-@pytest.mark.parametrize("name", ["llama3", "phi3", "qwen3", "gemma3", "cohere2", "deepseekv3", "glm4moe", "gptoss"])
+@pytest.mark.parametrize(
+    "name", ["llama3", "phi3", "qwen3", "gemma3", "cohere2", "deepseekv3", "glm4moe", "gptoss"]
+)
 def test_the_oracle_finds_a_fault_planted_in_a_hostile_row(name: str) -> None:
     """No fault hides behind the liberties that the oracle grants to hostile texts."""
     tokenizer, labeller = pristine(name), labeller_for(name)
@@ -159,4 +199,6 @@ def test_the_oracle_finds_a_fault_planted_in_a_hostile_row(name: str) -> None:
         conversation = Conversation(tokenizer, as_the_template_takes_it(messages, tokenizer))
         assert judge(conversation, rows, ["dropped"]).wrong == []
         for fault, row in planted(tokenizer, *rows[-1]).items():
-            assert judge(conversation, [*rows[:-1], row], ["dropped"]).wrong != [], f"{fault}: {messages}"
+            assert judge(conversation, [*rows[:-1], row], ["dropped"]).wrong != [], (
+                f"{fault}: {messages}"
+            )

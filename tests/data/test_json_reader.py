@@ -32,7 +32,10 @@ def read(content: str | bytes, name: str = "train.jsonl") -> list[Row]:
 
 def values(rows: list[Row], name: str = "train.jsonl") -> list[object]:
     """The values of good rows, the message of bad ones."""
-    return [str(value.at(f"{name}:{line}")) if isinstance(value, RowProblem) else value for line, value, _ in rows]
+    return [
+        str(value.at(f"{name}:{line}")) if isinstance(value, RowProblem) else value
+        for line, value, _ in rows
+    ]
 
 
 def lines(rows: list[Row]) -> list[int | None]:
@@ -42,7 +45,10 @@ def lines(rows: list[Row]) -> list[int | None]:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"instruction": "a", "output": "b', f"invalid JSON at column 32 (unterminated string). {PER_LINE}"),
+        (
+            '{"instruction": "a", "output": "b',
+            f"invalid JSON at column 32 (unterminated string). {PER_LINE}",
+        ),
         ('{"a": 1', f"invalid JSON at column 8 (expecting ',' delimiter). {PER_LINE}"),
         ('  {"a": 1} x', f"invalid JSON at column 12 (extra data). {PER_LINE}"),
         ("[" * 100_000, f"invalid JSON at column 1 ({TOO_DEEP}). {PER_LINE}"),
@@ -87,7 +93,10 @@ def test_whole_surrogate_pairs_and_escaped_backslashes_are_text() -> None:
 def test_many_brackets_beside_each_other_are_not_deep() -> None:
     """A row at the limit of depth is read, and so is one with any number of brackets side by side."""
     deepest = '{"a": ' + "[" * 99 + "]" * 99 + "}"
-    assert not any(isinstance(row, RowProblem) for _, row, _ in read(deepest + '\n{"a": [' + "{}," * 500 + "{}]}"))
+    assert not any(
+        isinstance(row, RowProblem)
+        for _, row, _ in read(deepest + '\n{"a": [' + "{}," * 500 + "{}]}")
+    )
 
 
 def test_line_number_behind_ten_megabytes() -> None:
@@ -122,7 +131,11 @@ def test_encoding_marks_and_line_ends_change_nothing(name: str) -> None:
     pieces = rows if name == "train.jsonl" else ["[", rows[0] + ",", rows[1], "]"]
     clean = values(read("\n".join(pieces) + "\n", name))
     assert clean == [{"a": "x\u2028y\u0085z"}, {"a": "\u00e9"}]
-    variants = ["\ufeff" + "\n".join(pieces), "\r\n".join(pieces) + "\r\n", "\n\n" + "\n\n".join(pieces) + "\n\n \n"]
+    variants = [
+        "\ufeff" + "\n".join(pieces),
+        "\r\n".join(pieces) + "\r\n",
+        "\n\n" + "\n\n".join(pieces) + "\n\n \n",
+    ]
     for variant in variants:
         assert values(read(variant, name)) == clean
     assert lines(read(variants[2], name)) == ([3, 5] if name == "train.jsonl" else [5, 7])
@@ -193,16 +206,25 @@ def test_one_object_alone_is_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (f'[\n {GOOD},\n {{"a" 1}}\n]', "train.json:3: invalid JSON at column 7 (expecting ':' delimiter)"),
+        (
+            f'[\n {GOOD},\n {{"a" 1}}\n]',
+            "train.json:3: invalid JSON at column 7 (expecting ':' delimiter)",
+        ),
         (f"[\n {GOOD}\n {GOOD}\n]", "train.json:3: invalid JSON at column 2 (expecting ',')"),
         (f"[{GOOD},\n]", "train.json:2: invalid JSON at column 1 (expecting value)"),
         (f"[{GOOD}", "train.json:1: invalid JSON at column 10 (expecting ',')"),
         (f"[{GOOD}]\n{GOOD}", "train.json:2: invalid JSON at column 1 (extra data)"),
         ('[\n{"a": "x', "train.json:2: invalid JSON at column 7 (unterminated string)"),
         (b'[\n{"a": 1},\n{"a": "\xe9"}]', "train.json:3: invalid UTF-8 at byte 8 (0xe9)"),
-        (f'[\n{GOOD},\n{{"a": 1, "a": 2}}]', "train.json:3: duplicate key 'a'. Fix: keep one of them."),
+        (
+            f'[\n{GOOD},\n{{"a": 1, "a": 2}}]',
+            "train.json:3: duplicate key 'a'. Fix: keep one of them.",
+        ),
         (f'[{GOOD},\n{{"a": NaN}}]', "train.json:2: NaN is not JSON. Fix: write a number or null."),
-        (f'[{GOOD},\n\n{{"a": "\\ud800"}}]', "train.json:3: lone surrogate \\ud800 at character 8 of the row."),
+        (
+            f'[{GOOD},\n\n{{"a": "\\ud800"}}]',
+            "train.json:3: lone surrogate \\ud800 at character 8 of the row.",
+        ),
     ],
 )
 def test_broken_array_stops_with_line_and_column(content: str | bytes, message: str) -> None:
@@ -239,9 +261,16 @@ def test_memory_stays_at_one_line() -> None:
 def test_arrays_give_their_values_and_lines(seed: int) -> None:
     """Arrays laid out in any way give json.loads's values, and the line each element begins in."""
     draw = random.Random(seed)
-    texts = ["é" * draw.randrange(40) + '"\\\n' + "\U0001f600" * draw.randrange(9) for _ in range(30)]
-    expected = [{"text": text, "list": [index, None, {"x": 1.5e3}]} for index, text in enumerate(texts)]
-    dumped = [json.dumps(row, indent=draw.choice([None, 1]), ensure_ascii=draw.random() < 0.5) for row in expected]
+    texts = [
+        "é" * draw.randrange(40) + '"\\\n' + "\U0001f600" * draw.randrange(9) for _ in range(30)
+    ]
+    expected = [
+        {"text": text, "list": [index, None, {"x": 1.5e3}]} for index, text in enumerate(texts)
+    ]
+    dumped = [
+        json.dumps(row, indent=draw.choice([None, 1]), ensure_ascii=draw.random() < 0.5)
+        for row in expected
+    ]
     content, starts = "[", []
     for index, text in enumerate(dumped):
         content += ("," if index else "") + draw.choice(["", "\n", " \r\n\n\t"])
@@ -279,7 +308,9 @@ def test_parse_json_is_as_strict() -> None:
             parse_json(text)
 
 
-def test_paths_outside_the_working_directory_stay_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_outside_the_working_directory_stay_as_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Messages show a short path below the working directory, and the given one elsewhere."""
     inside = tmp_path / "sub" / "train.jsonl"
     assert json_reader.display_path(inside) == "sub/train.jsonl"
@@ -292,7 +323,10 @@ def test_paths_outside_the_working_directory_stay_as_given(tmp_path: Path, monke
 @pytest.mark.parametrize("broken", ['{"a": 1} {"b": 2}', '{"a": }', '{"a": "unfinished', "NaN"])
 def test_elements_before_a_broken_one_are_given(broken: str) -> None:
     """A broken element is reported when it is reached, with its own line; those before it are rows."""
-    rows = [{"text": "x" * size, "nested": {"list": [1, 2.5, None, "é\u2028"]}} for size in (0, 1, 90, 200)]
+    rows = [
+        {"text": "x" * size, "nested": {"list": [1, 2.5, None, "é\u2028"]}}
+        for size in (0, 1, 90, 200)
+    ]
     text = "[\n" + ",\n\n ".join(json.dumps(row, ensure_ascii=False) for row in rows)
     Path("rows.json").write_text(f"{text},\n{broken}]\n", encoding="utf-8")
     found: list[object] = []

@@ -6,8 +6,20 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.data.label_oracle import Conversation, Reference, find_faults, judge, trained_texts, turn_truth
-from tests.data.template_tokenizers import IDENTITIES, build_metaspace_tokenizer, build_tokenizer, tokenizer_for
+from tests.data.label_oracle import (
+    Conversation,
+    Reference,
+    find_faults,
+    judge,
+    trained_texts,
+    turn_truth,
+)
+from tests.data.template_tokenizers import (
+    IDENTITIES,
+    build_metaspace_tokenizer,
+    build_tokenizer,
+    tokenizer_for,
+)
 from tests.data.template_variants import LLAMA3_FIRST, LLAMA3_FLAGGED
 
 MESSAGES = [
@@ -56,17 +68,23 @@ def row_from(name: str, pieces: list[tuple[str, bool]]) -> tuple[list[int], list
 
 
 def faults(name: str, pieces: list[tuple[str, bool]]) -> list[str]:
-    return find_faults(Conversation(tokenizer_for(name), MESSAGES), [row_from(name, pieces)], foreign=["umark"])
+    return find_faults(
+        Conversation(tokenizer_for(name), MESSAGES), [row_from(name, pieces)], foreign=["umark"]
+    )
 
 
 @pytest.mark.parametrize("name", ["llama3", "phi3", "glm4moe"])
 def test_right_labels_pass(name: str) -> None:
     """Labels written out by hand are accepted, so the oracle does not simply reject everything."""
     assert faults(name, RIGHT[name]) == []
-    assert trained_texts(tokenizer_for(name), row_from(name, RIGHT[name])) == [t for t, on in RIGHT[name] if on]
+    assert trained_texts(tokenizer_for(name), row_from(name, RIGHT[name])) == [
+        t for t, on in RIGHT[name] if on
+    ]
 
 
-def change(position: int, text: str, trained: bool) -> Callable[[list[tuple[str, bool]]], list[tuple[str, bool]]]:
+def change(
+    position: int, text: str, trained: bool
+) -> Callable[[list[tuple[str, bool]]], list[tuple[str, bool]]]:
     def apply(pieces: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
         return [*pieces[:position], (text, trained), *pieces[position + 1 :]]
 
@@ -82,7 +100,12 @@ MISTAKES = {
     "terminator not trained": lambda pieces: [*pieces[:5], ("three", True), ("<|eot_id|>", False)],
     "terminator missing": change(5, "three", True),
     "terminator twice": change(5, "three<|eot_id|><|eot_id|>", True),
-    "first word not trained": lambda pieces: [*pieces[:2], ("one", False), (" final<|eot_id|>", True), *pieces[3:]],
+    "first word not trained": lambda pieces: [
+        *pieces[:2],
+        ("one", False),
+        (" final<|eot_id|>", True),
+        *pieces[3:],
+    ],
     "hole in the answer": lambda pieces: [
         *pieces[:2],
         ("one", True),
@@ -170,7 +193,10 @@ def test_a_template_that_drops_the_content_is_found() -> None:
         (" <end_of_utterance>", True),
         ("\n", False),
     ]
-    assert any("drops the content" in fault for fault in find_faults(conversation, [row_from("idefics3", pieces)]))
+    assert any(
+        "drops the content" in fault
+        for fault in find_faults(conversation, [row_from("idefics3", pieces)])
+    )
 
 
 SECTION_TEMPLATE = (
@@ -198,7 +224,9 @@ def joint_rows(tokenizer: object, answer: str) -> dict[str, tuple[list[int], lis
     goes_on = encode("a" + answer + end)[1:]
     bare = encode("a" + answer.lstrip() + end)[1:]
     whole = encode(truth.text)
-    shared = next(i for i, pair in enumerate(zip(prompt, whole, strict=False)) if pair[0] != pair[1])
+    shared = next(
+        i for i, pair in enumerate(zip(prompt, whole, strict=False)) if pair[0] != pair[1]
+    )
 
     def row(head: list[int], trained: list[int], tail: list[int]) -> tuple[list[int], list[int]]:
         return [*head, *trained, *tail], [*[-100] * len(head), *trained, *[-100] * len(tail)]
@@ -206,7 +234,9 @@ def joint_rows(tokenizer: object, answer: str) -> dict[str, tuple[list[int], lis
     return {
         "right": row(prompt, goes_on, after),
         "joined": row(whole[:shared], whole[shared : len(whole) - len(after)], after),
-        "joined, the joint untrained": row(whole[: shared + 1], whole[shared + 1 : len(whole) - len(after)], after),
+        "joined, the joint untrained": row(
+            whole[: shared + 1], whole[shared + 1 : len(whole) - len(after)], after
+        ),
         "line breaks lost": row(prompt, bare, after),
         "encoded as the beginning of a text": row(prompt, encode(answer + end), after),
     }
@@ -297,7 +327,10 @@ def test_a_row_ends_with_its_last_trained_turn() -> None:
 def test_spelled_control_tokens_have_the_ids_of_text() -> None:
     """A control token in the text of a message stays text; its id there is a fault."""
     tokenizer = tokenizer_for("llama3")
-    messages = [{"role": "user", "content": "umark <|eot_id|> hi"}, {"role": "assistant", "content": "one"}]
+    messages = [
+        {"role": "user", "content": "umark <|eot_id|> hi"},
+        {"role": "assistant", "content": "one"},
+    ]
     conversation = Conversation(tokenizer, messages)
     ids = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True, return_dict=False)
     naive = tokenizer.apply_chat_template(messages, return_dict=False)

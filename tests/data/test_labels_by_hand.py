@@ -30,7 +30,9 @@ TOOL_USE: list[dict[str, Any]] = [
     {"role": "tool", "name": "get_weather", "content": "18 C"},
     {"role": "assistant", "content": "Mild"},
 ]
-TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "W", "parameters": {}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "W", "parameters": {}}}
+]
 
 MISTRAL = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
@@ -99,17 +101,25 @@ def label(
     renderer = attach_chat_template(tokenizer, TemplateSettings(chat_template=template))
     settings = {"max_length": None, **settings}
     tools = TOOLS if messages is TOOL_USE else None
-    return Labeller(renderer, LabelSettings(**settings)).label([Example(messages, "hand", 0, tools=tools)])
+    return Labeller(renderer, LabelSettings(**settings)).label(
+        [Example(messages, "hand", 0, tools=tools)]
+    )
 
 
 def read(tokenizer: Any, batch: LabelledBatch) -> list[tuple[str, list[str]]]:
     """(text, trained spans) of each row; nothing was dropped and every label is its input id."""
     assert batch.dropped == []
     for row in batch.rows:
-        assert all(label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True))
-        assert row.input_ids == tokenizer(decode(tokenizer, row.input_ids), add_special_tokens=False)["input_ids"]
+        assert all(
+            label in (-100, token) for token, label in zip(row.input_ids, row.labels, strict=True)
+        )
+        assert (
+            row.input_ids
+            == tokenizer(decode(tokenizer, row.input_ids), add_special_tokens=False)["input_ids"]
+        )
     return [
-        (decode(tokenizer, row.input_ids), trained_texts(tokenizer, (row.input_ids, row.labels))) for row in batch.rows
+        (decode(tokenizer, row.input_ids), trained_texts(tokenizer, (row.input_ids, row.labels)))
+        for row in batch.rows
     ]
 
 
@@ -151,7 +161,9 @@ def test_mistral_style(tmp_path: Path) -> None:
     path = tmp_path / "mistral.jinja"
     path.write_text(MISTRAL, encoding="utf-8")
     tokenizer = build_tokenizer(MISTRAL, "<s>", "</s>", "<unk>")
-    expected = [("<s>[INST] Hi [/INST] Hello</s>[INST] Bye [/INST] Ciao</s>", [" Hello</s>", " Ciao</s>"])]
+    expected = [
+        ("<s>[INST] Hi [/INST] Hello</s>[INST] Bye [/INST] Ciao</s>", [" Hello</s>", " Ciao</s>"])
+    ]
     assert read(tokenizer, label(tokenizer, PLAIN, template=str(path))) == expected
 
 
@@ -207,7 +219,10 @@ def test_gptoss_channels_and_return() -> None:
     """The channel header is the model's to write, and every trained answer ends in <|return|>, as when served."""
     final = "<|channel|>final<|message|>"
     analysis = "<|channel|>analysis<|message|>R1<|end|><|start|>assistant"
-    assert trained("gptoss", REASONED) == [[f"{analysis}{final}Hello<|return|>"], [f"{final}Ciao<|return|>"]]
+    assert trained("gptoss", REASONED) == [
+        [f"{analysis}{final}Hello<|return|>"],
+        [f"{final}Ciao<|return|>"],
+    ]
     assert trained("gptoss", PLAIN, history="mask") == [[f"{final}Ciao<|return|>"]]
 
 
@@ -215,7 +230,10 @@ def test_gptoss_history_in_context_ends_in_end() -> None:
     """The earlier answer stands in the second row's prompt with <|end|>, untrained."""
     tokenizer = tokenizer_for("gptoss")
     _, (text, _) = read(tokenizer, label(tokenizer, PLAIN))
-    assert "<|start|>assistant<|channel|>final<|message|>Hello<|end|><|start|>user<|message|>Bye<|end|>" in text
+    assert (
+        "<|start|>assistant<|channel|>final<|message|>Hello<|end|><|start|>user<|message|>Bye<|end|>"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +244,11 @@ def test_gptoss_history_in_context_ends_in_end() -> None:
             '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>',
             "Mild<|im_end|>",
         ),
-        ("llama3_1", '{"name": "get_weather", "parameters": {"city": "Paris"}}<|eot_id|>', "Mild<|eot_id|>"),
+        (
+            "llama3_1",
+            '{"name": "get_weather", "parameters": {"city": "Paris"}}<|eot_id|>',
+            "Mild<|eot_id|>",
+        ),
         (
             "qwen3",
             '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call><|im_end|>',
@@ -243,7 +265,11 @@ def test_gptoss_history_in_context_ends_in_end() -> None:
             "<|observation|>",
             "Mild<|user|>",
         ),
-        ("gemma4", '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>', "Mild<turn|>"),
+        (
+            "gemma4",
+            '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>',
+            "Mild<turn|>",
+        ),
     ],
 )
 def test_tool_calls(name: str, call: str, answer: str) -> None:
@@ -268,12 +294,16 @@ def test_a_turn_the_data_does_not_allow_is_not_trained() -> None:
     assert [texts for _, texts in read(tokenizer, batch)] == [["Ciao<|eot_id|>"]]
 
 
-@pytest.mark.parametrize(("overlength", "rows"), [("drop", []), ("truncate", [["Hello<|eot_id|>"]])])
+@pytest.mark.parametrize(
+    ("overlength", "rows"), [("drop", []), ("truncate", [["Hello<|eot_id|>"]])]
+)
 def test_an_answer_is_never_cut(overlength: str, rows: list[list[str]]) -> None:
     """One token too many: the row goes, or its whole last turn does; no answer is ever shortened."""
     tokenizer = tokenizer_for("llama3")
     (full,) = label(tokenizer, PLAIN).rows
-    batch = label(tokenizer_for("llama3"), PLAIN, max_length=len(full.input_ids) - 1, overlength=overlength)
+    batch = label(
+        tokenizer_for("llama3"), PLAIN, max_length=len(full.input_ids) - 1, overlength=overlength
+    )
     assert [trained_texts(tokenizer, (row.input_ids, row.labels)) for row in batch.rows] == rows
     assert len(batch.dropped) == (1 if overlength == "drop" else 0)
 
@@ -289,18 +319,24 @@ def test_a_call_that_the_template_leaves_out_is_not_trained_as_an_empty_answer()
     labeller = Labeller(attach_chat_template(tokenizer, TemplateSettings()), LabelSettings())
     batch = labeller.label([Example(TOOL_USE, "rows", 0, tools=TOOLS)])
     assert [row.turns for row in batch.rows] == [(3,)]
-    assert [(lost.reason, lost.detail[:11]) for lost in batch.dropped] == [("unverified", "messages[1]")]
+    assert [(lost.reason, lost.detail[:11]) for lost in batch.dropped] == [
+        ("unverified", "messages[1]")
+    ]
 
 
 def test_inline_reasoning_is_trained_as_the_models_own() -> None:
     """`<think>` written into the content gives the same ids as reasoning in its own field: the model's own tokens,
     not their spelling as text; a user's `<think>` stays text.
     """
-    labeller = Labeller(attach_chat_template(tokenizer_for("qwen3"), TemplateSettings()), LabelSettings())
+    labeller = Labeller(
+        attach_chat_template(tokenizer_for("qwen3"), TemplateSettings()), LabelSettings()
+    )
     user = {"role": "user", "content": "What does <think> mean?"}
     inline = {"role": "assistant", "content": "<think>\nIt is a tag.\n</think>\n\nA tag."}
     apart = {"role": "assistant", "content": "A tag.", "reasoning_content": "It is a tag."}
-    rows = labeller.label([Example([user, inline], "rows", 0), Example([user, apart], "rows", 1)]).rows
+    rows = labeller.label(
+        [Example([user, inline], "rows", 0), Example([user, apart], "rows", 1)]
+    ).rows
     assert rows[0].input_ids == rows[1].input_ids and rows[0].labels == rows[1].labels
     think = labeller.renderer.tokenizer.convert_tokens_to_ids("<think>")
     assert rows[0].labels.count(think) == rows[0].input_ids.count(think) == 1
@@ -329,7 +365,10 @@ def test_an_answer_stands_behind_the_prompt_that_a_server_makes() -> None:
         assert row.input_ids[: len(prompt)] == prompt and "Be brief." in tokenizer.decode(prompt)
         start, end = row.spans[0]
         assert start == len(prompt) and end == len(row.ids)
-        assert tokenizer.decode(row.input_ids[start:]) == [system, *PLAIN][turn]["content"] + tokenizer.eos_token
+        assert (
+            tokenizer.decode(row.input_ids[start:])
+            == [system, *PLAIN][turn]["content"] + tokenizer.eos_token
+        )
     checks = check_template(labeller, [Example([system, *PLAIN], "hand", 0)])
     assert [check for check in checks if check.outcome == "failed"] == []
 
@@ -341,7 +380,8 @@ def test_a_text_that_is_too_long_for_certain_is_not_tokenized_whole(
     """Of a million words only the beginning is tokenized; the row is dropped, cut or refused like any over-long one."""
     tokenizer = tokenizer_for("llama3")
     labeller = Labeller(
-        attach_chat_template(tokenizer, TemplateSettings()), LabelSettings(max_length=64, overlength=policy)
+        attach_chat_template(tokenizer, TemplateSettings()),
+        LabelSettings(max_length=64, overlength=policy),
     )
     encoded: list[int] = []
     real = labeller.renderer.encoder.encode
@@ -351,15 +391,23 @@ def test_a_text_that_is_too_long_for_certain_is_not_tokenized_whole(
         return real(rows)
 
     monkeypatch.setattr(labeller.renderer.encoder, "encode", counting)
-    huge = [*PLAIN[:2], {"role": "user", "content": "More?"}, {"role": "assistant", "content": "word " * 1_000_000}]
+    huge = [
+        *PLAIN[:2],
+        {"role": "user", "content": "More?"},
+        {"role": "assistant", "content": "word " * 1_000_000},
+    ]
     if policy == "error":
         with pytest.raises(InputError, match=r"about .* tokens, max_length is 64"):
             labeller.label([Example(huge, "hand", 0)])
     else:
         batch = labeller.label([Example(huge, "hand", 0)])
         assert [row.turns for row in batch.rows] == ([(1,)] if policy == "truncate" else [])
-        assert [row.reason for row in batch.dropped] == ([] if policy == "truncate" else ["overlength"])
-        lost = sum(row.trained_tokens for row in batch.dropped) + sum(row.lost_tokens for row in batch.rows)
+        assert [row.reason for row in batch.dropped] == (
+            [] if policy == "truncate" else ["overlength"]
+        )
+        lost = sum(row.trained_tokens for row in batch.dropped) + sum(
+            row.lost_tokens for row in batch.rows
+        )
         whole = len(tokenizer("word " * 100_000, add_special_tokens=False)["input_ids"]) * 10
         assert 0.8 * whole < lost < 1.2 * whole
     assert sum(encoded) < 2_000_000

@@ -41,7 +41,9 @@ SLOW_SEEDS = range(2, 40)
 @cache
 def labeller_for(name: str, kwargs: tuple[tuple[str, bool], ...] = ()) -> Labeller:
     """A labeller on its own tokenizer: attaching changes the tokenizer, and the oracle judges with a pristine one."""
-    renderer = attach_chat_template(tokenizer_for(name), TemplateSettings(chat_template_kwargs=dict(kwargs)))
+    renderer = attach_chat_template(
+        tokenizer_for(name), TemplateSettings(chat_template_kwargs=dict(kwargs))
+    )
     return Labeller(renderer, LabelSettings(max_length=None))
 
 
@@ -58,10 +60,15 @@ def kinds_for(name: str) -> list[str]:
 
 
 def faults(
-    tokenizer: Tokenizer, labeller: Labeller, generated: Sequence[Generated], kwargs: tuple[tuple[str, bool], ...] = ()
+    tokenizer: Tokenizer,
+    labeller: Labeller,
+    generated: Sequence[Generated],
+    kwargs: tuple[tuple[str, bool], ...] = (),
 ) -> list[str]:
     """Label all conversations in one batch; what is wrong with every one, and what was dropped without need."""
-    batch = labeller.label([Example(g.messages, "generated", i, tools=g.tools) for i, g in enumerate(generated)])
+    batch = labeller.label(
+        [Example(g.messages, "generated", i, tools=g.tools) for i, g in enumerate(generated)]
+    )
     found = []
     for index, made in enumerate(generated):
         conversation = Conversation(tokenizer, made.messages, made.tools, dict(kwargs))
@@ -91,12 +98,22 @@ def test_many_generated_conversations(name: str) -> None:
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-@pytest.mark.parametrize("name", [name for name in TEXT_TEMPLATES if "enable_thinking" in read_template(name)])
-def test_labels_follow_the_template_arguments_the_model_is_served_with(name: str, thinking: bool) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in TEXT_TEMPLATES if "enable_thinking" in read_template(name)]
+)
+def test_labels_follow_the_template_arguments_the_model_is_served_with(
+    name: str, thinking: bool
+) -> None:
     """`enable_thinking` moves the end of the generation prompt; the labels move with it."""
     kwargs = (("enable_thinking", thinking),)
-    generated = [generate(kind, seed) for kind in ("single", "multi", "system", "near_empty") for seed in FAST_SEEDS]
-    generated = [made for made in generated if made.kind != "system" or not name.startswith("gemma_")]
+    generated = [
+        generate(kind, seed)
+        for kind in ("single", "multi", "system", "near_empty")
+        for seed in FAST_SEEDS
+    ]
+    generated = [
+        made for made in generated if made.kind != "system" or not name.startswith("gemma_")
+    ]
     assert faults(pristine(name), labeller_for(name, kwargs), generated, kwargs) == []
 
 
@@ -115,22 +132,34 @@ def test_control_tokens_in_text_stay_text(name: str) -> None:
     hostile = [generate("hostile", seed, tokens) for seed in range(4)]
     if name in ("gemma", "gemma_training"):
         hostile = [made for made in hostile if made.messages[0]["role"] != "system"]
-    batch = labeller_for(name).label([Example(made.messages, "hostile", i) for i, made in enumerate(hostile)])
+    batch = labeller_for(name).label(
+        [Example(made.messages, "hostile", i) for i, made in enumerate(hostile)]
+    )
     ids = set(tokenizer.convert_tokens_to_ids(tokens))
     assert batch.rows
     rewritten = {row.example for row in batch.dropped}
     for row in (row for row in batch.rows if row.example not in rewritten):
-        messages = hostile[row.example].messages[: _length_of(tokenizer, hostile[row.example], row.input_ids)]
-        harmless = Example([{**message, "content": "plain words"} for message in messages], "harmless", 0)
+        messages = hostile[row.example].messages[
+            : _length_of(tokenizer, hostile[row.example], row.input_ids)
+        ]
+        harmless = Example(
+            [{**message, "content": "plain words"} for message in messages], "harmless", 0
+        )
         benign = labeller_for(name).label([harmless]).rows[-1]
-        assert sum(token in ids for token in row.input_ids) == sum(token in ids for token in benign.input_ids)
+        assert sum(token in ids for token in row.input_ids) == sum(
+            token in ids for token in benign.input_ids
+        )
 
 
 @pytest.mark.parametrize("name", TEXT_TEMPLATES)
 def test_no_named_check_is_a_false_alarm(name: str) -> None:
     """On correct labels none of the checks before a run fails, and generation stops at every token that ends a turn."""
     labeller = labeller_for(name)
-    made = [generate(kind, seed) for kind in ("single", "multi", "unicode", "reasoning", "tools") for seed in range(2)]
+    made = [
+        generate(kind, seed)
+        for kind in ("single", "multi", "unicode", "reasoning", "tools")
+        for seed in range(2)
+    ]
     examples = [Example(one.messages, one.kind, 0, tools=one.tools) for one in made]
     checks = check_template(labeller, examples)
     assert [check for check in checks if check.outcome == "failed"] == []
@@ -145,15 +174,22 @@ def _length_of(tokenizer: Tokenizer, made: Generated, ids: Sequence[int]) -> int
     raise AssertionError("the row is that of no turn")
 
 
-@pytest.mark.skipif("SFT_RECIPES_TOKENIZER" not in os.environ, reason="SFT_RECIPES_TOKENIZER names no tokenizer folder")
+@pytest.mark.skipif(
+    "SFT_RECIPES_TOKENIZER" not in os.environ,
+    reason="SFT_RECIPES_TOKENIZER names no tokenizer folder",
+)
 def test_a_real_tokenizer() -> None:
     """The property holds with a real vocabulary: its merges differ from those of the in-process tokenizers."""
     folder = os.environ["SFT_RECIPES_TOKENIZER"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     attached = AutoTokenizer.from_pretrained(folder)
-    labeller = Labeller(attach_chat_template(attached, TemplateSettings()), LabelSettings(max_length=None))
+    labeller = Labeller(
+        attach_chat_template(attached, TemplateSettings()), LabelSettings(max_length=None)
+    )
     kinds = [*KINDS, *(["tools"] if supports_tool_calling(tokenizer) else [])]
-    generated = [generate(kind, seed, special_tokens(tokenizer)) for kind in kinds for seed in range(10)]
+    generated = [
+        generate(kind, seed, special_tokens(tokenizer)) for kind in kinds for seed in range(10)
+    ]
     assert faults(tokenizer, labeller, generated) == []
     assert trained_texts(tokenizer, _first_row(labeller)) == [f"Good day.{attached.eos_token}"]
 

@@ -7,7 +7,13 @@ from typing import Any
 from sft_recipes.data.ledger import SourceLedger, ledger_lines
 
 NO_LOSS = SourceLedger(
-    "a.jsonl", "train", rows_in=2, rows_kept=2, training_rows=2, tokens_kept=8, trained_tokens_kept=2
+    "a.jsonl",
+    "train",
+    rows_in=2,
+    rows_kept=2,
+    training_rows=2,
+    tokens_kept=8,
+    trained_tokens_kept=2,
 )
 
 
@@ -21,9 +27,18 @@ def test_a_source_without_losses_is_one_line() -> None:
 
 def test_every_loss_has_a_line() -> None:
     """Each kind of loss is said with its number; dropped rows by reason with their first two places."""
-    losses: dict[str, Any] = {"rows_cut": 1000, "rows_neutralized": 2, "turns_masked": 3, "trained_tokens_lost": 4}
+    losses: dict[str, Any] = {
+        "rows_cut": 1000,
+        "rows_neutralized": 2,
+        "turns_masked": 3,
+        "trained_tokens_lost": 4,
+    }
     places = {"overlength": ["a:1 (long)", "a:2 (long)", "a:3 (long)"]}
-    lost = losses | {"dropped": {"overlength": 3}, "places": places, "notes": ["columns not used: id, kind"]}
+    lost = losses | {
+        "dropped": {"overlength": 3},
+        "places": places,
+        "notes": ["columns not used: id, kind"],
+    }
     assert ledger_lines([NO_LOSS.as_json() | lost])[1:] == [
         "  1,000 rows lost whole trailing turns to max_length",
         "  2 rows spell control tokens; the text stays text",

@@ -38,12 +38,18 @@ def write(name: str, rows: list[Any] = ROWS) -> str:
 
 
 def load(path: str, log: RejectLog | None = None, **options: Any) -> list[Example]:
-    source = {name: options.pop(name) for name in list(options) if name in DatasetSource.__dataclass_fields__}
+    source = {
+        name: options.pop(name)
+        for name in list(options)
+        if name in DatasetSource.__dataclass_fields__
+    }
     columns = options.pop("keep", ())
     split = options.pop("which", None)
     settings = DataSettings([DatasetSource(path, **source)], **options)
     log = log or RejectLog(settings)
-    return list(iter_examples(settings.datasets[0], settings, split=split, columns=columns, rejects=log))
+    return list(
+        iter_examples(settings.datasets[0], settings, split=split, columns=columns, rejects=log)
+    )
 
 
 def answers(examples: list[Example]) -> list[str]:
@@ -62,7 +68,9 @@ def test_every_file_type_gives_the_same_examples(suffix: str) -> None:
     name = f"rows.{suffix}"
     table = datasets.Dataset.from_list(ROWS)
     if suffix == "csv":
-        Path(name).write_text("instruction,output\n" + "".join(f"{r['instruction']},{r['output']}\n" for r in ROWS))
+        Path(name).write_text(
+            "instruction,output\n" + "".join(f"{r['instruction']},{r['output']}\n" for r in ROWS)
+        )
     elif suffix == "parquet":
         table.to_parquet(name)
     elif suffix == "arrow":
@@ -73,7 +81,11 @@ def test_every_file_type_gives_the_same_examples(suffix: str) -> None:
         write(name)
     examples = load(name)
     assert answers(examples) == ["a0", "a1", "a2"]
-    assert [(example.source, example.row) for example in examples] == [(name, 0), (name, 1), (name, 2)]
+    assert [(example.source, example.row) for example in examples] == [
+        (name, 0),
+        (name, 1),
+        (name, 2),
+    ]
     lines = {"jsonl": [1, 2, 3], "json": [1, 1, 1], "csv": [2, 3, 4]}
     assert [example.line for example in examples] == lines.get(suffix, [None] * 3)
 
@@ -85,7 +97,11 @@ def test_csv_cells_stay_text() -> None:
     )
     examples = load("rows.csv")
     assert answers(examples) == ["1", "None", "007"]
-    assert [example.messages[0]["content"] for example in examples] == ["two\r\nlines", "q", "q\n\nx"]
+    assert [example.messages[0]["content"] for example in examples] == [
+        "two\r\nlines",
+        "q",
+        "q\n\nx",
+    ]
     assert [example.line for example in examples] == [2, 5, 6]
 
 
@@ -119,7 +135,10 @@ def test_large_csv_cells() -> None:
 def test_arrow_nulls_do_not_become_arguments() -> None:
     """Arrow fills every tool call with the other calls' argument names; those nulls are gone again."""
     calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": "z"}}]
-    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]} for c in calls]
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]}
+        for c in calls
+    ]
     datasets.Dataset.from_list(rows).to_parquet("rows.parquet")
     made = [example.messages[-1]["tool_calls"][0]["function"] for example in load("rows.parquet")]
     assert made == calls
@@ -130,7 +149,9 @@ def test_broken_tables(suffix: str) -> None:
     """A file that is no table says so in our words."""
     Path(f"rows.{suffix}").write_text("no table")
     message = refusal(f"rows.{suffix}")
-    assert message.startswith(f"rows.{suffix}: this is no {suffix.capitalize()} file that can be read (")
+    assert message.startswith(
+        f"rows.{suffix}: this is no {suffix.capitalize()} file that can be read ("
+    )
     Path(f"rows.{suffix}").write_bytes(b"")
     assert refusal(f"rows.{suffix}").startswith(f"rows.{suffix}: the file is empty.")
 
@@ -146,7 +167,11 @@ def test_broken_tables(suffix: str) -> None:
             {},
             "notes.txt: cannot read files of type '.txt'. Fix: convert it to one of .jsonl, .json, .csv, ",
         ),
-        ("rows.jsonl", {"name": "x"}, "rows.jsonl: name: local files have no configurations. Fix: remove `name`."),
+        (
+            "rows.jsonl",
+            {"name": "x"},
+            "rows.jsonl: name: local files have no configurations. Fix: remove `name`.",
+        ),
         (
             "rows.jsonl",
             {"which": "test"},
@@ -157,7 +182,11 @@ def test_broken_tables(suffix: str) -> None:
             {"which": "tets"},
             "data: split: there is no split 'tets' (found: test, train). Fix: did you mean 'test'?",
         ),
-        ("empty", {}, "empty: split: there is no split 'train' (found: none). Fix: use a folder or "),
+        (
+            "empty",
+            {},
+            "empty: split: there is no split 'train' (found: none). Fix: use a folder or ",
+        ),
         (
             "twice",
             {},
@@ -173,7 +202,13 @@ def test_broken_tables(suffix: str) -> None:
 )
 def test_sources_that_are_not_there(path: str, options: dict[str, Any], message: str) -> None:
     """Missing files, splits and unknown types are refused with the alternatives."""
-    for name in ("rows.jsonl", "data/train.jsonl", "data/test.jsonl", "twice/train.jsonl", "twice/train.json"):
+    for name in (
+        "rows.jsonl",
+        "data/train.jsonl",
+        "data/test.jsonl",
+        "twice/train.jsonl",
+        "twice/train.json",
+    ):
         write(name)
     write("empty/notes.jsonl.bak")
     Path("notes.txt").write_text("x")
@@ -186,7 +221,9 @@ def test_folders_by_split() -> None:
     write("plain/test.jsonl", ROWS[1:])
     write("plain/README.md", [])
     assert answers(load("plain")) == ["a0"]
-    assert answers(load("plain", which="test")) == answers(load("plain", split="test")) == ["a1", "a2"]
+    assert (
+        answers(load("plain", which="test")) == answers(load("plain", split="test")) == ["a1", "a2"]
+    )
     write("clone/data/train-00001-of-00002.jsonl", ROWS[1:])
     write("clone/data/train-00000-of-00002.jsonl", ROWS[:1])
     examples = load("clone")
@@ -222,8 +259,16 @@ def test_data_files(path: str) -> None:
     write("data/b.jsonl", ROWS[1:])
     write("data/a.jsonl", ROWS[:1])
     assert answers(load(path, data_files=f"{below}*.jsonl")) == ["a0", "a1", "a2"]
-    assert answers(load(path, data_files=[f"{below}b.jsonl", f"{below}a.jsonl"])) == ["a1", "a2", "a0"]
-    assert answers(load(path, data_files=str(Path("data/*.jsonl").absolute()))) == ["a0", "a1", "a2"]
+    assert answers(load(path, data_files=[f"{below}b.jsonl", f"{below}a.jsonl"])) == [
+        "a1",
+        "a2",
+        "a0",
+    ]
+    assert answers(load(path, data_files=str(Path("data/*.jsonl").absolute()))) == [
+        "a0",
+        "a1",
+        "a2",
+    ]
     by_split = {"train": [f"{below}a.jsonl"], "test": f"{below}b.jsonl"}
     assert answers(load(path, data_files=by_split, which="test")) == ["a1", "a2"]
 
@@ -253,7 +298,12 @@ def test_names_are_no_patterns() -> None:
 def test_packed_files(kind: str, packer: str) -> None:
     """Text files may be packed, alone or as the files of a split; lines are those of the text."""
     separator = "\t" if kind == "tsv" else ","
-    text = "\n".join(separator.join(row.values()) for row in ({"i": "instruction", "o": "output"}, *ROWS)) + "\n"
+    text = (
+        "\n".join(
+            separator.join(row.values()) for row in ({"i": "instruction", "o": "output"}, *ROWS)
+        )
+        + "\n"
+    )
     if kind.startswith("json"):
         text = Path(write(f"plain.{kind}")).read_text()
     name = f"train.{kind}.{packer}"
@@ -291,7 +341,9 @@ def test_what_is_no_file() -> None:
     os.mkfifo("rows.jsonl")
     assert refusal("rows.jsonl").startswith("rows.jsonl: this is no file but a pipe or a device")
     Path("empty.jsonl").mkdir()
-    assert refusal("empty.jsonl").startswith("empty.jsonl: this is a folder, and no file of it is jsonl.")
+    assert refusal("empty.jsonl").startswith(
+        "empty.jsonl: this is a folder, and no file of it is jsonl."
+    )
     Path("spark.parquet").mkdir()
     datasets.Dataset.from_list(ROWS).to_parquet("spark.parquet/part-00000-abc.snappy.parquet")
     message = refusal("spark.parquet")
@@ -322,29 +374,44 @@ def test_files_that_may_not_be_read(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_both_kinds_of_arrow_files() -> None:
     """The stream that `datasets` writes and the indexed file that others write are told apart by content."""
     table = pyarrow.Table.from_pylist(ROWS)
-    with pyarrow.OSFile("file.arrow", "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+    with (
+        pyarrow.OSFile("file.arrow", "wb") as sink,
+        pyarrow.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table, max_chunksize=2)
-    with pyarrow.OSFile("stream.arrow", "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
+    with (
+        pyarrow.OSFile("stream.arrow", "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.schema) as stream,
+    ):
         stream.write_table(table, max_chunksize=2)
     assert answers(load("file.arrow")) == answers(load("stream.arrow")) == ["a0", "a1", "a2"]
 
 
 def test_rows_of_a_table_are_counted_from_zero() -> None:
     """A row without a line cannot be taken for a line: the place says from where it is counted."""
-    datasets.Dataset.from_list([ROWS[0], {"instruction": "q", "output": ""}]).to_parquet("rows.parquet")
-    assert refusal("rows.parquet").startswith("rows.parquet:row 1 (counted from 0): output: the answer is empty.")
+    datasets.Dataset.from_list([ROWS[0], {"instruction": "q", "output": ""}]).to_parquet(
+        "rows.parquet"
+    )
+    assert refusal("rows.parquet").startswith(
+        "rows.parquet:row 1 (counted from 0): output: the answer is empty."
+    )
 
 
 def test_removed_nulls_are_counted() -> None:
     """Rows that lost a null inside tool calls or tools are counted; JSON keeps nulls that somebody wrote."""
     calls = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {"y": None}}]
-    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]} for c in calls]
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [c]}]}
+        for c in calls
+    ]
     settings = DataSettings([])
     datasets.Dataset.from_list(rows).to_parquet("rows.parquet")
     log = RejectLog(settings)
     load("rows.parquet", log)
     assert log.nulls_removed == {"rows.parquet": 2}
-    assert log.lines() == ["rows.parquet: 2 rows had nulls inside tool calls or tools, which the table adds; removed"]
+    assert log.lines() == [
+        "rows.parquet: 2 rows had nulls inside tool calls or tools, which the table adds; removed"
+    ]
     log = RejectLog(settings)
     examples = load(write("rows.jsonl", rows), log)
     assert examples[1].messages[-1]["tool_calls"][0]["function"]["arguments"] == {"y": None}
@@ -377,7 +444,9 @@ def test_hub_names_go_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     examples = load("org/set", name="main", which="test")
     assert asked == {"names": ("org/set", "main"), "data_files": None, "split": "test"}
-    assert [example.where for example in examples] == [f"org/set:row {row} (counted from 0)" for row in range(3)]
+    assert [example.where for example in examples] == [
+        f"org/set:row {row} (counted from 0)" for row in range(3)
+    ]
     assert source_files(DatasetSource("org/set")) == []
 
 
@@ -412,8 +481,12 @@ def test_all_bad_rows_of_a_pass_are_reported_at_once() -> None:
         "`sft-recipes audit rows.jsonl --clean OUT`, or repair them."
     )
     assert message[1].startswith("rows.jsonl:2: invalid JSON at column 2 (expecting property name")
-    assert message[2].startswith("rows.jsonl:3: output: the column is missing (found: instruction).")
-    assert message[3].startswith("rows.jsonl:4: this row looks like messages (messages), the file is instruction (")
+    assert message[2].startswith(
+        "rows.jsonl:3: output: the column is missing (found: instruction)."
+    )
+    assert message[3].startswith(
+        "rows.jsonl:4: this row looks like messages (messages), the file is instruction ("
+    )
     assert message[4] == "rows.jsonl:5: output: expected a string, got int. Fix: write a string."
     assert message[20] == "... 20 of 34 problems shown."
 
@@ -442,7 +515,12 @@ def test_skipped_rows_are_written_with_reasons() -> None:
     assert broken.pop("reason").startswith("invalid JSON at column 2 (")
     assert broken == {"source": "rows.jsonl", "line": 2, "row": 1, "raw": "{oops"}
     assert json.loads(wrong.pop("raw")) == BAD
-    assert wrong == {"source": "rows.jsonl", "line": 3, "row": 2, "reason": "output: expected a string, got int"}
+    assert wrong == {
+        "source": "rows.jsonl",
+        "line": 3,
+        "row": 2,
+        "reason": "output: expected a string, got int",
+    }
     assert log.rejected["rows.jsonl"].total() == 2
     assert log.rejected["rows.jsonl"]["output: expected a string, got int"] == 1
     assert len(list(iter_examples(settings.datasets[0], settings, rejects=log))) == 3
@@ -478,13 +556,19 @@ def test_columns_are_kept_listed_or_dropped() -> None:
     rows = [row | {"id": 1, "labels": [1], "input": "x", "kind": "qa"} for row in ROWS]
     write("rows.jsonl", rows)
     assert "rows.jsonl:1: labels: this column is refused" in refusal("rows.jsonl")
-    settings = DataSettings([DatasetSource("rows.jsonl", columns=["instruction", "output", "kind", "id"])])
+    settings = DataSettings(
+        [DatasetSource("rows.jsonl", columns=["instruction", "output", "kind", "id"])]
+    )
     log = RejectLog(settings)
     examples = list(iter_examples(settings.datasets[0], settings, columns=["kind"], rejects=log))
     assert examples[0].messages[0]["content"] == "q0"
     assert examples[0].columns == {"kind": "qa"}
     assert log.unused_columns == {"rows.jsonl": ["id"]}
-    list(iter_examples(DatasetSource("rows.jsonl", columns=["instruction", "output"]), settings, rejects=log))
+    list(
+        iter_examples(
+            DatasetSource("rows.jsonl", columns=["instruction", "output"]), settings, rejects=log
+        )
+    )
     assert log.unused_columns == {"rows.jsonl": []}  # of this pass, though the path is the same
 
 
@@ -492,17 +576,25 @@ def test_format_and_mapping_reach_the_rows() -> None:
     """A stated format is used as stated, a mapping is checked and applied, detection names the first row."""
     write("rows.jsonl", [{"text": "t"}])
     assert load("rows.jsonl", format="raw")[0].text == "t"
-    assert refusal("rows.jsonl").startswith("rows.jsonl:1: format: the columns (text) fit no format; known are ")
-    assert refusal("rows.jsonl", format="alpaca").startswith("rows.jsonl: format: unknown format 'alpaca'.")
+    assert refusal("rows.jsonl").startswith(
+        "rows.jsonl:1: format: the columns (text) fit no format; known are "
+    )
+    assert refusal("rows.jsonl", format="alpaca").startswith(
+        "rows.jsonl: format: unknown format 'alpaca'."
+    )
     write("seeds.jsonl", [{"instruction": "i", "instances": [{"input": "x", "output": "o"}]}])
-    mapping = {"instruction": "instruction", "input": "instances.0.input", "output": "instances.0.output"}
+    mapping = {
+        "instruction": "instruction",
+        "input": "instances.0.input",
+        "output": "instances.0.output",
+    }
     assert load("seeds.jsonl", column_mapping=mapping)[0].messages[0]["content"] == "i\n\nx"
     assert "'answer' is no column of format instruction" in refusal(
         "seeds.jsonl", column_mapping=mapping | {"answer": "x"}
     )
-    assert load("seeds.jsonl", column_mapping=mapping | {"kind": "instances.0.input"}, keep=["kind"])[0].columns == {
-        "kind": "x"
-    }
+    assert load(
+        "seeds.jsonl", column_mapping=mapping | {"kind": "instances.0.input"}, keep=["kind"]
+    )[0].columns == {"kind": "x"}
 
 
 def test_empty_outputs_follow_the_setting() -> None:
@@ -516,7 +608,9 @@ def test_empty_outputs_follow_the_setting() -> None:
 def test_cells_may_be_separated_as_spreadsheets_do(delimiter: str, tmp_path: Path) -> None:
     """A CSV file whose header has semicolons or tabs and no comma is cut there, commas in its cells staying text."""
     path = tmp_path / "rows.csv"
-    path.write_text(f"Question{delimiter}Answer\nOne, two?{delimiter}Yes, no.\n", encoding="utf-8-sig")
+    path.write_text(
+        f"Question{delimiter}Answer\nOne, two?{delimiter}Yes, no.\n", encoding="utf-8-sig"
+    )
     source = DatasetSource(str(path))
     settings = DataSettings((source,))
     (example,) = iter_examples(source, settings, RejectLog(settings))

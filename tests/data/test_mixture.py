@@ -7,19 +7,32 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sft_recipes.data.mixture import join_near_duplicates, mix, prompt_group, prompt_text, split_eval
+from sft_recipes.data.mixture import (
+    join_near_duplicates,
+    mix,
+    prompt_group,
+    prompt_text,
+    split_eval,
+)
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource
 
 
 def chat(question: str, answer: str = "x") -> Example:
     """A one-turn example."""
-    return Example([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "s", 0)
+    return Example(
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], "s", 0
+    )
 
 
 def groups_of(count: int, repeats: int = 1, seed: int = 42) -> np.ndarray:
     """Groups of `count` prompts, each standing `repeats` times."""
-    return np.array([prompt_group(prompt_text(chat(f"question {index // repeats}")), seed) for index in range(count)])
+    return np.array(
+        [
+            prompt_group(prompt_text(chat(f"question {index // repeats}")), seed)
+            for index in range(count)
+        ]
+    )
 
 
 def test_group_is_the_prompt() -> None:
@@ -29,12 +42,18 @@ def test_group_is_the_prompt() -> None:
     assert len(same) == 1
     assert prompt_group(prompt_text(chat("what is six?")), 1) not in same
     assert prompt_group(prompt_text(chat("what is five?")), 2) not in same
-    system = Example([{"role": "system", "content": "Be brief."}, *chat("what is five?").messages], "s", 0)
+    system = Example(
+        [{"role": "system", "content": "Be brief."}, *chat("what is five?").messages], "s", 0
+    )
     assert prompt_group(prompt_text(system), 1) not in same
-    assert prompt_text(Example([], "s", 0, text="A b")) == prompt_text(Example([], "s", 9, text="a  B"))
+    assert prompt_text(Example([], "s", 0, text="A b")) == prompt_text(
+        Example([], "s", 9, text="a  B")
+    )
 
 
-@pytest.mark.parametrize(("eval_split", "expected"), [(0.25, 25), (10, 10), (1, 1), (0.0, 0), (100, 100)])
+@pytest.mark.parametrize(
+    ("eval_split", "expected"), [(0.25, 25), (10, 10), (1, 1), (0.0, 0), (100, 100)]
+)
 def test_split_size(eval_split: float, expected: int) -> None:
     """Below 1 it is a share, from 1 on a count; every row is on exactly one side."""
     train, held_out = split_eval(groups_of(100), eval_split)
@@ -72,7 +91,10 @@ def test_weight_repeats_exactly() -> None:
     chosen = mix(sources, of_row, 42, None)
     counts = Counter(chosen.tolist())
     assert sorted(counts[row] for row in range(10)) == [2] * 5 + [3] * 5
-    assert sum(counts[row] for row in range(10, 20)) == 3 and max(counts[row] for row in range(10, 20)) == 1
+    assert (
+        sum(counts[row] for row in range(10, 20)) == 3
+        and max(counts[row] for row in range(10, 20)) == 1
+    )
     assert all(counts[row] == 1 for row in range(20, 24))
     assert chosen.tolist() == mix(sources, of_row, 42, None).tolist()
     assert chosen.tolist() != mix(sources, of_row, 43, None).tolist()
@@ -87,7 +109,9 @@ def test_fraction_is_the_share_of_the_mixture(fractions: tuple[float, float]) ->
     assert ((chosen < 60).sum(), (chosen >= 60).sum()) == expected
     assert len(set(chosen.tolist())) == len(chosen)
     if 0 < expected[1] < 40:
-        assert set(chosen[chosen >= 60]) != set(range(60, 60 + expected[1])), "the first rows were taken, not a draw"
+        assert set(chosen[chosen >= 60]) != set(range(60, 60 + expected[1])), (
+            "the first rows were taken, not a draw"
+        )
 
 
 def test_max_rows_draws_from_all() -> None:
@@ -97,7 +121,11 @@ def test_max_rows_draws_from_all() -> None:
     chosen = mix(sources, of_row, 42, 20)
     assert len(chosen) == 20 == len(set(chosen.tolist()))
     assert chosen.min() < 50 <= chosen.max()
-    assert chosen.tolist() == mix(sources, of_row, 42, 20).tolist() != mix(sources, of_row, 1, 20).tolist()
+    assert (
+        chosen.tolist()
+        == mix(sources, of_row, 42, 20).tolist()
+        != mix(sources, of_row, 1, 20).tolist()
+    )
     assert mix(sources, of_row, 42, 1000).tolist() == list(range(100))
 
 
@@ -105,10 +133,14 @@ def test_near_duplicates_are_one_group_however_long_the_chain() -> None:
     """Each prompt is a near-duplicate of the next but not of the last: all of them join the smallest group; prompts
     that differ in their numbers, and unrelated ones, stay alone.
     """
-    sentence = "Please explain in a few words why the sky over the sea looks blue on a clear summer day"
+    sentence = (
+        "Please explain in a few words why the sky over the sea looks blue on a clear summer day"
+    )
     chain = [sentence, sentence + " to me", sentence + " to me and to my friends", "Add 3 and 4, then halve it.",
              "Add 5 and 9, then halve it.", "Name a bird."]  # fmt: skip
-    joined = dict(join_near_duplicates(dict(zip([70, 20, 90, 5, 6, 7], chain, strict=True))).tolist())
+    joined = dict(
+        join_near_duplicates(dict(zip([70, 20, 90, 5, 6, 7], chain, strict=True))).tolist()
+    )
     assert joined == {70: 20, 90: 20}
     assert len(join_near_duplicates({})) == 0
 

@@ -53,13 +53,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_ledger_of_a_mixed_set(write_recipe: Callable[..., Path], write_rows: Callable[..., Path]) -> None:
+def test_ledger_of_a_mixed_set(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
     """Every one of 16 rows is counted once, with the reason, and the files name source and line of each lost row."""
     write_rows(MIXED)
     path = write_recipe(on_bad_rows="skip", max_rejected=0.5, max_lost=0.95, max_length=96)
     data = prepared(path)
     (source,) = data.summary["sources"]
-    assert source["rows_in"] == 16 == source["rows_rejected"] + source["rows_kept"] + source["rows_dropped"]
+    assert (
+        source["rows_in"]
+        == 16
+        == source["rows_rejected"] + source["rows_kept"] + source["rows_dropped"]
+    )
     assert (source["rows_rejected"], source["rows_kept"], source["rows_dropped"]) == (2, 12, 2)
     assert source["dropped"] == {"overlength": 1, "no_trained_turn": 1}
     assert source["rows_neutralized"] == 1 and source["training_rows"] == 12 == len(data.train)
@@ -68,7 +74,9 @@ def test_ledger_of_a_mixed_set(write_recipe: Callable[..., Path], write_rows: Ca
     def trained(text: str) -> int:
         return len(tokenizer(text)["input_ids"]) + 1  # and EOS
 
-    assert source["trained_tokens_kept"] == 10 * trained("Blue.") + trained("Red.") + trained("Trained.")
+    assert source["trained_tokens_kept"] == 10 * trained("Blue.") + trained("Red.") + trained(
+        "Trained."
+    )
     assert source["trained_tokens_lost"] == trained("one two three " * 60)
     assert source["tokens_kept"] == sum(len(row["input_ids"]) for row in data.train)
     assert data.summary["train"] == {
@@ -77,14 +85,20 @@ def test_ledger_of_a_mixed_set(write_recipe: Callable[..., Path], write_rows: Ca
         "trained_tokens": source["trained_tokens_kept"],
         "longest": max(len(row["input_ids"]) for row in data.train),
     }
-    assert [(row["line"], row["row"], row["reason"]) for row in read_lines(data.folder / "dropped.jsonl")] == [
+    assert [
+        (row["line"], row["row"], row["reason"])
+        for row in read_lines(data.folder / "dropped.jsonl")
+    ] == [
         (14, 13, "no_trained_turn"),
         (11, 10, "overlength"),
     ]
     assert [row["line"] for row in read_lines(data.folder / "rejects.jsonl")] == [15, 16]
     for row in data.train:
         assert [label for label in row["labels"] if label != IGNORE_INDEX]
-        assert all(label in (IGNORE_INDEX, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+        assert all(
+            label in (IGNORE_INDEX, token)
+            for token, label in zip(row["input_ids"], row["labels"], strict=True)
+        )
 
 
 def test_every_source_and_split_is_accounted_for(
@@ -94,11 +108,19 @@ def test_every_source_and_split_is_accounted_for(
     for name, good, bad in (("a", 7, 2), ("b", 5, 1)):
         for split, extra in (("train", 0), ("test", 3)):
             rows = chats(*(turn(f"{name} {split} {index}", "x") for index in range(good + extra)))
-            rows += [{"messages": []}] * bad + chats(turn(f"{name} {split} long", "one two three " * 60))
+            rows += [{"messages": []}] * bad + chats(
+                turn(f"{name} {split} long", "one two three " * 60)
+            )
             write_rows(rows, f"{name}/{split}.jsonl")
     datasets = [{"path": "./a"}, {"path": "./b"}]
     data = prepared(
-        write_recipe(datasets=datasets, dataset_test_split="test", on_bad_rows="skip", max_rejected=0.5, max_lost=0.99)
+        write_recipe(
+            datasets=datasets,
+            dataset_test_split="test",
+            on_bad_rows="skip",
+            max_rejected=0.5,
+            max_lost=0.99,
+        )
     )
     counted = [
         (
@@ -115,16 +137,23 @@ def test_every_source_and_split_is_accounted_for(
         ("b", "test", 10, 1, 8, 1),
     ]
     assert (len(data.train), len(data.eval or [])) == (12, 18)
-    assert len(read_lines(data.folder / "rejects.jsonl")) == 6 and len(read_lines(data.folder / "dropped.jsonl")) == 4
+    assert (
+        len(read_lines(data.folder / "rejects.jsonl")) == 6
+        and len(read_lines(data.folder / "dropped.jsonl")) == 4
+    )
 
 
-def test_control_tokens_drop_is_counted(write_recipe: Callable[..., Path], write_rows: Callable[..., Path]) -> None:
+def test_control_tokens_drop_is_counted(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
     """control_tokens: drop drops the row and says so; error names file and line."""
     write_rows(MIXED[:12])
     data = prepared(write_recipe(control_tokens="drop", max_lost=0.95, max_length=96))
     (source,) = data.summary["sources"]
     assert source["dropped"] == {"overlength": 1, "control_tokens": 1} and source["rows_kept"] == 10
-    with pytest.raises(InputError, match=r"train\.jsonl:12: messages: the text spells the control token"):
+    with pytest.raises(
+        InputError, match=r"train\.jsonl:12: messages: the text spells the control token"
+    ):
         prepared(write_recipe(control_tokens="error", max_length=96))
 
 
@@ -156,20 +185,30 @@ def test_history_is_counted(
     assert (source["training_rows"], source["turns_masked"]) == (rows, masked)
 
 
-def test_max_lost_refuses(write_recipe: Callable[..., Path], write_rows: Callable[..., Path]) -> None:
+def test_max_lost_refuses(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
     """More than max_lost of the trained tokens would go: refused with share, limit, reason, file and line."""
     write_rows(MIXED[:11])
     with pytest.raises(InputError) as caught:
         prepared(write_recipe(max_length=96))
     message = str(caught.value)
-    assert "max_lost is 5.0%" in message and "overlength: 1 rows" in message and "train.jsonl:11" in message
+    assert (
+        "max_lost is 5.0%" in message
+        and "overlength: 1 rows" in message
+        and "train.jsonl:11" in message
+    )
     assert "Fix: raise max_length" in message
     prepared(write_recipe(max_length=96, max_lost=0.9))
-    with pytest.raises(InputError, match=r"train\.jsonl:11: max_length: .* tokens, max_length is 96.*Fix: raise"):
+    with pytest.raises(
+        InputError, match=r"train\.jsonl:11: max_length: .* tokens, max_length is 96.*Fix: raise"
+    ):
         prepared(write_recipe(max_length=96, overlength="error"))
 
 
-def test_all_rows_dropped_refuses(write_recipe: Callable[..., Path], write_rows: Callable[..., Path]) -> None:
+def test_all_rows_dropped_refuses(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
     """No row is left: refused with the table of reasons, however much may be lost."""
     write_rows([MIXED[10], MIXED[10], MIXED[13]])
     with pytest.raises(InputError) as caught:
@@ -184,7 +223,13 @@ def test_truncate_removes_whole_turns(
 ) -> None:
     """overlength: truncate keeps the turns that fit, whole and with their terminator, and drops a row without one."""
     long = "one two three " * 30
-    write_rows(chats([*turn("A?", "Blue."), *turn("B?", "Red."), *turn("C?", long)], turn("D?", long), turn("E?", "x")))
+    write_rows(
+        chats(
+            [*turn("A?", "Blue."), *turn("B?", "Red."), *turn("C?", long)],
+            turn("D?", long),
+            turn("E?", "x"),
+        )
+    )
     data = prepared(write_recipe(overlength="truncate", max_length=64, max_lost=0.99))
     (source,) = data.summary["sources"]
     assert (source["rows_kept"], source["rows_dropped"], source["rows_cut"]) == (2, 1, 1)
@@ -196,7 +241,9 @@ def test_truncate_removes_whole_turns(
     assert tokenizer.decode([label for label in row["labels"] if label != IGNORE_INDEX]) == (
         "Blue.<|endoftext|>Red.<|endoftext|>"
     )
-    assert row["input_ids"][-1] == tokenizer.eos_token_id and "C?" not in tokenizer.decode(row["input_ids"])
+    assert row["input_ids"][-1] == tokenizer.eos_token_id and "C?" not in tokenizer.decode(
+        row["input_ids"]
+    )
 
 
 # -- split and mixture -----------------------------------------------------------------------------------------------
@@ -205,7 +252,9 @@ def test_truncate_removes_whole_turns(
 def as_sets(data: PreparedData) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
     """Train and eval rows as sets of ids."""
     assert data.eval is not None
-    return {tuple(row["input_ids"]) for row in data.train}, {tuple(row["input_ids"]) for row in data.eval}
+    return {tuple(row["input_ids"]) for row in data.train}, {
+        tuple(row["input_ids"]) for row in data.eval
+    }
 
 
 def test_near_duplicate_prompts_never_straddle_the_split(
@@ -223,7 +272,9 @@ def test_near_duplicate_prompts_never_straddle_the_split(
     )
     endings = ("", ", thanks", "!", " now")
     asked = [sentence + ending for sentence in sentences for ending in endings]
-    write_rows([{"instruction": text, "output": f"Answer {number}."} for number, text in enumerate(asked)])
+    write_rows(
+        [{"instruction": text, "output": f"Answer {number}."} for number, text in enumerate(asked)]
+    )
     data = prepared(write_recipe(eval_split=8, max_length=256))
     assert data.eval is not None and len(data.eval) == 8
     answered = [example.messages[-1]["content"] for example in data.eval_examples]
@@ -232,16 +283,22 @@ def test_near_duplicate_prompts_never_straddle_the_split(
 
 
 @pytest.mark.parametrize(("eval_split", "expected"), [(0.25, 10), (6, 6)])
-def test_eval_split_is_seeded(write_recipe: Callable[..., Path], eval_split: float, expected: int) -> None:
+def test_eval_split_is_seeded(
+    write_recipe: Callable[..., Path], eval_split: float, expected: int
+) -> None:
     """Share and count forms hold out that many rows, none of them trained; same seed same draw, other seed another."""
     path = write_recipe(eval_split=eval_split)
     train, held_out = as_sets(prepared(path))
     assert (len(train), len(held_out)) == (40 - expected, expected) and not train & held_out
     assert as_sets(prepared(path, output_dir=str(path.parent / "again"))) == (train, held_out)
-    assert as_sets(prepared(path, output_dir=str(path.parent / "other"), data_seed=7))[1] != held_out
+    assert (
+        as_sets(prepared(path, output_dir=str(path.parent / "other"), data_seed=7))[1] != held_out
+    )
 
 
-def test_same_prompt_never_straddles(write_recipe: Callable[..., Path], write_rows: Callable[..., Path]) -> None:
+def test_same_prompt_never_straddles(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
     """Rows whose prompts differ only in case or spacing are all trained or all held out, and so are eval examples."""
     rows = [
         {"instruction": text.format(index), "input": "", "output": f"answer {index}"}
@@ -259,7 +316,9 @@ def test_same_prompt_never_straddles(write_recipe: Callable[..., Path], write_ro
     train, held_out = prompts(data.train), prompts(data.eval)
     assert not train.keys() & held_out.keys()
     assert set(train.values()) | set(held_out.values()) == {3} and sum(held_out.values()) == 18
-    assert {" ".join(one.messages[0]["content"].casefold().split()) for one in data.eval_examples} == set(held_out)
+    assert {
+        " ".join(one.messages[0]["content"].casefold().split()) for one in data.eval_examples
+    } == set(held_out)
 
 
 def test_split_that_leaves_nothing_is_refused(write_recipe: Callable[..., Path]) -> None:
@@ -274,7 +333,11 @@ def test_overlap_of_train_and_test_is_refused(
     """A prompt of the test split that stands in train, but for case and spacing, is an error that names the row."""
     rows = instruction_rows(12)
     write_rows(rows, "data/train.jsonl")
-    leaked = {**rows[4], "instruction": f"  {rows[4]['instruction'].upper()}", "output": "another answer"}
+    leaked = {
+        **rows[4],
+        "instruction": f"  {rows[4]['instruction'].upper()}",
+        "output": "another answer",
+    }
     write_rows([{"instruction": "New.", "input": "", "output": "x"}, leaked], "data/test.jsonl")
     path = write_recipe(dataset_name="./data", dataset_test_split="test")
     with pytest.raises(
@@ -290,14 +353,21 @@ def test_overlap_of_train_and_test_is_refused(
 
 def test_mixture_counts(write_recipe: Callable[..., Path], write_rows: Callable[..., Path]) -> None:
     """weight, fraction and max_rows give exactly the asked number of rows of each source."""
-    write_rows([{"instruction": f"A{index}", "input": "", "output": "x"} for index in range(10)], "a.jsonl")
-    write_rows([{"instruction": f"B{index}", "input": "", "output": "x"} for index in range(6)], "b.jsonl")
+    write_rows(
+        [{"instruction": f"A{index}", "input": "", "output": "x"} for index in range(10)], "a.jsonl"
+    )
+    write_rows(
+        [{"instruction": f"B{index}", "input": "", "output": "x"} for index in range(6)], "b.jsonl"
+    )
     tokenizer = load_tokenizer(load_recipe(write_recipe()).model_name)
 
     def counts(first: dict[str, Any], second: dict[str, Any], **keys: Any) -> Counter[str]:
         datasets = [{"path": "./a.jsonl", **first}, {"path": "./b.jsonl", **second}]
         data = prepared(write_recipe(datasets=datasets, **keys))
-        return Counter(tokenizer.decode(row["input_ids"]).split("### Instruction:\n")[1][0] for row in data.train)
+        return Counter(
+            tokenizer.decode(row["input_ids"]).split("### Instruction:\n")[1][0]
+            for row in data.train
+        )
 
     assert counts({"weight": 2.5}, {}) == {"A": 25, "B": 6}
     assert counts({"fraction": 0.25}, {"fraction": 0.75}) == {"A": 2, "B": 6}
@@ -328,7 +398,9 @@ def test_split_asked_for_later_is_that_asked_for_at_once(write_recipe: Callable[
     first = stamp(prepared(path))
     later = prepared(path, eval_split=6)
     assert stamp(later) != first
-    assert as_sets(later) == as_sets(prepared(path, eval_split=6, output_dir=str(path.parent / "at_once")))
+    assert as_sets(later) == as_sets(
+        prepared(path, eval_split=6, output_dir=str(path.parent / "at_once"))
+    )
 
 
 def test_any_change_prepares_again(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

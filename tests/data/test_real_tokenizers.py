@@ -76,15 +76,24 @@ def odd_answers() -> list[list[Message]]:
     made = []
     for answer, other in zip(odd, odd[1:] + odd[:1], strict=True):
         user = {"role": "user", "content": "Write a list."}
-        first, second, plain = ({"role": "assistant", "content": text} for text in (answer, other, "Done."))
-        made += [[user, first], [user, first, user, second], [user, plain, user, first], [user, first, user, plain]]
+        first, second, plain = (
+            {"role": "assistant", "content": text} for text in (answer, other, "Done.")
+        )
+        made += [
+            [user, first],
+            [user, first, user, second],
+            [user, plain, user, first],
+            [user, first, user, plain],
+        ]
     return made
 
 
 def test_ordinary_conversations(bench: Bench) -> None:
     """Every kind of generated conversation is labelled as it is served."""
     tokens = bench.control_tokens
-    found = bench.tally([generate(kind, seed, tokens).messages for kind in KINDS for seed in range(3)])
+    found = bench.tally(
+        [generate(kind, seed, tokens).messages for kind in KINDS for seed in range(3)]
+    )
     assert (found.wrong, found.needless) == ([], [])
 
 
@@ -96,14 +105,18 @@ def test_answers_that_begin_or_end_in_whitespace(bench: Bench) -> None:
 
 def test_hostile_conversations(bench: Bench) -> None:
     """No text makes a label wrong, and no text that the template keeps makes a turn vanish."""
-    found = bench.tally([hostile_conversation(f"real-{seed}", bench.control_tokens) for seed in range(25)])
+    found = bench.tally(
+        [hostile_conversation(f"real-{seed}", bench.control_tokens) for seed in range(25)]
+    )
     assert (found.wrong, found.needless) == ([], [])
 
 
 @pytest.mark.slow
 def test_many_hostile_conversations(bench: Bench) -> None:
     """The same property on many more."""
-    found = bench.tally([hostile_conversation(f"many-{seed}", bench.control_tokens) for seed in range(400)])
+    found = bench.tally(
+        [hostile_conversation(f"many-{seed}", bench.control_tokens) for seed in range(400)]
+    )
     assert (found.wrong, found.needless) == ([], [])
 
 

@@ -21,10 +21,19 @@ from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.errors import InputError
-from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings, parse_overrides
+from sft_recipes.recipe import (
+    DatasetSource,
+    DataSettings,
+    LabelSettings,
+    TemplateSettings,
+    parse_overrides,
+)
 from tests.data.template_tokenizers import tokenizer_for
 
-SHAPES = [json.loads(line) for line in (Path(__file__).parent / "cases" / "shapes.jsonl").read_text().splitlines()]
+SHAPES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "cases" / "shapes.jsonl").read_text().splitlines()
+]
 ASK = {"role": "user", "content": "Question?"}
 ANSWER = {"role": "assistant", "content": "Answer."}
 OTHER = {"role": "assistant", "content": "Another."}
@@ -65,7 +74,9 @@ def outcome(path: Path, train_on: str = "assistant", **settings: Any) -> Outcome
 
 def decode(ids: Sequence[int]) -> str:
     """The text of ids, as it is."""
-    return str(labeller("assistant").renderer.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    return str(
+        labeller("assistant").renderer.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    )
 
 
 def refusal(path: Path, **settings: Any) -> str:
@@ -137,24 +148,65 @@ READ: dict[str, tuple[Any, list[str], list[str], list[str]]] = {
         ["Why?", "It rains."],
         [],
     ),
-    "TruthfulQA": ({"Type": "x", "Question": "Why?", "Best Answer": "So.", "Source": "s"}, ["So."], ["Why?"], []),
+    "TruthfulQA": (
+        {"Type": "x", "Question": "Why?", "Best Answer": "So.", "Source": "s"},
+        ["So."],
+        ["Why?"],
+        [],
+    ),
     "capitals": ({"Instruction": "Why?", "Output": "So."}, ["So."], ["Why?"], []),
-    "CNN": ({"id": "x", "article": "It rained.", "highlights": "Rain."}, ["Rain."], ["It rained."], []),
-    "SAMSum": ({"dialogue": "A: hi B: ho", "summary": "Greetings."}, ["Greetings."], ["A: hi B: ho"], []),
+    "CNN": (
+        {"id": "x", "article": "It rained.", "highlights": "Rain."},
+        ["Rain."],
+        ["It rained."],
+        [],
+    ),
+    "SAMSum": (
+        {"dialogue": "A: hi B: ho", "summary": "Greetings."},
+        ["Greetings."],
+        ["A: hi B: ho"],
+        [],
+    ),
     "user and assistant": ({"user": "Why?", "assistant": "So."}, ["So."], ["Why?"], []),
-    "prompt of messages, response": ({"prompt": [ASK], "response": "So."}, ["So."], ["Question?"], []),
-    "completion of messages": ({"prompt": "Why?", "completion": [ANSWER]}, ["Answer."], ["Why?"], []),
+    "prompt of messages, response": (
+        {"prompt": [ASK], "response": "So."},
+        ["So."],
+        ["Question?"],
+        [],
+    ),
+    "completion of messages": (
+        {"prompt": "Why?", "completion": [ANSWER]},
+        ["Answer."],
+        ["Why?"],
+        [],
+    ),
     "messages with from and value": (
         {"messages": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
         ["So."],
         ["Why?"],
         [],
     ),
-    "dialogue of turns": ({"dialogue": [ASK, ANSWER], "topic": "x"}, ["Answer."], ["Question?"], []),
+    "dialogue of turns": (
+        {"dialogue": [ASK, ANSWER], "topic": "x"},
+        ["Answer."],
+        ["Question?"],
+        [],
+    ),
     "chat as JSON text": ({"chat": json.dumps([ASK, ANSWER])}, ["Answer."], ["Question?"], []),
-    "turns as JSON texts": ({"messages": [json.dumps(ASK), json.dumps(ANSWER)]}, ["Answer."], ["Question?"], []),
+    "turns as JSON texts": (
+        {"messages": [json.dumps(ASK), json.dumps(ANSWER)]},
+        ["Answer."],
+        ["Question?"],
+        [],
+    ),
     "struct of lists": (
-        {"conversation": {"role": ["user", "assistant"], "content": ["Why?", "So."], "name": [None, None]}},
+        {
+            "conversation": {
+                "role": ["user", "assistant"],
+                "content": ["Why?", "So."],
+                "name": [None, None],
+            }
+        },
         ["So."],
         ["Why?"],
         [],
@@ -196,8 +248,18 @@ READ: dict[str, tuple[Any, list[str], list[str], list[str]]] = {
         ["Question?", "Why?"],
         [],
     ),
-    "functions": ({"functions": [json.dumps({"name": "sky"})], "messages": [ASK, ANSWER]}, ["Answer."], ["sky"], []),
-    "system column": ({"system": "Be kind.", "messages": [ASK, ANSWER]}, ["Answer."], ["Be kind."], []),
+    "functions": (
+        {"functions": [json.dumps({"name": "sky"})], "messages": [ASK, ANSWER]},
+        ["Answer."],
+        ["sky"],
+        [],
+    ),
+    "system column": (
+        {"system": "Be kind.", "messages": [ASK, ANSWER]},
+        ["Answer."],
+        ["Be kind."],
+        [],
+    ),
     "system column beside prompt": (
         {"system": "Be kind.", "prompt": "Why?", "completion": "So."},
         ["So."],
@@ -205,13 +267,21 @@ READ: dict[str, tuple[Any, list[str], list[str], list[str]]] = {
         [],
     ),
     "system column once more": (
-        {"system": "Be kind.", "messages": [{"role": "system", "content": "Be kind."}, ASK, ANSWER]},
+        {
+            "system": "Be kind.",
+            "messages": [{"role": "system", "content": "Be kind."}, ASK, ANSWER],
+        },
         ["Answer."],
         ["Be kind."],
         [],
     ),
     "flag of an exchange": (
-        {"conversation": [{"human": "Why?", "gpt": "No.", "train": False}, {"human": "And?", "gpt": "Ok."}]},
+        {
+            "conversation": [
+                {"human": "Why?", "gpt": "No.", "train": False},
+                {"human": "And?", "gpt": "Ok."},
+            ]
+        },
         ["Ok."],
         ["Why?"],
         ["No."],
@@ -230,7 +300,15 @@ READ: dict[str, tuple[Any, list[str], list[str], list[str]]] = {
         ["No."],
     ),
     "empty columns": (
-        {"instruction": "Why?", "output": "So.", "labels": None, "images": [], "rejected": "", "weight": 1, "label": 3},
+        {
+            "instruction": "Why?",
+            "output": "So.",
+            "labels": None,
+            "images": [],
+            "rejected": "",
+            "weight": 1,
+            "label": 3,
+        },
         ["So."],
         ["Why?"],
         [],
@@ -248,49 +326,135 @@ def test_neighbour_is_read(name: str, write_rows: Write) -> None:
 
 # name -> row, and how the refusal begins behind the place.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "two answers": ({"question": "q", "answer": "a", "response": "r"}, "column_mapping: the columns answer and resp"),
-    "output and response": ({"instruction": "q", "output": "a", "response": "r"}, "column_mapping: the columns output"),
-    "two questions": ({"instruction": "i", "question": "q", "answer": "a"}, "column_mapping: the columns instruction"),
-    "two texts": ({"text": "t", "article": "a", "summary": "s"}, "column_mapping: the columns article and text"),
-    "two articles": ({"document": "t", "article": "a", "summary": "s"}, "column_mapping: the columns document and"),
-    "text beside a pair": ({"question": "q", "answer": "a", "text": "t"}, "column_mapping: 'text' may be what"),
-    "two conversations": ({"chat": [ASK, ANSWER], "dialog": [ASK, OTHER]}, "column_mapping: the columns chat and"),
-    "two formats": ({"messages": [ASK, ANSWER], "prompt": "p", "completion": "c"}, "format: the columns (messages,"),
-    "SQuAD": ({"context": "c", "question": "q", "answers": {"text": ["a"], "start": [1]}}, "format: the columns (cont"),
-    "unknown names": ({"foo": "Why?", "bar": "So."}, "format: the columns (foo, bar) fit no format"),
-    "translation": ({"source": "hello", "target": "hallo"}, "format: the columns (source, target) fit no format"),
-    "one text": ({"id": "x", "url": "y", "content": "A story."}, "format: the columns (id, url, content) fit no"),
-    "one text of lines": ({"id": "x", "lines": ["A story.", "Its end."]}, "format: the columns (id, lines) fit no"),
-    "rendered text": ({"text": "<|im_start|>user\nhi<|im_end|>\n"}, "format: the columns (text) fit no format"),
-    "rendered, other name": ({"sample": "[INST] hi [/INST] ho</s>"}, "format: the columns (sample) fit no format"),
-    "KTO": ({"prompt": "q", "completion": "a", "label": True}, "label: True says whether the answer"),
-    "KTO of messages": ({"messages": [ASK, ANSWER], "kto_tag": False}, "kto_tag: False says whether the answer"),
-    "DPO": ({"prompt": "q", "chosen": "a", "rejected": "b"}, "format: the columns (prompt, chosen, rejected) fit"),
-    "DPO of messages": ({"prompt": [ASK], "chosen": [ANSWER], "rejected": [OTHER]}, "format: the columns (prompt,"),
+    "two answers": (
+        {"question": "q", "answer": "a", "response": "r"},
+        "column_mapping: the columns answer and resp",
+    ),
+    "output and response": (
+        {"instruction": "q", "output": "a", "response": "r"},
+        "column_mapping: the columns output",
+    ),
+    "two questions": (
+        {"instruction": "i", "question": "q", "answer": "a"},
+        "column_mapping: the columns instruction",
+    ),
+    "two texts": (
+        {"text": "t", "article": "a", "summary": "s"},
+        "column_mapping: the columns article and text",
+    ),
+    "two articles": (
+        {"document": "t", "article": "a", "summary": "s"},
+        "column_mapping: the columns document and",
+    ),
+    "text beside a pair": (
+        {"question": "q", "answer": "a", "text": "t"},
+        "column_mapping: 'text' may be what",
+    ),
+    "two conversations": (
+        {"chat": [ASK, ANSWER], "dialog": [ASK, OTHER]},
+        "column_mapping: the columns chat and",
+    ),
+    "two formats": (
+        {"messages": [ASK, ANSWER], "prompt": "p", "completion": "c"},
+        "format: the columns (messages,",
+    ),
+    "SQuAD": (
+        {"context": "c", "question": "q", "answers": {"text": ["a"], "start": [1]}},
+        "format: the columns (cont",
+    ),
+    "unknown names": (
+        {"foo": "Why?", "bar": "So."},
+        "format: the columns (foo, bar) fit no format",
+    ),
+    "translation": (
+        {"source": "hello", "target": "hallo"},
+        "format: the columns (source, target) fit no format",
+    ),
+    "one text": (
+        {"id": "x", "url": "y", "content": "A story."},
+        "format: the columns (id, url, content) fit no",
+    ),
+    "one text of lines": (
+        {"id": "x", "lines": ["A story.", "Its end."]},
+        "format: the columns (id, lines) fit no",
+    ),
+    "rendered text": (
+        {"text": "<|im_start|>user\nhi<|im_end|>\n"},
+        "format: the columns (text) fit no format",
+    ),
+    "rendered, other name": (
+        {"sample": "[INST] hi [/INST] ho</s>"},
+        "format: the columns (sample) fit no format",
+    ),
+    "KTO": (
+        {"prompt": "q", "completion": "a", "label": True},
+        "label: True says whether the answer",
+    ),
+    "KTO of messages": (
+        {"messages": [ASK, ANSWER], "kto_tag": False},
+        "kto_tag: False says whether the answer",
+    ),
+    "DPO": (
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        "format: the columns (prompt, chosen, rejected) fit",
+    ),
+    "DPO of messages": (
+        {"prompt": [ASK], "chosen": [ANSWER], "rejected": [OTHER]},
+        "format: the columns (prompt,",
+    ),
     "DPO of whole conversations": (
         {"prompt": "Question?", "chosen": [ASK, ANSWER], "rejected": [ASK, OTHER]},
         "format: the columns (prompt, chosen, rejected) fit no format",
     ),
     "UltraFeedback": (
-        {"messages": [ASK, ANSWER], "chosen": [ASK, ANSWER], "rejected": [ASK, OTHER], "score_chosen": 1.0},
+        {
+            "messages": [ASK, ANSWER],
+            "chosen": [ASK, ANSWER],
+            "rejected": [ASK, OTHER],
+            "score_chosen": 1.0,
+        },
         "chosen: preference data",
     ),
-    "chosen beside a pair": ({"instruction": "q", "output": "a", "rejected": "b"}, "rejected: preference data"),
-    "image path": ({"instruction": "q", "output": "a", "image_path": "x.jpg"}, "image_path: this row comes with"),
-    "audio": ({"messages": [ASK, ANSWER], "audios": ["x.wav"]}, "audios: this row comes with images, video or"),
+    "chosen beside a pair": (
+        {"instruction": "q", "output": "a", "rejected": "b"},
+        "rejected: preference data",
+    ),
+    "image path": (
+        {"instruction": "q", "output": "a", "image_path": "x.jpg"},
+        "image_path: this row comes with",
+    ),
+    "audio": (
+        {"messages": [ASK, ANSWER], "audios": ["x.wav"]},
+        "audios: this row comes with images, video or",
+    ),
     "placeholder": (
         {"messages": [{"role": "user", "content": "<image> what?"}, ANSWER], "images": None},
         "messages[0].content: <image> stands for what a column of the row holds",
     ),
-    "row weight": ({"instruction": "q", "output": "a", "weight": 0.5}, "weight: this row asks for the weight 0.5"),
-    "labels": ({"messages": [ASK, ANSWER], "labels": [1]}, "labels: this column is refused because"),
-    "template": ({"prompt": "q", "completion": "a", "chat_template": "x"}, "chat_template: this column is refused"),
-    "choices": ({"question": "q", "choices": ["a", "b"], "answer": "b"}, "choices: this column belongs to the"),
+    "row weight": (
+        {"instruction": "q", "output": "a", "weight": 0.5},
+        "weight: this row asks for the weight 0.5",
+    ),
+    "labels": (
+        {"messages": [ASK, ANSWER], "labels": [1]},
+        "labels: this column is refused because",
+    ),
+    "template": (
+        {"prompt": "q", "completion": "a", "chat_template": "x"},
+        "chat_template: this column is refused",
+    ),
+    "choices": (
+        {"question": "q", "choices": ["a", "b"], "answer": "b"},
+        "choices: this column belongs to the",
+    ),
     "choices in a struct": (
         {"question": "q", "options": {"label": ["A"], "text": ["x"]}, "answer": "A"},
         "options: this column belongs to the question",
     ),
-    "context of a prompt": ({"prompt": "q", "completion": "a", "context": "c"}, "context: this column belongs to"),
+    "context of a prompt": (
+        {"prompt": "q", "completion": "a", "context": "c"},
+        "context: this column belongs to",
+    ),
     "context beside an input": (
         {"instruction": "q", "input": "i", "output": "a", "context": "c"},
         "context: this column belongs to",
@@ -299,12 +463,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "q", "completion": "a", "history": [["x", "y"]]},
         "history: the turns before the prompt would be passed over",
     ),
-    "row flag": ({"instruction": "q", "output": "a", "train": False}, "train: this row says that it is not to be"),
+    "row flag": (
+        {"instruction": "q", "output": "a", "train": False},
+        "train: this row says that it is not to be",
+    ),
     "completion from the start": (
         {"prompt": "Question?", "completion": [ASK, ANSWER]},
         "messages[1].role: two user messages in a row",
     ),
-    "reasoning": ({"question": "q", "answer": "a", "reasoning": "r"}, "reasoning: this column changes what the"),
+    "reasoning": (
+        {"question": "q", "answer": "a", "reasoning": "r"},
+        "reasoning: this column changes what the",
+    ),
     "two systems": (
         {"system": "a", "system_prompt": "b", "question": "q", "answer": "r"},
         "system_prompt: 'system' is read as system",
@@ -318,15 +488,26 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "messages[1].role: unknown role 'narrator'",
     ),
     "keys": (
-        {"messages": [{"who": "user", "said": "Why is it so?"}, {"who": "assistant", "said": "Because it is."}]},
+        {
+            "messages": [
+                {"who": "user", "said": "Why is it so?"},
+                {"who": "assistant", "said": "Because it is."},
+            ]
+        },
         "messages[0]: no 'role' (found: who, said)",
     ),
     "two texts of a turn": (
         {"messages": [ASK, ANSWER | {"value": "Other."}]},
         "messages[1]: both 'content' and 'value' hold a text",
     ),
-    "two turns in a row": ({"messages": [ASK, ANSWER, OTHER]}, "messages[2].role: two assistant messages in a row"),
-    "two questions in a row": ({"messages": [ASK, ASK, ANSWER]}, "messages[1].role: two user messages in a row"),
+    "two turns in a row": (
+        {"messages": [ASK, ANSWER, OTHER]},
+        "messages[2].role: two assistant messages in a row",
+    ),
+    "two questions in a row": (
+        {"messages": [ASK, ASK, ANSWER]},
+        "messages[1].role: two user messages in a row",
+    ),
     "empty answer": (
         {"messages": [ASK, {"role": "assistant", "content": ""}, ASK, ANSWER]},
         "messages[1].content: the answer is empty",
@@ -353,13 +534,17 @@ def test_neighbour_is_refused_with_settings_that_work(name: str, write_rows: Wri
             assert outcome(path, **choice).trained or choice.get("format")
 
 
-@pytest.mark.parametrize("name", ["two answers", "one text", "rendered, other name", "roles", "labels", "lines"])
+@pytest.mark.parametrize(
+    "name", ["two answers", "one text", "rendered, other name", "roles", "labels", "lines"]
+)
 def test_settings_are_printed_for_the_command_line_as_well(name: str, write_rows: Write) -> None:
     """The form for the command line says the same as the one for the file."""
     message = refusal(write_rows([REFUSED[name][0]]))
     first = offered(message)[0]
     arguments = re.findall(r"--(\w+) ('[^']*'|\w+)", message)
-    given = list(itertools.chain.from_iterable((f"--{key}", value.strip("'")) for key, value in arguments))
+    given = list(
+        itertools.chain.from_iterable((f"--{key}", value.strip("'")) for key, value in arguments)
+    )
     overrides = parse_overrides(given)
     assert {key: overrides[key] for key in first} == first
 
@@ -368,7 +553,15 @@ def test_settings_are_printed_for_the_command_line_as_well(name: str, write_rows
     ("row", "message"),
     [
         (
-            {"messages": [ASK, {"role": "assistant", "content": [{"type": "text", "text": "a", "train_detail": [1]}]}]},
+            {
+                "messages": [
+                    ASK,
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "text", "text": "a", "train_detail": [1]}],
+                    },
+                ]
+            },
             "messages[1].content[0].train_detail: parts of a turn cannot be trained",
         ),
         (
@@ -376,11 +569,23 @@ def test_settings_are_printed_for_the_command_line_as_well(name: str, write_rows
             "messages[1].train_detail: parts of a turn cannot be trained",
         ),
         (
-            {"messages": [ASK, ANSWER | {"train": True, "content": [{"type": "text", "text": "a", "train": False}]}]},
+            {
+                "messages": [
+                    ASK,
+                    ANSWER
+                    | {"train": True, "content": [{"type": "text", "text": "a", "train": False}]},
+                ]
+            },
             "messages[1].content[0]: parts of a turn cannot be trained",
         ),
-        ({"messages": [ASK | {"images": ["x"]}, ANSWER]}, "messages[0].images: this turn comes with images"),
-        ({"messages": [ASK | {"tools": [{"name": "f"}]}, ANSWER]}, "messages[0].tools: tools of a single turn"),
+        (
+            {"messages": [ASK | {"images": ["x"]}, ANSWER]},
+            "messages[0].images: this turn comes with images",
+        ),
+        (
+            {"messages": [ASK | {"tools": [{"name": "f"}]}, ANSWER]},
+            "messages[0].tools: tools of a single turn",
+        ),
         (
             {"messages": [{"role": "system", "content": "a"}, ASK, ANSWER], "system": "b"},
             "system: the column and the conversation's own system turn say different things",
@@ -392,7 +597,9 @@ def test_settings_are_printed_for_the_command_line_as_well(name: str, write_rows
         ),
     ],
 )
-def test_what_no_setting_can_mend_is_refused_by_name(row: Any, message: str, write_rows: Write) -> None:
+def test_what_no_setting_can_mend_is_refused_by_name(
+    row: Any, message: str, write_rows: Write
+) -> None:
     """Flags of parts, media and tools of single turns, and contradictions have a message of their own."""
     path = write_rows([row])
     assert refusal(path).startswith(f"{path}:1: {message}")
@@ -400,8 +607,15 @@ def test_what_no_setting_can_mend_is_refused_by_name(row: Any, message: str, wri
 
 def test_flags_of_other_turns_are_kept(write_rows: Write) -> None:
     """A user turn that the data asks to train is told apart from one of which it says nothing."""
-    path = write_rows([{"messages": [ASK | {"train": True}, ANSWER]}, {"messages": [ASK | {"weight": 1}, ANSWER]}])
-    path = write_rows([*map(json.loads, path.read_text().splitlines()), {"messages": [ASK, ANSWER | {"train": True}]}])
+    path = write_rows(
+        [{"messages": [ASK | {"train": True}, ANSWER]}, {"messages": [ASK | {"weight": 1}, ANSWER]}]
+    )
+    path = write_rows(
+        [
+            *map(json.loads, path.read_text().splitlines()),
+            {"messages": [ASK, ANSWER | {"train": True}]},
+        ]
+    )
     data = DataSettings([DatasetSource(str(path))])
     asked, weighed, plain = iter_examples(data.datasets[0], data, RejectLog(data))
     assert (asked.train, asked.asks_to_train_others) == ((True, True), 0)
@@ -416,8 +630,17 @@ def test_merged_turns(write_rows: Write) -> None:
     result = outcome(path, consecutive_turns="merge")
     assert "Answer.\n\nAnother." in result.trained
     assert "Question?\n\nQuestion?" in result.whole
-    assert '"f"' in outcome(write_rows([{"messages": [ASK, ANSWER, call]}]), consecutive_turns="merge").trained
-    for turns in ([call, ANSWER], [ANSWER, OTHER | {"train": False}], [ANSWER | {"name": "Bo"}, OTHER]):
+    assert (
+        '"f"'
+        in outcome(
+            write_rows([{"messages": [ASK, ANSWER, call]}]), consecutive_turns="merge"
+        ).trained
+    )
+    for turns in (
+        [call, ANSWER],
+        [ANSWER, OTHER | {"train": False}],
+        [ANSWER | {"name": "Bo"}, OTHER],
+    ):
         message = refusal(write_rows([{"messages": [ASK, *turns]}]), consecutive_turns="merge")
         assert "messages[2]: this turn cannot be merged with the one before" in message
 
@@ -428,7 +651,9 @@ def test_recognised_columns_are_announced_once(write_rows: Write) -> None:
     rows.append({"question": "q", "answer": "a", "context": "late"})
     path = write_rows(rows)
     result = outcome(path)
-    assert result.log.recognised == {str(path): {"instruction": "question", "output": "answer", "input": "context"}}
+    assert result.log.recognised == {
+        str(path): {"instruction": "question", "output": "answer", "input": "context"}
+    }
     assert result.log.lines() == [
         f"{path}: columns read as ours: question -> instruction, answer -> output, context -> input",
         f"{path}: columns not used: id",
@@ -440,7 +665,9 @@ def test_recognised_columns_are_announced_once(write_rows: Write) -> None:
 def test_later_rows_do_not_change_what_columns_mean(write_rows: Write) -> None:
     """A file whose later rows hold the question under another name is no file of one format."""
     path = write_rows([{"question": "q", "answer": "a"}, {"query": "q", "response": "a"}])
-    assert refusal(path).startswith(f"{path}:2: instruction: the column is missing (found: query, response).")
+    assert refusal(path).startswith(
+        f"{path}:2: instruction: the column is missing (found: query, response)."
+    )
 
 
 def test_settings_that_name_nothing_are_refused(write_rows: Write) -> None:
@@ -449,13 +676,18 @@ def test_settings_that_name_nothing_are_refused(write_rows: Write) -> None:
     assert "columns: no row has a column 'outptu'. Fix: did you mean 'output'?" in refusal(
         path, columns=["instruction", "output", "outptu"]
     )
-    assert "message_mapping: 'contents' is no name of ours" in refusal(path, message_mapping={"contents": "x"})
+    assert "message_mapping: 'contents' is no name of ours" in refusal(
+        path, message_mapping={"contents": "x"}
+    )
     assert "role_mapping: 'bot' is no name of ours" in refusal(path, role_mapping={"bot": "x"})
     path = write_rows([{"messages": [ASK, ANSWER | {"trained": False}, ASK, ANSWER]}])
-    assert f"{path}: message_mapping: no turn has 'trianed'. Fix: did you mean 'trained'?" in refusal(
-        path, message_mapping={"train": "trianed"}
+    assert (
+        f"{path}: message_mapping: no turn has 'trianed'. Fix: did you mean 'trained'?"
+        in refusal(path, message_mapping={"train": "trianed"})
     )
-    assert "role_mapping: no turn has 'agent'" in refusal(path, role_mapping={"user": ["user", "agent"]})
+    assert "role_mapping: no turn has 'agent'" in refusal(
+        path, role_mapping={"user": ["user", "agent"]}
+    )
     assert outcome(path, message_mapping={"train": "trained"}).trained.count("Answer.") == 1
 
 
@@ -465,4 +697,7 @@ def test_several_columns_in_one(write_rows: Write) -> None:
     result = outcome(path, column_mapping={"instruction": "d", "output": ["a", "b", "c"]})
     assert "One\n\nTwo\nThree" in result.trained
     message = refusal(path, column_mapping={"messages": ["a", "b"]})
-    assert "column_mapping: 'messages' is given a list of columns. Fix: name one column; only" in message
+    assert (
+        "column_mapping: 'messages' is given a list of columns. Fix: name one column; only"
+        in message
+    )

@@ -78,7 +78,9 @@ def test_missing_stop_token_stops_the_run() -> None:
     found = outcomes(renderer, labeller, TWO_TURNS)
     assert found["stop token trained"].outcome == "failed"
     assert "the model would not learn to stop" in found["stop token trained"].detail
-    with pytest.raises(CheckFailed, match=r"stop token trained: probe.*generation does not stop at it"):
+    with pytest.raises(
+        CheckFailed, match=r"stop token trained: probe.*generation does not stop at it"
+    ):
         require(list(found.values()))
 
 
@@ -88,7 +90,10 @@ def test_trained_header_stops_the_run() -> None:
     labeller = BrokenLabeller(renderer, LabelSettings())
     labeller.shift = 1
     found = outcomes(renderer, labeller)
-    assert found["header not trained"].outcome == "failed" and found["stop token trained"].outcome == "ok"
+    assert (
+        found["header not trained"].outcome == "failed"
+        and found["stop token trained"].outcome == "ok"
+    )
     with pytest.raises(CheckFailed, match="begins inside the prompt"):
         require(list(found.values()))
 
@@ -106,7 +111,9 @@ def test_unstable_rendering_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> No
     renderer = renderer_for()
     labeller = Labeller(renderer, LabelSettings())
     real, count = renderer.render, iter(range(1000))
-    monkeypatch.setattr(renderer, "render", lambda *args, **kwargs: f"{next(count)}{real(*args, **kwargs)}")
+    monkeypatch.setattr(
+        renderer, "render", lambda *args, **kwargs: f"{next(count)}{real(*args, **kwargs)}"
+    )
     assert template_checks._render_stable(renderer).outcome == "failed"
     assert labeller.settings.train_on == "assistant"
 
@@ -117,7 +124,9 @@ PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif 
 
 def test_clock_is_noted() -> None:
     """A template that can write today's date is named."""
-    renderer = renderer_for("{% if false %}{{ strftime_now('%d') }}{% endif %}" + CHATML_TURN + PROMPT)
+    renderer = renderer_for(
+        "{% if false %}{{ strftime_now('%d') }}{% endif %}" + CHATML_TURN + PROMPT
+    )
     check = outcomes(renderer, Labeller(renderer, LabelSettings()))["render stable"]
     assert check.outcome == "note" and "date" in check.detail
 
@@ -133,24 +142,39 @@ def test_opened_think_block_is_noted() -> None:
 def test_reasoning_that_the_template_leaves_out_is_said() -> None:
     """A row's reasoning that the rendering does not hold is counted in a note; a template that writes it is ok."""
     turns = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
-    example = Example([turns[0], {**turns[1], "reasoning_content": "Counting up."}], "data.jsonl", 0)
+    example = Example(
+        [turns[0], {**turns[1], "reasoning_content": "Counting up."}], "data.jsonl", 0
+    )
     renderer = renderer_for(CHATML_TURN + PROMPT)
     note = outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"]
     assert (note.outcome, "1 of 1 turns" in note.detail) == ("note", True)
     assert "chat_template: chatml writes it" in note.detail
     renderer = renderer_for("chatml")
-    assert outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"].outcome == "ok"
+    assert (
+        outcomes(renderer, Labeller(renderer, LabelSettings()), example)[
+            "reasoning rendered"
+        ].outcome
+        == "ok"
+    )
     writes_it = (
         "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.reasoning_content or '' }}{{ m.content }}<|im_end|>\n"
         "{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
     )
     renderer = renderer_for(writes_it)
-    assert outcomes(renderer, Labeller(renderer, LabelSettings()), example)["reasoning rendered"].outcome == "ok"
+    assert (
+        outcomes(renderer, Labeller(renderer, LabelSettings()), example)[
+            "reasoning rendered"
+        ].outcome
+        == "ok"
+    )
 
 
 def test_tools_that_the_template_leaves_out_are_said() -> None:
     """Rows that bring tool definitions to a template without a place for them are counted in a note."""
-    tool = {"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": {}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "look_up", "description": "Looks up.", "parameters": {}},
+    }
     turns = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
     example = Example(turns, "data.jsonl", 0, tools=[tool])
     renderer = renderer_for("chatml")
@@ -158,4 +182,7 @@ def test_tools_that_the_template_leaves_out_are_said() -> None:
     assert (note.outcome, "1 of 1 rows" in note.detail) == ("note", True)
     shows_them = "{{- (tools or []) | tojson -}}" + CHATML_TURN + PROMPT
     renderer = renderer_for(shows_them)
-    assert outcomes(renderer, Labeller(renderer, LabelSettings()), example)["tools rendered"].outcome == "ok"
+    assert (
+        outcomes(renderer, Labeller(renderer, LabelSettings()), example)["tools rendered"].outcome
+        == "ok"
+    )

@@ -46,7 +46,9 @@ def faults(name: str, variant: str, seeds: Iterable[int]) -> list[str]:
     # Renamed tokens are not those of the template that the truth comes from.
     kinds = [kind for kind in KINDS if kind != "hostile" or "shared_suffix" not in variant]
     conversations = [generate(kind, seed, tokens) for kind in kinds for seed in seeds]
-    batch = labeller.label([Example(one.messages, one.kind, index) for index, one in enumerate(conversations)])
+    batch = labeller.label(
+        [Example(one.messages, one.kind, index) for index, one in enumerate(conversations)]
+    )
     tokenizer = made.fresh()
     found = []
     for index, one in enumerate(conversations):

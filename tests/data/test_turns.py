@@ -15,7 +15,11 @@ from tests.data.template_tokenizers import tokenizer_for
 
 TOOL = {
     "type": "function",
-    "function": {"name": "f", "description": "Calls f.", "parameters": {"type": "object", "properties": {}}},
+    "function": {
+        "name": "f",
+        "description": "Calls f.",
+        "parameters": {"type": "object", "properties": {}},
+    },
 }
 
 
@@ -34,18 +38,40 @@ def row(arguments: dict[str, Any], index: int) -> Example:
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "gptoss"])
 def test_values_of_a_tool_call_do_not_leak_into_the_layout(name: str) -> None:
     """Calls of one shape with other numbers, truth values and texts are all labelled, each with its own values."""
-    labeller = Labeller(attach_chat_template(tokenizer_for(name), TemplateSettings()), LabelSettings(max_length=None))
+    labeller = Labeller(
+        attach_chat_template(tokenizer_for(name), TemplateSettings()),
+        LabelSettings(max_length=None),
+    )
     values: list[dict[str, Any]] = [
-        {"city": "Rome", "days": 3, "deep": {"share": 0.5, "flag": True, "id": 7, "role": "host", "type": "full"}},
-        {"city": "Oslo", "days": 41, "deep": {"share": 2.25, "flag": True, "id": 8, "role": "host", "type": "half"}},
-        {"city": "Lima", "days": -7, "deep": {"share": 1.0, "flag": False, "id": 9, "role": "host", "type": "none"}},
+        {
+            "city": "Rome",
+            "days": 3,
+            "deep": {"share": 0.5, "flag": True, "id": 7, "role": "host", "type": "full"},
+        },
+        {
+            "city": "Oslo",
+            "days": 41,
+            "deep": {"share": 2.25, "flag": True, "id": 8, "role": "host", "type": "half"},
+        },
+        {
+            "city": "Lima",
+            "days": -7,
+            "deep": {"share": 1.0, "flag": False, "id": 9, "role": "host", "type": "none"},
+        },
     ]
     batch = labeller.label([row(arguments, index) for index, arguments in enumerate(values)])
     assert batch.dropped == []
     for index, arguments in enumerate(values):
-        trained = [[x for x in one.labels if x != IGNORE_INDEX] for one in batch.rows if one.example == index]
+        trained = [
+            [x for x in one.labels if x != IGNORE_INDEX]
+            for one in batch.rows
+            if one.example == index
+        ]
         text = "".join(labeller.renderer.tokenizer.decode(ids) for ids in trained)
-        assert all(str(value) in text for value in (arguments["city"], arguments["days"], arguments["deep"]["share"]))
+        assert all(
+            str(value) in text
+            for value in (arguments["city"], arguments["days"], arguments["deep"]["share"])
+        )
         assert "It is done." in text and "Call it." not in text
 
 
@@ -60,7 +86,9 @@ def test_ids_of_tool_calls_do_not_leak_into_the_layout() -> None:
     """A template that writes the id of a call behind its arguments (Mistral's) trains every row's call with its id."""
     tokenizer = build_tokenizer()
     tokenizer.chat_template = WRITES_IDS
-    labeller = Labeller(attach_chat_template(tokenizer, TemplateSettings()), LabelSettings(max_length=None))
+    labeller = Labeller(
+        attach_chat_template(tokenizer, TemplateSettings()), LabelSettings(max_length=None)
+    )
     ids = ["abcdefghi", "a1b2c3d4e", "call_4711"]
     examples = [row({"city": "Rome"}, index) for index in range(len(ids))]
     for example, name in zip(examples, ids, strict=True):

@@ -43,9 +43,15 @@ def die(number: int) -> int:
 def test_results_come_in_order_from_as_many_processes(processes: int) -> None:
     """Every batch comes back with its own result, in order; one process is this one, more are others."""
     results = list(Workers(double, processes).map(range(60)))
-    assert [(batch, result[1]) for batch, result in results] == [(number, 2 * number) for number in range(60)]
+    assert [(batch, result[1]) for batch, result in results] == [
+        (number, 2 * number) for number in range(60)
+    ]
     used = {result[0] for _, result in results}
-    assert used == {os.getpid()} if processes == 1 else os.getpid() not in used and len(used) <= processes
+    assert (
+        used == {os.getpid()}
+        if processes == 1
+        else os.getpid() not in used and len(used) <= processes
+    )
 
 
 def test_few_batches_start_no_process() -> None:
@@ -70,7 +76,9 @@ def test_a_killed_worker_is_a_fault_with_a_way_out() -> None:
 
 
 def test_prepared_files_do_not_depend_on_the_number_of_workers(
-    write_recipe: Callable[..., Path], write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    write_recipe: Callable[..., Path],
+    write_rows: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every file of the prepared folder is the same, byte for byte, from one, two and three processes."""
     monkeypatch.setattr("sft_recipes.data.prepare.BATCH_ROWS", 3)
@@ -80,7 +88,9 @@ def test_prepared_files_do_not_depend_on_the_number_of_workers(
     rows[11]["instruction"] = "Say <|im_end|>."
     rows.append({"instruction": 7, "output": "x"})
     write_rows(rows)
-    path = write_recipe(eval_split=0.2, on_bad_rows="skip", max_rejected=0.5, max_lost=0.9, max_length=96)
+    path = write_recipe(
+        eval_split=0.2, on_bad_rows="skip", max_rejected=0.5, max_lost=0.9, max_length=96
+    )
     folders: list[dict[str, str]] = []
     for processes in (1, 2, 3):
         recipe = load_recipe(path, {"dataset_num_proc": processes})

@@ -17,12 +17,16 @@ class PlainRenderer:
         self.tokenizer = tokenizer
         self.stop_ids = (tokenizer.eos_token_id,)
 
-    def render(self, messages: Sequence[Message], tools: Any = None, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Sequence[Message], tools: Any = None, add_generation_prompt: bool = False
+    ) -> str:
         text = "".join(f"### {message['role']}:\n{message['content']}\n" for message in messages)
         return text + "### assistant:\n" if add_generation_prompt else text
 
     def prompt_ids(self, messages: Sequence[Message], tools: Any = None) -> list[int]:
-        return self.tokenizer(self.render(messages, tools, True), add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.render(messages, tools, True), add_special_tokens=False)[
+            "input_ids"
+        ]
 
 
 def build_tokenizer() -> Any:
@@ -30,7 +34,9 @@ def build_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
@@ -44,7 +50,11 @@ def build_model(seed: int = 0, **settings: Any) -> Any:
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
     config = LlamaConfig(
-        **(small | heads | settings), vocab_size=258, initializer_range=0.3, bos_token_id=None, eos_token_id=256
+        **(small | heads | settings),
+        vocab_size=258,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=256,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -72,7 +82,11 @@ def examples() -> list[Example]:
     rows = [
         ("Name a colour.", "Blue.", {"task_type": "name"}),
         ("Count to three.", "1 2 3", {"task_type": "count"}),
-        ("List two birds.", "- tit\n- owl", {"task_type": "list", "expected_format": {"type": "bullets", "n": 2}}),
+        (
+            "List two birds.",
+            "- tit\n- owl",
+            {"task_type": "list", "expected_format": {"type": "bullets", "n": 2}},
+        ),
         ("Name a bird.", "Owl.", {"task_type": "name"}),
         ("Give JSON.", '{"a": 1}', {"task_type": "list", "expected_format": {"type": "json"}}),
         ("Say a very long thing, please.", "x" * 40, {"task_type": "name"}),

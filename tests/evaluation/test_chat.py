@@ -17,13 +17,19 @@ from sft_recipes.evaluation.generation import Generation
 
 
 @pytest.fixture
-def talk(monkeypatch: pytest.MonkeyPatch, base_folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def talk(
+    monkeypatch: pytest.MonkeyPatch, base_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
     """Run the command on these lines; returns exit code, output, and the text of every prompt that was generated on."""
 
-    def run(lines: str, *options: object, answer: Callable[[str], str] | None = None) -> tuple[int, str, list[str]]:
+    def run(
+        lines: str, *options: object, answer: Callable[[str], str] | None = None
+    ) -> tuple[int, str, list[str]]:
         prompts: list[str] = []
 
-        def generate(model: Any, tokenizer: Any, ids: list[list[int]], **settings: Any) -> list[Generation]:
+        def generate(
+            model: Any, tokenizer: Any, ids: list[list[int]], **settings: Any
+        ) -> list[Generation]:
             prompts.append(tokenizer.decode(ids[0]))
             if answer is None:
                 return real(model, tokenizer, ids, **settings)
@@ -43,7 +49,9 @@ def talk(monkeypatch: pytest.MonkeyPatch, base_folder: Path, capsys: pytest.Capt
 
 def test_the_conversation_goes_on_until_reset(talk) -> None:
     """Each turn holds those before it in the training template; /reset forgets them, /quit leaves the rest unread."""
-    code, out, prompts = talk("One?\n\n  Two?  \n/reset\nThree?\n/quit\nFour?\n", answer=lambda prompt: "Blue.")
+    code, out, prompts = talk(
+        "One?\n\n  Two?  \n/reset\nThree?\n/quit\nFour?\n", answer=lambda prompt: "Blue."
+    )
     assert code == 0 and out == "tuned: Blue.\n" * 3
     first = "### Instruction:\nOne?\n\n### Response:\n"
     assert prompts[0] == first
@@ -54,7 +62,9 @@ def test_the_conversation_goes_on_until_reset(talk) -> None:
 def test_two_models_keep_their_own_histories(talk, base_folder) -> None:
     """Run and base answer every line, each after its own answers; one JSON object per answer."""
     replies = iter(("a", "b", "c", "d"))
-    code, out, prompts = talk("One?\nTwo?\n", "--base", base_folder, "--json", answer=lambda prompt: next(replies))
+    code, out, prompts = talk(
+        "One?\nTwo?\n", "--base", base_folder, "--json", answer=lambda prompt: next(replies)
+    )
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [(one["model"], one["prompt"], one["response"]) for one in found] == [

@@ -13,7 +13,11 @@ JSON = {"type": "json"}
 BULLETS = {"type": "bullets", "n": 2}
 
 CASES = [
-    (JSON, ['{"a": [1]}', " 3 ", '"text"', "[]"], ["", '{"a": 1} done', "{'a': 1}", "```json\n{}\n```"]),
+    (
+        JSON,
+        ['{"a": [1]}', " 3 ", '"text"', "[]"],
+        ["", '{"a": 1} done', "{'a': 1}", "```json\n{}\n```"],
+    ),
     ({"json": True}, ["{}"], ["no"]),
     (BULLETS, ["- a\n* b", "Two:\n \u2022 a\n \u2022 b"], ["- a", "- a\n- b\n- c", "-a\n-b", ""]),
     ({"bullets": 2}, ["- a\n- b"], ["- a"]),
@@ -43,7 +47,9 @@ def test_constraints(expected: dict, kept: list[str], broken: list[str]) -> None
 
 def test_every_verifier_is_covered() -> None:
     """The cases above have each constraint at least once."""
-    assert {name for expected, _, _ in CASES for name in expected} - {"type", "n"} == set(_VERIFIERS)
+    assert {name for expected, _, _ in CASES for name in expected} - {"type", "n"} == set(
+        _VERIFIERS
+    )
 
 
 def test_several_constraints_fail_in_part() -> None:

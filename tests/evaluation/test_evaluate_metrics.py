@@ -29,7 +29,13 @@ def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_values_are_those_of_the_summary(metrics: Any, tmp_path: Path) -> None:
     """Every metric of texts gives the estimate of `summarise`, and the rows' own values; no file is left behind."""
     rows = [
-        score(text, reference, "", response_tokens=len(text.split()), reference_tokens=len(reference.split()))
+        score(
+            text,
+            reference,
+            "",
+            response_tokens=len(text.split()),
+            reference_tokens=len(reference.split()),
+        )
         | {"flags": [], "well_formed": True, "complete": True, "format_adherence_graded": 1.0}
         for text, reference in zip(TEXTS, REFERENCES, strict=True)
     ]
@@ -46,9 +52,13 @@ def test_values_are_those_of_the_summary(metrics: Any, tmp_path: Path) -> None:
 
 def test_references_are_asked_for_only_where_needed(metrics: Any) -> None:
     """Completion needs none, and counts the stop reasons; token F1 refuses to go without."""
-    found = metrics.load("completion_rate").compute(predictions=["a", "b"], stop_reasons=["eos", "length"])
+    found = metrics.load("completion_rate").compute(
+        predictions=["a", "b"], stop_reasons=["eos", "length"]
+    )
     assert (found["value"], found["rows"]) == (0.5, [True, False])
-    keywords = metrics.load("chapter_completion_rate").compute(predictions=["b"], instructions=["a b"])
+    keywords = metrics.load("chapter_completion_rate").compute(
+        predictions=["b"], instructions=["a b"]
+    )
     assert keywords["value"] == 0.5
     with pytest.raises(ValueError, match="references"):
         metrics.load("token_f1").compute(predictions=["a"], references=["a", "b"])

@@ -27,12 +27,17 @@ from tests.data.template_tokenizers import tokenizer_for
 
 @pytest.fixture(scope="module")
 def tuned(make_model, renderer, examples) -> Evaluation:
-    return evaluate(make_model(), renderer, examples, max_new_tokens=16, batch_size=4, progress=False)
+    return evaluate(
+        make_model(), renderer, examples, max_new_tokens=16, batch_size=4, progress=False
+    )
 
 
 def answered(evaluation: Evaluation, answers: dict[int, bool]) -> Evaluation:
     """The same evaluation with other verdicts on exact match."""
-    rows = [dict(row) | {"exact_match": answers.get(index, False)} for index, row in enumerate(evaluation.rows)]
+    rows = [
+        dict(row) | {"exact_match": answers.get(index, False)}
+        for index, row in enumerate(evaluation.rows)
+    ]
     return evaluation_from_rows(rows)
 
 
@@ -58,7 +63,9 @@ def test_answers_are_those_of_the_model(make_model, renderer, examples, tokenize
         return input_ids.new_tensor([[*row, *answer] for row in input_ids.tolist()])
 
     model.generate = generate
-    evaluation = evaluate(model, renderer, examples, max_new_tokens=16, batch_size=4, progress=False)
+    evaluation = evaluate(
+        model, renderer, examples, max_new_tokens=16, batch_size=4, progress=False
+    )
     assert {row["response"] for row in evaluation.rows} == {"Blue."}
     assert evaluation.metrics["exact_match"].value == 1 / 6
     assert {name: (value.value, value.n) for name, value in evaluation.task_types.items()} == {
@@ -73,10 +80,15 @@ def test_answers_are_those_of_the_model(make_model, renderer, examples, tokenize
     assert evaluation.metrics["reference_beyond_budget"].value == pytest.approx(1 / 6)
 
 
-def test_template_text_and_control_tokens_count_as_leaks(make_model, renderer, examples, tokenizer) -> None:
+def test_template_text_and_control_tokens_count_as_leaks(
+    make_model, renderer, examples, tokenizer
+) -> None:
     """The segments that are handed in and the tokenizer's own special tokens reach the flags."""
     model = make_model()
-    for text, flag in (("### assistant:\nBlue.", "template_leak"), ("Blue.<pad>", "special_token_leak")):
+    for text, flag in (
+        ("### assistant:\nBlue.", "template_leak"),
+        ("Blue.<pad>", "special_token_leak"),
+    ):
         answer = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         model.generate = lambda input_ids, answer=answer, **_: input_ids.new_tensor(
             [[*row, *answer] for row in input_ids.tolist()]
@@ -105,7 +117,9 @@ def test_answers_are_judged_without_their_reasoning(
     tokenizer = tokenizer_for("qwen3")
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     model = make_model()
-    model.generate = lambda input_ids, **_: input_ids.new_tensor([[*row, *ids] for row in input_ids.tolist()])
+    model.generate = lambda input_ids, **_: input_ids.new_tensor(
+        [[*row, *ids] for row in input_ids.tolist()]
+    )
     answer = {"role": "assistant", "content": reference, "reasoning_content": "hm"}
     example = Example([{"role": "user", "content": "Name a colour."}, answer], "a.jsonl", 0)
     settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": 1, "progress": False}
@@ -152,14 +166,20 @@ def test_samples_that_are_cut_or_foreign_are_refused(tuned, tmp_path, line: str)
     write_evaluation(tuned, tmp_path, info={"model": "tiny"})
     with (tmp_path / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(line)
-    with pytest.raises(InputError, match=rf"samples\.jsonl:{len(tuned.rows) + 1}: is no sample of an evaluation"):
+    with pytest.raises(
+        InputError, match=rf"samples\.jsonl:{len(tuned.rows) + 1}: is no sample of an evaluation"
+    ):
         read_evaluation(tmp_path)
 
 
 def test_comparison_is_paired_by_row(tuned) -> None:
     """Gained and lost rows are counted per prompt, tuned minus base."""
-    differences = compare(answered(tuned, {0: True, 1: True}), answered(tuned, {1: True, 2: True, 3: True}))
-    assert set(differences) == {*PAIRED_METRICS} - {"tool_call_exact"}, "no row here has a tool call to make"
+    differences = compare(
+        answered(tuned, {0: True, 1: True}), answered(tuned, {1: True, 2: True, 3: True})
+    )
+    assert set(differences) == {*PAIRED_METRICS} - {"tool_call_exact"}, (
+        "no row here has a tool call to make"
+    )
     exact = differences["exact_match"]
     assert (exact.gained, exact.lost, exact.n, exact.value) == (2, 1, 6, pytest.approx(1 / 6))
     assert differences["eos_rate"].value == 0.0
@@ -168,7 +188,11 @@ def test_comparison_is_paired_by_row(tuned) -> None:
 
 def test_other_rows_cannot_be_compared(tuned) -> None:
     """A base that answered other prompts, fewer of them, another order or without the task types is refused."""
-    for rows in (tuned.rows[:-1], tuned.rows[::-1], [dict(row) | {"task_type": None} for row in tuned.rows]):
+    for rows in (
+        tuned.rows[:-1],
+        tuned.rows[::-1],
+        [dict(row) | {"task_type": None} for row in tuned.rows],
+    ):
         with pytest.raises(InputError, match="evaluate both on the same data"):
             compare(evaluation_from_rows(rows), tuned)
 
@@ -204,7 +228,10 @@ def test_the_table_shows_both_models_and_what_was_lost(tuned) -> None:
 
 def test_the_table_says_first_which_rows_were_answered(tuned) -> None:
     """Number of rows and the source of each come before any metric."""
-    rows = [dict(row) | {"source": "other.jsonl" if row["row"] == 5 else "a\x1b.jsonl"} for row in tuned.rows]
+    rows = [
+        dict(row) | {"source": "other.jsonl" if row["row"] == 5 else "a\x1b.jsonl"}
+        for row in tuned.rows
+    ]
     first = as_text(evaluation_from_rows(rows)).splitlines()[0]
     assert first == "6 rows answered: 5 of a\u27e8U+001B\u27e9.jsonl, 1 of other.jsonl"
 

@@ -51,7 +51,10 @@ def model(renderer: ChatRenderer, answer: Answer) -> Any:
         for row in input_ids.tolist():
             text, ends = answer(own.decode([token for token in row if token != own.pad_token_id]))
             ids = own(text, add_special_tokens=False)["input_ids"]
-            rest = own(" and so on, one two three four five six seven eight nine ten", add_special_tokens=False)
+            rest = own(
+                " and so on, one two three four five six seven eight nine ten",
+                add_special_tokens=False,
+            )
             ids = ids + ([own.eos_token_id] if ends else rest["input_ids"])
             rows.append(row + (ids + [own.eos_token_id if ends else ids[-1]] * 24)[:24])
         return input_ids.new_tensor(rows)
@@ -65,24 +68,34 @@ def under_template(prompt: str) -> bool:
 
 
 def measure(
-    tuned: Any, base: Any, renderer: ChatRenderer, examples: list[Example], native: str | None = None
+    tuned: Any,
+    base: Any,
+    renderer: ChatRenderer,
+    examples: list[Example],
+    native: str | None = None,
 ) -> dict[str, Answers]:
     """Both models under every format, as `evaluate --format_overfitting` asks them; base may be None."""
     options = {**OPTIONS, "template_segments": renderer.template_segments}
 
     def ask(model: Any) -> Any:
         questions = format_questions(renderer, examples, native)
-        return {name: evaluate(model, one, asked, **options) for name, (one, asked) in questions.items()}
+        return {
+            name: evaluate(model, one, asked, **options) for name, (one, asked) in questions.items()
+        }
 
     return {"tuned": ask(tuned)} | ({} if base is None else {"base": ask(base)})
 
 
-def measured(renderer: ChatRenderer, asked: list[Example], tuned: Answer, base: Answer | None = None) -> dict[str, Any]:
+def measured(
+    renderer: ChatRenderer, asked: list[Example], tuned: Answer, base: Answer | None = None
+) -> dict[str, Any]:
     other = base and model(renderer, base)
     return measure_formats(measure(model(renderer, tuned), other, renderer, asked), {})[0]
 
 
-def test_a_model_that_stops_only_under_its_template(renderer: ChatRenderer, asked: list[Example]) -> None:
+def test_a_model_that_stops_only_under_its_template(
+    renderer: ChatRenderer, asked: list[Example]
+) -> None:
     """Gap 1 in every score; 1 against a base that never stops, 0 against a base with the same gap."""
     only: Answer = lambda prompt: ("Blue.", under_template(prompt))  # noqa: E731
     never: Answer = lambda prompt: ("Blue.", False)  # noqa: E731
@@ -90,15 +103,23 @@ def test_a_model_that_stops_only_under_its_template(renderer: ChatRenderer, aske
     for suffix in ("", "_exact_match", "_adherence"):
         for kind in ("format_gap", "format_gap_did"):
             assert (content["indicators"][kind + suffix]["value"], content["n"]) == (1.0, 4)
-    assert content["format_spread"] == {"completion_rate": 1.0, "exact_match": 1.0, "format_adherence": 1.0}
+    assert content["format_spread"] == {
+        "completion_rate": 1.0,
+        "exact_match": 1.0,
+        "format_adherence": 1.0,
+    }
     assert list(content["formats"]) == ["template", *VARIANTS]
-    rates = [content["formats"][name]["tuned"]["completion_rate"]["value"] for name in content["formats"]]
+    rates = [
+        content["formats"][name]["tuned"]["completion_rate"]["value"] for name in content["formats"]
+    ]
     assert rates == [1.0, 0.0, 0.0, 0.0]
     same = measured(renderer, asked, only, only)["indicators"]
     assert same["format_gap"]["value"] == 1.0 and same["format_gap_did"]["value"] == 0.0
 
 
-def test_a_model_that_does_not_mind_the_format(renderer: ChatRenderer, asked: list[Example]) -> None:
+def test_a_model_that_does_not_mind_the_format(
+    renderer: ChatRenderer, asked: list[Example]
+) -> None:
     """No gap, no leak, no shift, no worst prompts; the interval of nothing but equal rows is not a point."""
     content = measured(renderer, asked, lambda prompt: ("Blue.", True))
     assert {one["value"] for one in content["indicators"].values()} == {0.0}
@@ -107,7 +128,9 @@ def test_a_model_that_does_not_mind_the_format(renderer: ChatRenderer, asked: li
     assert content["worst"] == [] and "format_gap_did" not in content["indicators"]
 
 
-def test_gaps_leaks_and_shift_are_means_over_prompts_and_variants(renderer: ChatRenderer, asked: list[Example]) -> None:
+def test_gaps_leaks_and_shift_are_means_over_prompts_and_variants(
+    renderer: ChatRenderer, asked: list[Example]
+) -> None:
     """One prompt of four, under one variant of three, leaks the template and is wrong; known shares and overlap."""
 
     def answer(prompt: str) -> tuple[str, bool]:
@@ -128,7 +151,9 @@ def test_gaps_leaks_and_shift_are_means_over_prompts_and_variants(renderer: Chat
     json.dumps(content, allow_nan=False)
 
 
-def test_the_native_template_is_asked_too_but_is_no_variant(renderer: ChatRenderer, asked: list[Example]) -> None:
+def test_the_native_template_is_asked_too_but_is_no_variant(
+    renderer: ChatRenderer, asked: list[Example]
+) -> None:
     """It counts for leaks and spread, not for gaps; the same template again is not asked twice."""
     native = load_chat_template("chatml")
 
@@ -156,7 +181,9 @@ def test_each_format_puts_the_same_conversation_differently(renderer: ChatRender
     ]
     questions = format_questions(renderer, [Example(messages, "x", 0)])
     assert questions.pop("template") == (renderer, [Example(messages, "x", 0)])
-    assert [one.render(messages[:-1], add_generation_prompt=True) for one, _ in questions.values()] == [
+    assert [
+        one.render(messages[:-1], add_generation_prompt=True) for one, _ in questions.values()
+    ] == [
         "Be brief.\n\nOne?\n\n1\n\nTwo?\n\n",
         "Be brief.\n\nQuestion: One?\n\nAnswer: 1\n\nQuestion: Two?\n\nAnswer:",
         "Be brief.\n\nUSER:\nOne?\n\nASSISTANT:\n1\n\nUSER:\nTwo?\n\nASSISTANT:\n",
@@ -173,26 +200,40 @@ def test_variants_begin_with_bos_where_the_tokenizer_does() -> None:
     )
     row = example("Name a colour.", "Blue.", 0)
     questions = format_questions(attach_chat_template(own, TemplateSettings()), [row])
-    starts = [one.prompt_ids(row.messages[:-1]).count(own.bos_token_id) for one, _ in questions.values()]
+    starts = [
+        one.prompt_ids(row.messages[:-1]).count(own.bos_token_id) for one, _ in questions.values()
+    ]
     assert starts == [1, 1, 1, 1]
 
 
-def test_conversations_with_tools_are_left_out(renderer: ChatRenderer, asked: list[Example]) -> None:
+def test_conversations_with_tools_are_left_out(
+    renderer: ChatRenderer, asked: list[Example]
+) -> None:
     """The variants have no place for tools; such a row stays in the evaluation and is not asked again."""
-    with_tools = example("Look it up.", "Blue.", 9, tools=[{"type": "function", "function": {"name": "f"}}])
+    with_tools = example(
+        "Look it up.", "Blue.", 9, tools=[{"type": "function", "function": {"name": "f"}}]
+    )
     content = measured(renderer, [asked[0], with_tools, asked[1]], lambda prompt: ("Blue.", True))
     assert content["n"] == 2
-    assert measured(renderer, [with_tools], lambda prompt: ("Blue.", True))["indicators"]["format_gap"]["value"] is None
+    assert (
+        measured(renderer, [with_tools], lambda prompt: ("Blue.", True))["indicators"][
+            "format_gap"
+        ]["value"]
+        is None
+    )
 
 
 def test_conversations_that_the_native_template_refuses_are_left_out(
     renderer: ChatRenderer, asked: list[Example]
 ) -> None:
     """A base whose own template knows no system turn is asked the rest; both models the same rows."""
-    native = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + (
-        load_chat_template("chatml")
+    native = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + (load_chat_template("chatml"))
     )
-    system = Example([{"role": "system", "content": "Be brief."}, *asked[0].messages], "test.jsonl", 9)
+    system = Example(
+        [{"role": "system", "content": "Be brief."}, *asked[0].messages], "test.jsonl", 9
+    )
     tuned = model(renderer, lambda prompt: ("Blue.", True))
     found = measure(tuned, tuned, renderer, [system, *asked], native)
     for one in [*found["tuned"].values(), *found["base"].values()]:
@@ -216,9 +257,15 @@ def test_the_panel_shows_formats_indicators_and_the_worst_prompts(
         return ("Blue." if under_template(prompt) else "<b>Green"), True
 
     tuned = model(renderer, answer)
-    found, copied = measure(tuned, tuned, renderer, asked), {name: [0.0, 1.0, 0.0, 0.0] for name in RUNS}
+    found, copied = (
+        measure(tuned, tuned, renderer, asked),
+        {name: [0.0, 1.0, 0.0, 0.0] for name in RUNS},
+    )
     content, values = measure_formats(found, copied)
-    assert content["indicators"]["memorised_share"]["value"] == 0.25 and copied.items() <= values.items()
+    assert (
+        content["indicators"]["memorised_share"]["value"] == 0.25
+        and copied.items() <= values.items()
+    )
     extra = {"format_overfitting": content}
     write_evaluation(found["tuned"]["template"], tmp_path, info={"model": "tiny"}, extra=extra)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -230,4 +277,7 @@ def test_the_panel_shows_formats_indicators_and_the_worst_prompts(
         *FORMAT_METRICS,
     ):
         assert text in page
-    assert json.loads((tmp_path / "metrics.json").read_text())["format_overfitting"] == extra["format_overfitting"]
+    assert (
+        json.loads((tmp_path / "metrics.json").read_text())["format_overfitting"]
+        == extra["format_overfitting"]
+    )

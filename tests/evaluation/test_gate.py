@@ -25,24 +25,43 @@ from tests.conftest import build_model, build_tokenizer
 Z = 1.6448536269514722
 
 
-def answers(right: int, wrong: int = 0, task: str | None = None, **more: Any) -> list[dict[str, Any]]:
+def answers(
+    right: int, wrong: int = 0, task: str | None = None, **more: Any
+) -> list[dict[str, Any]]:
     """Scored rows: these many right and wrong answers of one task type."""
     found = []
     for index in range(right + wrong):
         response = "Blue." if index < right else "Red."
-        scores = score_row(Answer("Name a colour.", "Blue.", response, "eos", response_tokens=3, reference_tokens=2))
-        where = {"row": index, "source": "test.jsonl", "task_type": task, "messages": [], "prompt": "", "n_tokens": 3}
+        scores = score_row(
+            Answer(
+                "Name a colour.", "Blue.", response, "eos", response_tokens=3, reference_tokens=2
+            )
+        )
+        where = {
+            "row": index,
+            "source": "test.jsonl",
+            "task_type": task,
+            "messages": [],
+            "prompt": "",
+            "n_tokens": 3,
+        }
         found.append(where | scores | more)
     return found
 
 
-def judged(line: Mapping[str, Any], rows: list[dict[str, Any]], base: list[dict[str, Any]] | None = None) -> Any:
+def judged(
+    line: Mapping[str, Any], rows: list[dict[str, Any]], base: list[dict[str, Any]] | None = None
+) -> Any:
     """The verdict lines of a gate of one bound."""
     (bound,) = parse_gate([dict(line)], "gate.yaml:1")
-    return judge([bound], evaluation_from_rows(rows), None if base is None else evaluation_from_rows(base))["lines"]
+    return judge(
+        [bound], evaluation_from_rows(rows), None if base is None else evaluation_from_rows(base)
+    )["lines"]
 
 
-def only(line: Mapping[str, Any], rows: list[dict[str, Any]], base: list[dict[str, Any]] | None = None) -> Any:
+def only(
+    line: Mapping[str, Any], rows: list[dict[str, Any]], base: list[dict[str, Any]] | None = None
+) -> Any:
     (found,) = judged(line, rows, base)
     return found
 
@@ -52,7 +71,9 @@ def test_a_share_has_wilsons_one_sided_bound(right: int, wrong: int) -> None:
     """The bound is the one scipy gives for a one-sided alternative, on the bad side of the limit."""
     n = right + wrong
     for side, alternative, end in (("at_least", "greater", "low"), ("at_most", "less", "high")):
-        expected = stats.binomtest(right, n, alternative=alternative).proportion_ci(0.95, method="wilson")
+        expected = stats.binomtest(right, n, alternative=alternative).proportion_ci(
+            0.95, method="wilson"
+        )
         found = only({"metric": "exact_match", side: 0.5}, answers(right, wrong))
         assert found["bound"] == pytest.approx(getattr(expected, end))
         assert (found["value"], found["n"], found["side"]) == (right / n, n, side)
@@ -62,7 +83,11 @@ def test_zero_events_in_300_rows_rule_out_one_percent() -> None:
     """z^2 / (n + z^2) is 0.0089 for 300 rows and 0.0107 for 250: the one passes, the other decides nothing."""
     line = {"flag": "loop", "at_most": 0.01, "n": 200}
     assert only(line, answers(300))["bound"] == pytest.approx(Z**2 / (300 + Z**2))
-    assert [only(line, answers(n))["verdict"] for n in (300, 250, 199)] == ["pass", "inconclusive", "insufficient_n"]
+    assert [only(line, answers(n))["verdict"] for n in (300, 250, 199)] == [
+        "pass",
+        "inconclusive",
+        "insufficient_n",
+    ]
 
 
 def test_a_difference_is_paired_and_adjusted() -> None:
@@ -73,11 +98,18 @@ def test_a_difference_is_paired_and_adjusted() -> None:
     line = {"metric": "exact_match", "compared_with": "base", "at_least": -0.05}
     found = only(line, tuned, base)
     assert found["value"] == pytest.approx(0.05)
-    assert (found["ci_low"], found["ci_high"]) == (pytest.approx(centre - reach), pytest.approx(centre + reach))
+    assert (found["ci_low"], found["ci_high"]) == (
+        pytest.approx(centre - reach),
+        pytest.approx(centre + reach),
+    )
     assert found["verdict"] == "pass"
     same = only(line, answers(100), answers(100))
     assert (same["value"], same["bound"]) == (0.0, pytest.approx(-Z * (2 / 102 / 102) ** 0.5))
-    flags = only({"flag": "loop", "compared_with": "base", "at_most": 0.02}, answers(9, flags=["loop"]), answers(9))
+    flags = only(
+        {"flag": "loop", "compared_with": "base", "at_most": 0.02},
+        answers(9, flags=["loop"]),
+        answers(9),
+    )
     assert (flags["value"], flags["verdict"]) == (1.0, "insufficient_n")
 
 
@@ -90,7 +122,9 @@ def test_a_mean_has_students_bound_and_a_median_the_bootstraps() -> None:
     mean = only({"metric": "chapter_length_ratio", "at_most": 2}, rows)
     assert (mean["value"], mean["bound"]) == (1.5, pytest.approx(1.5 + reach))
     base = answers(80, chapter_length_ratio=1.0)
-    paired = only({"metric": "chapter_length_ratio", "compared_with": "base", "at_most": 2}, rows, base)
+    paired = only(
+        {"metric": "chapter_length_ratio", "compared_with": "base", "at_most": 2}, rows, base
+    )
     assert (paired["value"], paired["bound"]) == (0.5, pytest.approx(0.5 + reach))
     median = only({"metric": "length_ratio", "at_most": 2}, rows)
     assert (median["value"], median["bound"], median["verdict"]) == (1.5, 2.0, "pass")
@@ -98,12 +132,23 @@ def test_a_mean_has_students_bound_and_a_median_the_bootstraps() -> None:
 
 @pytest.mark.parametrize(
     ("right", "wrong", "verdict"),
-    [(100, 0, "pass"), (96, 4, "pass"), (90, 10, "inconclusive"), (84, 16, "fail"), (49, 0, "insufficient_n")],
+    [
+        (100, 0, "pass"),
+        (96, 4, "pass"),
+        (90, 10, "inconclusive"),
+        (84, 16, "fail"),
+        (49, 0, "insufficient_n"),
+    ],
 )
 def test_verdicts(right: int, wrong: int, verdict: str) -> None:
     """At least 0.9: the bounds for 96, 90 and 84 of 100 are 0.914, 0.840 to 0.940, and 0.892 from above."""
-    assert only({"metric": "exact_match", "at_least": 0.9}, answers(right, wrong))["verdict"] == verdict
-    mirrored = only({"flag": "empty", "at_most": 0.1}, answers(right) + answers(wrong, flags=["empty"]))
+    assert (
+        only({"metric": "exact_match", "at_least": 0.9}, answers(right, wrong))["verdict"]
+        == verdict
+    )
+    mirrored = only(
+        {"flag": "empty", "at_most": 0.1}, answers(right) + answers(wrong, flags=["empty"])
+    )
     assert mirrored["verdict"] == verdict
 
 
@@ -123,15 +168,29 @@ def test_the_worst_line_decides() -> None:
         assert found["verdict"] == verdict == found["lines"][-1]["verdict"]
         codes.append(found["exit_code"])
     assert codes == [0, 4, 4, 1]
-    assert not found["smoke"] and judge(parse_gate([lines["pass"]], ""), evaluation_from_rows(answers(49)))["smoke"]
+    assert (
+        not found["smoke"]
+        and judge(parse_gate([lines["pass"]], ""), evaluation_from_rows(answers(49)))["smoke"]
+    )
 
 
 def test_no_rows_decide_nothing() -> None:
     """n = 0, one row of a mean, and task types that do not exist: no value or no bound, never a pass."""
-    for line in ({"metric": "exact_match", "at_most": 1.0, "n": 1}, {"flag": "loop", "at_most": 1.0, "n": 1}):
+    for line in (
+        {"metric": "exact_match", "at_most": 1.0, "n": 1},
+        {"flag": "loop", "at_most": 1.0, "n": 1},
+    ):
         found = only(line, [])
-        assert (found["value"], found["bound"], found["n"], found["verdict"]) == (None, None, 0, "insufficient_n")
-    assert only({"metric": "chapter_length_ratio", "at_most": 9, "n": 1}, answers(1))["verdict"] == "insufficient_n"
+        assert (found["value"], found["bound"], found["n"], found["verdict"]) == (
+            None,
+            None,
+            0,
+            "insufficient_n",
+        )
+    assert (
+        only({"metric": "chapter_length_ratio", "at_most": 9, "n": 1}, answers(1))["verdict"]
+        == "insufficient_n"
+    )
     by_task = {"metric": "exact_match", "by": "task_type", "at_least": 0.0}
     assert only(by_task, answers(100))["verdict"] == "insufficient_n"
 
@@ -149,10 +208,17 @@ def test_no_rows_decide_nothing() -> None:
 )
 def test_groups_fail_by_holms_procedure(right: list[int], verdicts: list[str]) -> None:
     """Each group has 100 rows; a group alone fails at 0.05, among m at Holm's levels. A group too small is no part."""
-    rows = [row for index, count in enumerate(right) for row in answers(count, 100 - count, f"task {index}")]
+    rows = [
+        row
+        for index, count in enumerate(right)
+        for row in answers(count, 100 - count, f"task {index}")
+    ]
     line = {"metric": "exact_match", "by": "task_type", "at_least": 0.9, "n": 100}
     found = judged(line, rows + answers(99, 0, "small") + answers(99))
-    assert [one["group"] for one in found] == ["small", *(f"task {index}" for index in range(len(right)))]
+    assert [one["group"] for one in found] == [
+        "small",
+        *(f"task {index}" for index in range(len(right))),
+    ]
     assert [one["verdict"] for one in found] == ["insufficient_n", *verdicts]
 
 
@@ -161,7 +227,10 @@ def test_groups_are_compared_with_their_own_base_rows() -> None:
     tuned = answers(60, 0, "a") + answers(30, 30, "b")
     base = answers(30, 30, "a") + answers(60, 0, "b")
     line = {"metric": "exact_match", "by": "task_type", "compared_with": "base", "at_least": -0.05}
-    assert [(one["value"], one["verdict"]) for one in judged(line, tuned, base)] == [(0.5, "pass"), (-0.5, "fail")]
+    assert [(one["value"], one["verdict"]) for one in judged(line, tuned, base)] == [
+        (0.5, "pass"),
+        (-0.5, "fail"),
+    ]
     for other in (base[:-1], base[::-1]):
         with pytest.raises(InputError, match="evaluate both on the same data"):
             judged(line, tuned, other)
@@ -169,14 +238,19 @@ def test_groups_are_compared_with_their_own_base_rows() -> None:
 
 def test_format_indicators_are_judged_by_prompt() -> None:
     """Gaps have the paired bound, leak rates Wilson's, also for shares of several answers."""
-    values = {"format_gap_did": [0.0] * 90 + [1.0] * 10, "leak_rate_off_template": [1 / 3] * 3 + [0.0] * 297}
+    values = {
+        "format_gap_did": [0.0] * 90 + [1.0] * 10,
+        "leak_rate_off_template": [1 / 3] * 3 + [0.0] * 297,
+    }
     lines = [
         {"metric": "format_gap_did", "at_most": 0.1},
         {"metric": "leak_rate_off_template", "at_most": 0.05, "n": 300},
     ]
     found = judge(parse_gate(lines, ""), evaluation_from_rows(answers(100)), None, values)["lines"]
     assert [one["value"] for one in found] == [0.1, pytest.approx(1 / 300)]
-    assert found[0]["bound"] == mean_of_differences(values["format_gap_did"], confidence=0.9).ci_high
+    assert (
+        found[0]["bound"] == mean_of_differences(values["format_gap_did"], confidence=0.9).ci_high
+    )
     whole = stats.binomtest(1, 300, alternative="less").proportion_ci(0.95, method="wilson")
     assert found[1]["bound"] == pytest.approx(whole.high)
     assert [one["verdict"] for one in found] == ["inconclusive", "pass"]
@@ -215,7 +289,9 @@ def test_a_gate_is_a_short_list_written_beforehand(tmp_path: Path) -> None:
     """None, an empty list, nine bounds and a file without `gate:` are refused with file and line; eight are read."""
     line = {"metric": "exact_match", "at_least": 0.9}
     for entries in (None, [], {"exact_match": 0.9}, [line] * 9):
-        with pytest.raises(InputError, match=r"gate.yaml:3: gate: expected a list of 1 to 8 bounds"):
+        with pytest.raises(
+            InputError, match=r"gate.yaml:3: gate: expected a list of 1 to 8 bounds"
+        ):
             parse_gate(entries, "gate.yaml:3")
     path = tmp_path / "gate.yaml"
     path.write_text(yaml.safe_dump({"learning_rate": 1, "gate": [line] * 8}, sort_keys=False))
@@ -232,11 +308,18 @@ def test_the_quickstarts_gate_fits_its_test_rows() -> None:
     """It asks for exactly the rows and the task types that there are, and a perfect model passes it."""
     quickstart = Path(__file__).parents[2] / "recipes" / "quickstart"
     bounds = read_gate(quickstart / "gate.yaml")
-    tasks = [json.loads(line)["task_type"] for line in (quickstart / "data" / "test.jsonl").read_text().splitlines()]
+    tasks = [
+        json.loads(line)["task_type"]
+        for line in (quickstart / "data" / "test.jsonl").read_text().splitlines()
+    ]
     assert {bound.n for bound in bounds if not bound.by} == {len(tasks)}
     assert {bound.n for bound in bounds if bound.by} == {tasks.count(task) for task in tasks}
-    right, wrong = ([row for task in tasks for row in answers(*one, task)] for one in ((1, 0), (0, 1)))
-    assert judge(bounds, evaluation_from_rows(right), evaluation_from_rows(wrong))["verdict"] == "pass"
+    right, wrong = (
+        [row for task in tasks for row in answers(*one, task)] for one in ((1, 0), (0, 1))
+    )
+    assert (
+        judge(bounds, evaluation_from_rows(right), evaluation_from_rows(wrong))["verdict"] == "pass"
+    )
 
 
 def test_a_base_that_is_missing_is_said_before_anything_is_generated() -> None:
@@ -249,7 +332,10 @@ def test_a_base_that_is_missing_is_said_before_anything_is_generated() -> None:
         ],
         "",
     )
-    with pytest.raises(InputError, match=r"memorised_share: .*no prepared training rows.*Fix: evaluate the run folder"):
+    with pytest.raises(
+        InputError,
+        match=r"memorised_share: .*no prepared training rows.*Fix: evaluate the run folder",
+    ):
         check_possible([copied], model=True, answers=True, trained=False)
     check_possible([compared, gap], model=True, answers=True, trained=True)
     check_possible([compared], model=False, answers=True, trained=True)
@@ -285,7 +371,19 @@ def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> N
     assert "\nexact_match: <i>a " in terminal
     assert "gate: INSUFFICIENT_N" in terminal and "smoke" not in terminal
     row = next(line for line in terminal.splitlines() if line.startswith("exact_match: b"))
-    assert row.split() == ["exact_match:", "b", "1.000", "0.937", "at", "least", "0.8", "40", "of", "40", "pass"]
+    assert row.split() == [
+        "exact_match:",
+        "b",
+        "1.000",
+        "0.937",
+        "at",
+        "least",
+        "0.8",
+        "40",
+        "of",
+        "40",
+        "pass",
+    ]
     assert json.loads((tmp_path / "metrics.json").read_text())["gate"] == gate
 
 
@@ -296,16 +394,27 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
     build_model(len(tokenizer)).save_pretrained(folder)
-    rows = [{"instruction": f"Say {index}.", "output": "one", "task_type": "say"} for index in range(60)]
+    rows = [
+        {"instruction": f"Say {index}.", "output": "one", "task_type": "say"} for index in range(60)
+    ]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = {"model_name_or_path": "./", "dataset_name": "./test.jsonl", "output_dir": "./", "eval_split": 0.5}
+    recipe = {
+        "model_name_or_path": "./",
+        "dataset_name": "./test.jsonl",
+        "output_dir": "./",
+        "eval_split": 0.5,
+    }
     recipe |= {"gate": [{"metric": "exact_match", "at_most": 0.1, "n": 60}]}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
 
 def evaluate_at(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, gate: str, *more: str
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    gate: str,
+    *more: str,
 ) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of `evaluate RUN --gate GATE`."""
     arguments = ["evaluate", str(folder), "--data", str(folder / "test.jsonl"), "--gate", gate]
@@ -340,7 +449,9 @@ def test_exit_codes(
     gate.write_text(yaml.safe_dump({"gate": [line]}))
     ended, out, _ = evaluate_at(run_folder, capsys, monkeypatch, str(gate) if line else "recipe")
     assert ended == code and f"gate: {verdict.upper()}" in out
-    assert json.loads((run_folder / "out" / "metrics.json").read_text())["gate"]["verdict"] == verdict
+    assert (
+        json.loads((run_folder / "out" / "metrics.json").read_text())["gate"]["verdict"] == verdict
+    )
     assert verdict.replace("_", " ").upper() in (run_folder / "out" / "report.html").read_text()
 
 
@@ -350,7 +461,9 @@ def test_the_command_prints_json_and_asks_other_formats_for_their_bounds(
     """A bound on a format indicator is reason enough to measure it; every format's answers are written."""
     gate = run_folder / "gate.yaml"
     gate.write_text(yaml.safe_dump({"gate": [{"metric": "format_gap_did", "at_most": 0.5}]}))
-    code, out, _ = evaluate_at(run_folder, capsys, monkeypatch, str(gate), "--base", str(run_folder), "--json")
+    code, out, _ = evaluate_at(
+        run_folder, capsys, monkeypatch, str(gate), "--base", str(run_folder), "--json"
+    )
     content = json.loads(out)
     assert (code, content["gate"]["verdict"]) == (0, "pass")
     assert content["format_overfitting"]["indicators"]["format_gap_did"]["value"] == 0.0
@@ -363,7 +476,9 @@ def test_a_gate_that_cannot_be_judged_ends_before_the_model_is_loaded(
     run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong names, a missing file and a missing base are wrong input, exit code 2."""
-    monkeypatch.setattr(standalone, "load_for_inference", lambda *_: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(
+        standalone, "load_for_inference", lambda *_: pytest.fail("nothing may be loaded")
+    )
     gate = run_folder / "gate.yaml"
     for line in (
         {"metric": "exact_mach", "at_least": 1},
@@ -389,7 +504,9 @@ def test_bounds_keep_their_coverage(n: int) -> None:
     def misses(values: Any, estimate: Callable[..., Any], truth: float) -> tuple[float, float]:
         found = [estimate(row.tolist(), confidence=0.9) for row in values]
         low, high = ([getattr(one, end) for one in found] for end in ("ci_low", "ci_high"))
-        return float(np.mean(np.array(low) > truth + 1e-12)), float(np.mean(np.array(high) < truth - 1e-12))
+        return float(np.mean(np.array(low) > truth + 1e-12)), float(
+            np.mean(np.array(high) < truth - 1e-12)
+        )
 
     drawn = rng.random((2000, n))
     for share in (0.01, 0.05, 0.5, 0.95, 0.98):
@@ -398,7 +515,11 @@ def test_bounds_keep_their_coverage(n: int) -> None:
         assert low <= 0.13 and high <= 0.08, (share, towards_end)
     for lost, gained in ((0.01, 0.0), (0.05, 0.0), (0.05, 0.02), (0.2, 0.05), (0.1, 0.1)):
         values = np.where(drawn < lost, -1.0, np.where(drawn < lost + gained, 1.0, 0.0))
-        assert max(found := misses(values, mean_of_differences, gained - lost)) <= 0.09, (lost, gained, found)
+        assert max(found := misses(values, mean_of_differences, gained - lost)) <= 0.09, (
+            lost,
+            gained,
+            found,
+        )
     for gap in (0.01, 0.1):  # a prompt falls under one variant of three, or under all
         values = np.where(drawn < gap, rng.choice([1 / 3, 1.0], drawn.shape), 0.0)
         assert max(found := misses(values, mean_of_differences, gap * 2 / 3)) <= 0.09, (gap, found)
@@ -406,8 +527,12 @@ def test_bounds_keep_their_coverage(n: int) -> None:
 
 def test_leaks_and_unfinished_answers_reach_the_gate() -> None:
     """The flags of metrics.json are the gate's words: a leaked header fails a limit of 1 % at once."""
-    leaked = score_row(Answer("x", "Blue.", "### Response:\nBlue.", "eos", template_segments=["### Response:"]))
+    leaked = score_row(
+        Answer("x", "Blue.", "### Response:\nBlue.", "eos", template_segments=["### Response:"])
+    )
     rows = answers(290) + [row | leaked for row in answers(10)]
     evaluation: Evaluation = evaluation_from_rows([row | {"length_ratio": None} for row in rows])
-    found = judge(parse_gate([{"flag": "template_leak", "at_most": 0.01, "n": 300}], ""), evaluation)
+    found = judge(
+        parse_gate([{"flag": "template_leak", "at_most": 0.01, "n": 300}], ""), evaluation
+    )
     assert (found["verdict"], found["lines"][0]["value"]) == ("fail", pytest.approx(10 / 300))

@@ -17,7 +17,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluation.generation import generate
 
 PROMPTS = [
-    list(range(start, start + length)) for start, length in ((5, 3), (40, 11), (90, 1), (17, 7), (130, 20), (60, 2))
+    list(range(start, start + length))
+    for start, length in ((5, 3), (40, 11), (90, 1), (17, 7), (130, 20), (60, 2))
 ]
 UNUSED = 257
 
@@ -31,7 +32,9 @@ def run(model: Any, tokenizer: Any, prompts: Any = PROMPTS, **settings: Any) -> 
 def test_batches_do_not_change_answers(make_model, tokenizer) -> None:
     """Batch size 1, 4 and all give the same ids in input order, equal to a plain argmax loop without padding."""
     model = make_model()
-    by_size = [[answer.ids for answer in run(model, tokenizer, batch_size=size)] for size in (1, 4, 100)]
+    by_size = [
+        [answer.ids for answer in run(model, tokenizer, batch_size=size)] for size in (1, 4, 100)
+    ]
     expected = []
     for prompt in PROMPTS:
         ids = list(prompt)
@@ -39,17 +42,23 @@ def test_batches_do_not_change_answers(make_model, tokenizer) -> None:
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         expected.append(ids[len(prompt) :])
     assert by_size == [expected] * 3
-    assert len({tuple(ids) for ids in expected}) == len(PROMPTS), "the prompts must be told apart by their answers"
+    assert len({tuple(ids) for ids in expected}) == len(PROMPTS), (
+        "the prompts must be told apart by their answers"
+    )
 
 
 def test_answers_are_cut_before_the_first_stop_id(make_model, tokenizer) -> None:
     """An answer ends before whichever stop id comes first, with reason eos; without one it has all tokens, length."""
     model = make_model()
     free = run(model, tokenizer)
-    assert [(len(answer.ids), answer.stop_reason) for answer in free] == [(12, "length")] * len(PROMPTS)
+    assert [(len(answer.ids), answer.stop_reason) for answer in free] == [(12, "length")] * len(
+        PROMPTS
+    )
     stop_ids = [free[0].ids[4], free[1].ids[6]]
     for before, after in zip(free, run(model, tokenizer, stop_ids=stop_ids), strict=True):
-        position = next((index for index, token in enumerate(before.ids) if token in stop_ids), None)
+        position = next(
+            (index for index, token in enumerate(before.ids) if token in stop_ids), None
+        )
         assert after.ids == before.ids[:position]
         assert after.stop_reason == ("length" if position is None else "eos")
 
@@ -59,7 +68,9 @@ def test_padding_token_equal_to_eos_is_not_taken_for_a_stop(make_model, tokenize
     model = make_model()
     stop = run(model, tokenizer)[3].ids[2]
     separate = run(model, tokenizer, stop_ids=[stop], batch_size=1)
-    shared = type("Tokenizer", (), {"pad_token_id": stop, "decode": staticmethod(tokenizer.decode)})()
+    shared = type(
+        "Tokenizer", (), {"pad_token_id": stop, "decode": staticmethod(tokenizer.decode)}
+    )()
     assert run(model, shared, stop_ids=[stop], batch_size=6) == separate
     assert {answer.stop_reason for answer in separate} == {"eos", "length"}
 
@@ -81,8 +92,12 @@ def test_the_models_own_generation_config_has_no_say(make_model, tokenizer) -> N
     """A repetition penalty in the model's generation config changes its own decoding, not ours."""
     model = make_model()
     plain = [answer.ids for answer in run(model, tokenizer)]
-    model.generation_config = GenerationConfig(repetition_penalty=50.0, eos_token_id=UNUSED, pad_token_id=0)
-    theirs = model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=12, do_sample=False)[0, len(PROMPTS[1]) :]
+    model.generation_config = GenerationConfig(
+        repetition_penalty=50.0, eos_token_id=UNUSED, pad_token_id=0
+    )
+    theirs = model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=12, do_sample=False)[
+        0, len(PROMPTS[1]) :
+    ]
     assert theirs.tolist() != plain[1]
     assert [answer.ids for answer in run(model, tokenizer)] == plain
 
@@ -94,7 +109,9 @@ def test_everything_is_as_before_afterwards(make_model, tokenizer, monkeypatch, 
     model.model.layers[0].eval()
     model.activation_checkpointing_enable()
     for layer in model.model.layers:
-        layer._gradient_checkpointing_func = lambda *_: pytest.fail("generation must not checkpoint activations")
+        layer._gradient_checkpointing_func = lambda *_: pytest.fail(
+            "generation must not checkpoint activations"
+        )
     model.config.use_cache = False
     config, padding_side = model.generation_config, tokenizer.padding_side
     modes = [module.training for module in model.modules()]
@@ -131,7 +148,9 @@ def test_lora_models_answer_with_their_adapter(make_model, tokenizer) -> None:
     base = make_model()
     plain = [answer.ids for answer in run(base, tokenizer)]
     config = base.generation_config
-    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    model = get_peft_model(
+        base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    )
     adapted = [answer.ids for answer in run(model, tokenizer)]
     assert adapted != plain
     with model.disable_adapter():
@@ -186,13 +205,28 @@ def test_two_processes_answer_as_one(make_model, tokenizer, tmp_path: Path) -> N
     script = tmp_path / "worker.py"
     script.write_text(WORKER, encoding="utf-8")
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     arguments = [str(Path(__file__).parent), str(tmp_path / "out")]
-    result = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     outputs = [json.loads((tmp_path / f"out{rank}").read_text(encoding="utf-8")) for rank in (0, 1)]
     model = make_model()
-    expected = [[answer.ids for answer in run(model, tokenizer, PROMPTS[:count])] for count in (6, 5, 1)]
+    expected = [
+        [answer.ids for answer in run(model, tokenizer, PROMPTS[:count])] for count in (6, 5, 1)
+    ]
     assert outputs[0]["ids"] == outputs[1]["ids"] == expected
     assert outputs[0]["calls"] == outputs[1]["calls"] == 2 + 2 + 1

@@ -14,11 +14,20 @@ from sft_recipes.report.evaluation_report import METRIC_TEXTS
 
 LEAKS = {
     "control_tokens": ["<|im_end|>", "<eos>"],
-    "template_segments": ["### Instruction:\n", "\n\n### Response:\n", "<|im_start|>user\n", "user\n", "\n", "--"],
+    "template_segments": [
+        "### Instruction:\n",
+        "\n\n### Response:\n",
+        "<|im_start|>user\n",
+        "user\n",
+        "\n",
+        "--",
+    ],
 }
 
 
-def score(response: str, reference: str | None = "Blue.", instruction: str = "Name a colour.", **rest: Any) -> dict:
+def score(
+    response: str, reference: str | None = "Blue.", instruction: str = "Name a colour.", **rest: Any
+) -> dict:
     """`score_row` with an ordinary row around the response."""
     settings = {"stop_reason": "eos"} | LEAKS | rest
     return score_row(Answer(instruction, reference, response, **settings))
@@ -54,7 +63,11 @@ LONG = "Please list the names of all the planets."
         ("Q: 1?\nA: 1\nQ: 2?", {"reference": "x\nQ: y"}, []),
         (SENTENCE * 3, {}, ["loop"]),
         (SENTENCE * 2, {}, []),
-        ("one two " + SENTENCE * 3 + "the cat sa", {"stop_reason": "length"}, ["loop", "unterminated"]),
+        (
+            "one two " + SENTENCE * 3 + "the cat sa",
+            {"stop_reason": "length"},
+            ["loop", "unterminated"],
+        ),
         ("no " * 23, {}, []),
         ("no " * 24, {}, ["loop"]),
         ("的" * 96, {}, ["loop"]),
@@ -121,19 +134,28 @@ def test_completion(response: str, stop_reason: str, complete: bool) -> None:
     ("response", "reference", "match"),
     [(" Blue.\n", "Blue.", True), ("blue.", "Blue.", False), ("", "", True), ("x", None, None)],
 )
-def test_exact_match_strips_and_nothing_else(response: str, reference: str | None, match: bool | None) -> None:
+def test_exact_match_strips_and_nothing_else(
+    response: str, reference: str | None, match: bool | None
+) -> None:
     """Outer whitespace does not count, case does; without a reference there is no verdict."""
     assert score(response, reference)["exact_match"] is match
 
 
 def test_the_chapters_own_metrics() -> None:
     """Words over at least one reference word; keywords found as substrings; 0, 0.5 or 1 for the format."""
-    row = score("### The capital is Paris", "Paris is it", instruction="What is the capital of France?")
+    row = score(
+        "### The capital is Paris", "Paris is it", instruction="What is the capital of France?"
+    )
     # 5 words over 3; of "what is the capital of france?" the answer holds is, the, capital
     assert row["chapter_length_ratio"] == pytest.approx(5 / 3)
     assert row["chapter_completion_rate"] == pytest.approx(3 / 6)
     assert row["chapter_format_adherence"] == 0.5
-    assert [metrics.chapter_format(text) for text in (" ", "###x", "  ### x", "fine")] == [0.0, 1.0, 0.5, 1.0]
+    assert [metrics.chapter_format(text) for text in (" ", "###x", "  ### x", "fine")] == [
+        0.0,
+        1.0,
+        0.5,
+        1.0,
+    ]
     assert metrics.chapter_length_ratio("", "a b") == 2.0
     assert metrics.chapter_completion("  ", "a b") is None
 
@@ -142,24 +164,39 @@ def row_of(ratio: float | None, stop_reason: str = "eos", exact: bool | None = T
     """A scored row with a given length ratio over ten reference tokens."""
     tokens = None if ratio is None else round(10 * ratio)
     return score(
-        "Blue.", stop_reason=stop_reason, response_tokens=tokens, reference_tokens=10 if tokens is not None else 0
+        "Blue.",
+        stop_reason=stop_reason,
+        response_tokens=tokens,
+        reference_tokens=10 if tokens is not None else 0,
     ) | {"exact_match": exact}
 
 
 def test_length_ratios() -> None:
     """Median, median of finished answers, exp mean log without empty ones, corpus ratio, share outside 0.5 to 2."""
     rows = [row_of(1.0), row_of(2.0), row_of(4.0, "length"), row_of(0.0), row_of(0.5), row_of(None)]
-    values = {name: (estimate.value, estimate.n, estimate.n_excluded) for name, estimate in summarise(rows).items()}
+    values = {
+        name: (estimate.value, estimate.n, estimate.n_excluded)
+        for name, estimate in summarise(rows).items()
+    }
     assert values["length_ratio"] == (1.0, 5, 1)
     assert values["length_ratio_finished"] == (0.75, 4, 2)
-    assert values["length_ratio_geometric"] == (pytest.approx(math.exp(math.log(1 * 2 * 4 * 0.5) / 4)), 4, 2)
+    assert values["length_ratio_geometric"] == (
+        pytest.approx(math.exp(math.log(1 * 2 * 4 * 0.5) / 4)),
+        4,
+        2,
+    )
     assert values["length_ratio_corpus"] == (pytest.approx(75 / 50), 5, 1)
     assert values["length_ratio_outside"] == (2 / 5, 5, 1)
 
 
 def test_rates_over_rows() -> None:
     """Shares count the rows that have a verdict, and each metric says which direction is better."""
-    rows = [row_of(1.0), row_of(1.0, "length", False), row_of(1.0, exact=None), row_of(1.0, "stop_string", False)]
+    rows = [
+        row_of(1.0),
+        row_of(1.0, "length", False),
+        row_of(1.0, exact=None),
+        row_of(1.0, "stop_string", False),
+    ]
     summary = summarise(rows)
     assert {name: summary[name].value for name in metrics.BINARY_METRICS} == {
         "exact_match": 1 / 3,
@@ -230,7 +267,9 @@ def test_rouge_l(reference: str, response: str, f1: float) -> None:
 def test_comparisons_need_a_reference() -> None:
     """Without a reference exact match, token F1, ROUGE-L and the chapter's length ratio have no value."""
     row = score("Blue.", None)
-    assert [row[name] for name in ("exact_match", "token_f1", "rouge_l", "chapter_length_ratio")] == [None] * 4
+    assert [
+        row[name] for name in ("exact_match", "token_f1", "rouge_l", "chapter_length_ratio")
+    ] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -249,7 +288,14 @@ def test_comparisons_need_a_reference() -> None:
         ("one two", {"expected_format": {"max_words": 1}}, 0.5),
         (
             "one two",
-            {"expected_format": {"max_words": 1, "min_words": 1, "no_commas": True, "lower_case": True}},
+            {
+                "expected_format": {
+                    "max_words": 1,
+                    "min_words": 1,
+                    "no_commas": True,
+                    "lower_case": True,
+                }
+            },
             0.875,
         ),
         ('{"a"', {"expected_format": JSON}, 0.0),
@@ -267,10 +313,17 @@ def test_repetition_inside_answers() -> None:
     row = score("a b c d a b c d")
     assert row["rep_4"] == pytest.approx(1 / 5)
     assert row["diversity"] == pytest.approx((4 / 7) * (4 / 6) * (4 / 5))
-    assert (score("a b c")["rep_4"], score("a b c")["diversity"], score("")["rep_4"]) == (None, None, None)
+    assert (score("a b c")["rep_4"], score("a b c")["diversity"], score("")["rep_4"]) == (
+        None,
+        None,
+        None,
+    )
     summary = summarise([row_of(1.0) | {"rep_4": value} for value in (0.0, 0.5, None)])
     assert (summary["rep_4"].value, summary["rep_4"].n, summary["rep_4"].n_excluded) == (0.25, 2, 1)
-    assert (summary["rep_4"].higher_is_better, summary["diversity"].higher_is_better) == (False, True)
+    assert (summary["rep_4"].higher_is_better, summary["diversity"].higher_is_better) == (
+        False,
+        True,
+    )
 
 
 def opened(*openers: str | None) -> dict:
@@ -280,8 +333,14 @@ def opened(*openers: str | None) -> dict:
 
 def test_openers_over_rows() -> None:
     """Share of the most frequent one and entropy over that of n different ones; rows without an opener do not count."""
-    summary = opened("sure, here is a", "sure, here is a", "as an ai model", "the sky is blue", None)
-    assert (summary["opener_top1"].value, summary["opener_top1"].n, summary["opener_top1"].n_excluded) == (0.5, 4, 1)
+    summary = opened(
+        "sure, here is a", "sure, here is a", "as an ai model", "the sky is blue", None
+    )
+    assert (
+        summary["opener_top1"].value,
+        summary["opener_top1"].n,
+        summary["opener_top1"].n_excluded,
+    ) == (0.5, 4, 1)
     entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)) / math.log(4)
     assert summary["opener_entropy"].value == pytest.approx(entropy)
     for name in ("opener_top1", "opener_entropy"):
@@ -292,7 +351,9 @@ def test_openers_over_rows() -> None:
 def test_openers_all_alike_all_different_one_and_none() -> None:
     """All alike: 1 and 0; all different: 1 / n and 1, the interval not below it as resampling alone would have it."""
     values = {
-        key: [(one.value, one.ci_high) for one in (summary["opener_top1"], summary["opener_entropy"])]
+        key: [
+            (one.value, one.ci_high) for one in (summary["opener_top1"], summary["opener_entropy"])
+        ]
         for key, summary in {
             "alike": opened(*["sure"] * 20),
             "different": opened(*map(str, range(20))),
@@ -320,15 +381,32 @@ def test_openers_intervals_hold_the_expected_value() -> None:
 
 def test_every_metric_has_a_value_its_unit_and_its_direction() -> None:
     """An ordinary row has a value for every metric, so no name in the YAML is one that rows do not have."""
-    row = score("Sure, the sky is blue, the sky is blue.", max_new_tokens=9, response_tokens=9, reference_tokens=9)
+    row = score(
+        "Sure, the sky is blue, the sky is blue.",
+        max_new_tokens=9,
+        response_tokens=9,
+        reference_tokens=9,
+    )
     for name, estimate in summarise([row | {"tool_call_exact": True}] * 3).items():
         text = METRIC_TEXTS[name]
         assert estimate.value is not None, name
-        assert (estimate.n, estimate.unit, estimate.higher_is_better) == (3, text.unit, text.higher_is_better)
+        assert (estimate.n, estimate.unit, estimate.higher_is_better) == (
+            3,
+            text.unit,
+            text.higher_is_better,
+        )
 
 
 def test_rows_of_an_earlier_version_are_read() -> None:
     """A sample without the newer scores has none for them; the others stay as they were."""
-    row = {key: value for key, value in row_of(1.0).items() if key not in ("token_f1", "tool_call_exact", "opener")}
+    row = {
+        key: value
+        for key, value in row_of(1.0).items()
+        if key not in ("token_f1", "tool_call_exact", "opener")
+    }
     summary = summarise([row])
-    assert (summary["exact_match"].value, summary["token_f1"].value, summary["opener_top1"].n) == (1.0, None, 0)
+    assert (summary["exact_match"].value, summary["token_f1"].value, summary["opener_top1"].n) == (
+        1.0,
+        None,
+        0,
+    )

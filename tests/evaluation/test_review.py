@@ -19,18 +19,28 @@ from sft_recipes.evaluation.review import CHOICES, TAGS, build, krippendorff_alp
 from sft_recipes.messages import visible
 
 HOSTILE = (
-    "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u202eevil\u200b \u2028 & \x07 <!-- javascript:"
+    "</script><script>alert(1)</script>"
+    "<img src=x onerror=alert(2)> \u202eevil\u200b \u2028 & \x07 <!-- javascript:"
 )
 
 
-def write_folder(folder: Path, answers: Sequence[str], prompts: Sequence[str] | None = None) -> Path:
+def write_folder(
+    folder: Path, answers: Sequence[str], prompts: Sequence[str] | None = None
+) -> Path:
     """An evaluation folder with the part of `samples.jsonl` that a review reads."""
     folder.mkdir(parents=True)
     rows = []
     for index, answer in enumerate(answers):
         asked = {"role": "user", "content": prompts[index] if prompts else f"question {index}"}
         messages = [asked, {"role": "assistant", "content": "reference"}]
-        rows.append({"row": index, "source": "secret-source.jsonl", "messages": messages, "response": answer})
+        rows.append(
+            {
+                "row": index,
+                "source": "secret-source.jsonl",
+                "messages": messages,
+                "response": answer,
+            }
+        )
     text = "\n".join(json.dumps(row) for row in rows)
     (folder / "samples.jsonl").write_text(text + "\n", encoding="utf-8")
     return folder
@@ -39,7 +49,9 @@ def write_folder(folder: Path, answers: Sequence[str], prompts: Sequence[str] | 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Two systems on twelve prompts; the candidate's answer number i is i + 1 times as long as the baseline's."""
-    tuned = write_folder(tmp_path / "wonder-model-tuned", ["y" * (index + 1) for index in range(12)])
+    tuned = write_folder(
+        tmp_path / "wonder-model-tuned", ["y" * (index + 1) for index in range(12)]
+    )
     return tuned, write_folder(tmp_path / "wonder-model-base", ["x"] * 12)
 
 
@@ -51,14 +63,20 @@ def key(pair: tuple[Path, Path], tmp_path: Path) -> Path:
 
 def page_data(page: Path) -> dict[str, Any]:
     """What the page's script reads."""
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text("utf-8"), re.S)
+    found = re.search(
+        r'<script id="data" type="application/json">(.*?)</script>', page.read_text("utf-8"), re.S
+    )
     assert found
     return json.loads(found[1])
 
 
 def item_of(key: Path, row: int) -> str:
     """The item of a row of the data."""
-    return next(item for item, sealed in json.loads(key.read_text())["items"].items() if sealed["row"] == row)
+    return next(
+        item
+        for item, sealed in json.loads(key.read_text())["items"].items()
+        if sealed["row"] == row
+    )
 
 
 def vote(
@@ -67,15 +85,32 @@ def vote(
     """A vote as the page exports it: `winner` and `left` are systems, or a choice such as `same` for the winner."""
     item = item_of(key, row)
     first = json.loads(key.read_text())["items"][item]["first"]
-    side = {left: "left"}.get(winner, "right") + "_much" * much if winner in ("candidate", "baseline") else winner
-    made = {"item": item, "repeat": False, "left": int(first != left), "choice": side, "comment": ""}
+    side = (
+        {left: "left"}.get(winner, "right") + "_much" * much
+        if winner in ("candidate", "baseline")
+        else winner
+    )
+    made = {
+        "item": item,
+        "repeat": False,
+        "left": int(first != left),
+        "choice": side,
+        "comment": "",
+    }
     return {**made, "acceptable": [None, None], "tags": [[], []], **more}
 
 
 def write_votes(key: Path, rater: str, votes: Sequence[Mapping[str, Any]], **changes: Any) -> Path:
     """A file of votes beside the key."""
     page = json.loads(key.read_text())["page"]
-    content = {"schema_version": 1, "kind": "review votes", "page": page, "rater": rater, "votes": votes, **changes}
+    content = {
+        "schema_version": 1,
+        "kind": "review votes",
+        "page": page,
+        "rater": rater,
+        "votes": votes,
+        **changes,
+    }
     file = key.with_name(f"votes-{rater}.json")
     file.write_text(json.dumps(content), encoding="utf-8")
     return file
@@ -95,10 +130,16 @@ class Tags(HTMLParser):
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     """Model output and prompts add no element and no attribute to the page; hidden characters are spelled."""
-    plain = build(write_folder(tmp_path / "a", ["one"]), write_folder(tmp_path / "b", ["two"]), tmp_path / "plain.html")
+    plain = build(
+        write_folder(tmp_path / "a", ["one"]),
+        write_folder(tmp_path / "b", ["two"]),
+        tmp_path / "plain.html",
+    )
     c, d = (write_folder(tmp_path / name, [HOSTILE + name], [HOSTILE]) for name in "cd")
     page = Path(build(c, d, tmp_path / "hostile.html")["output"])
-    assert Tags(page.read_text("utf-8")).found == Tags(Path(plain["output"]).read_text("utf-8")).found
+    assert (
+        Tags(page.read_text("utf-8")).found == Tags(Path(plain["output"]).read_text("utf-8")).found
+    )
     item = page_data(page)["items"][0]
     assert item["turns"] == [["user", visible(HOSTILE)]]
     assert sorted(item["answers"]) == [visible(HOSTILE + "c"), visible(HOSTILE + "d")]
@@ -108,7 +149,15 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 def test_page_is_blind_and_loads_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Neither folder, source nor role of a system is in the page; its policy allows its own script and style only."""
     text = Path(build(*pair, tmp_path / "page.html")["output"]).read_text("utf-8")
-    for word in ("wonder", "secret-source", "candidate", "baseline", "samples", "reference", "tuned"):
+    for word in (
+        "wonder",
+        "secret-source",
+        "candidate",
+        "baseline",
+        "samples",
+        "reference",
+        "tuned",
+    ):
         assert word not in text
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy and policy[1].startswith(
@@ -147,7 +196,9 @@ def test_rows_are_drawn_and_equal_answers_left_out(tmp_path: Path) -> None:
 
 def test_half_a_surrogate_pair_is_shown(tmp_path: Path) -> None:
     """What an evaluation could write can be reviewed."""
-    a, b = (write_folder(tmp_path / name, [text]) for name, text in {"a": "a\ud800", "b": "b"}.items())
+    a, b = (
+        write_folder(tmp_path / name, [text]) for name, text in {"a": "a\ud800", "b": "b"}.items()
+    )
     assert build(a, b, tmp_path / "page.html")["items"] == 1
     assert "U+D800" in (tmp_path / "page.html").read_text("utf-8")
 
@@ -156,11 +207,25 @@ def test_half_a_surrogate_pair_is_shown(tmp_path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda b, out: (b / "samples.jsonl").unlink(), "there is no samples.jsonl"),
-        (lambda b, out: (b / "samples.jsonl").write_text("{}\n{\n"), "samples.jsonl:1: is no sample"),
+        (
+            lambda b, out: (b / "samples.jsonl").write_text("{}\n{\n"),
+            "samples.jsonl:1: is no sample",
+        ),
         (lambda b, out: write_lines(b, ["question 0"]), "messages: other prompts than in"),
-        (lambda b, out: write_lines(b, [f"other {index}" for index in range(12)]), "messages: other prompts than in"),
-        (lambda b, out: write_lines(b, None, ["y" * (index + 1) for index in range(12)]), "response: every answer is"),
-        (lambda b, out: out.write_text('{"kind": "review key", "schema_version": 1, "page": "x"}'), "of another page"),
+        (
+            lambda b, out: write_lines(b, [f"other {index}" for index in range(12)]),
+            "messages: other prompts than in",
+        ),
+        (
+            lambda b, out: write_lines(b, None, ["y" * (index + 1) for index in range(12)]),
+            "response: every answer is",
+        ),
+        (
+            lambda b, out: out.write_text(
+                '{"kind": "review key", "schema_version": 1, "page": "x"}'
+            ),
+            "of another page",
+        ),
     ],
 )
 def test_build_refuses(
@@ -193,25 +258,45 @@ def test_result_of_one_rater(key: Path) -> None:
     """Six wins, two losses, one tie and one both bad, counted by hand; the sides do not matter for any of it."""
     outcomes = ["candidate"] * 6 + ["baseline"] * 2 + ["same", "both_bad"]
     sides = ["candidate", "baseline"] * 5
-    votes = [vote(key, row, outcome, left=sides[row], much=row == 0) for row, outcome in enumerate(outcomes)]
+    votes = [
+        vote(key, row, outcome, left=sides[row], much=row == 0)
+        for row, outcome in enumerate(outcomes)
+    ]
     result = score(key, [write_votes(key, "ann", votes)])
     assert result["raters"] == {"ann": 10}
     assert result["items"] == {"page": 12, "won": 6, "lost": 2, "tied": 2}
     expected = {"candidate_much": 1, "candidate": 5, "baseline": 2, "same": 1, "both_bad": 1}
     assert result["choices"] == expected
     assert (result["win_rate"]["value"], result["win_rate"]["n"]) == (0.7, 10)
-    assert 0.4 <= result["win_rate"]["ci_low"] <= 0.5 and 0.85 <= result["win_rate"]["ci_high"] <= 0.95
+    assert (
+        0.4 <= result["win_rate"]["ci_low"] <= 0.5 and 0.85 <= result["win_rate"]["ci_high"] <= 0.95
+    )
     # 2 * (1 + 8 + 28) / 2^8: eight decisive items, two or fewer losses.
     assert result["p_value"] == pytest.approx(0.2890625)
     # Left was chosen where winner and left agree: rows 0, 2, 4 and 7.
-    assert (result["left_chosen"]["value"], result["left_chosen"]["n"], result["left_p_value"]) == (0.5, 8, 1.0)
-    assert result["agreement"]["n"] == 0 and result["alpha"] is None and result["self_consistency"]["value"] is None
+    assert (result["left_chosen"]["value"], result["left_chosen"]["n"], result["left_p_value"]) == (
+        0.5,
+        8,
+        1.0,
+    )
+    assert (
+        result["agreement"]["n"] == 0
+        and result["alpha"] is None
+        and result["self_consistency"]["value"] is None
+    )
 
 
 def test_position_check(key: Path) -> None:
     """A rater who always takes the left side is found out, while the win rate stays one half."""
     sides = ["candidate", "baseline"] * 6
-    result = score(key, [write_votes(key, "ann", [vote(key, row, side, left=side) for row, side in enumerate(sides)])])
+    result = score(
+        key,
+        [
+            write_votes(
+                key, "ann", [vote(key, row, side, left=side) for row, side in enumerate(sides)]
+            )
+        ],
+    )
     assert result["win_rate"]["value"] == 0.5 and result["left_chosen"]["value"] == 1.0
     assert result["left_p_value"] == pytest.approx(2 / 2**12)
 
@@ -221,7 +306,9 @@ def test_interval_without_ties_is_wilsons(key: Path) -> None:
     votes = [vote(key, row, "candidate" if row < 8 else "baseline") for row in range(10)]
     rate = score(key, [write_votes(key, "ann", votes)])["win_rate"]
     assert (rate["ci_low"], rate["ci_high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    rate = score(key, [write_votes(key, "ann", [vote(key, row, "candidate") for row in range(10)])])["win_rate"]
+    rate = score(
+        key, [write_votes(key, "ann", [vote(key, row, "candidate") for row in range(10)])]
+    )["win_rate"]
     assert (rate["ci_low"], rate["ci_high"]) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
@@ -230,7 +317,9 @@ def test_only_ties_leave_an_interval(key: Path) -> None:
     result = score(key, [write_votes(key, "ann", [vote(key, row, "same") for row in range(10)])])
     rate = result["win_rate"]
     assert (rate["value"], result["p_value"], result["left_chosen"]["value"]) == (0.5, 1.0, None)
-    assert (rate["ci_low"], rate["ci_high"]) == pytest.approx((0.5 - 0.13877, 0.5 + 0.13877), abs=1e-4)
+    assert (rate["ci_low"], rate["ci_high"]) == pytest.approx(
+        (0.5 - 0.13877, 0.5 + 0.13877), abs=1e-4
+    )
 
 
 def test_items_are_resampled_not_votes(key: Path) -> None:
@@ -288,14 +377,23 @@ def test_repeated_items_count_for_consistency_only(key: Path) -> None:
     votes += [vote(key, row, "candidate", left="baseline", repeat=True) for row in (0, 1, 9)]
     votes += [vote(key, 2, "baseline", left="baseline", repeat=True)]
     result = score(key, [write_votes(key, "ann", votes)])
-    assert (result["self_consistency"]["value"], result["self_consistency"]["n"]) == (pytest.approx(2 / 3), 3)
-    assert (result["win_rate"]["value"], result["win_rate"]["n"], result["raters"]) == (1.0, 4, {"ann": 4})
+    assert (result["self_consistency"]["value"], result["self_consistency"]["n"]) == (
+        pytest.approx(2 / 3),
+        3,
+    )
+    assert (result["win_rate"]["value"], result["win_rate"]["n"], result["raters"]) == (
+        1.0,
+        4,
+        {"ann": 4},
+    )
     assert (result["left_chosen"]["value"], result["left_chosen"]["n"]) == (1.0, 4)
 
 
 def test_win_rate_by_length(key: Path) -> None:
     """Twelve items in three parts by length ratio (1 to 4, 5 to 8, 9 to 12): longer answers win here."""
-    votes = [vote(key, row, "candidate" if row >= 8 or row % 2 else "baseline") for row in range(12)]
+    votes = [
+        vote(key, row, "candidate" if row >= 8 or row % 2 else "baseline") for row in range(12)
+    ]
     thirds = score(key, [write_votes(key, "ann", votes)])["length_terciles"]
     assert [third["ratios"] for third in thirds] == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
     assert [third["value"] for third in thirds] == [0.5, 0.5, 1.0]
@@ -306,7 +404,14 @@ def test_win_rate_by_length(key: Path) -> None:
 def test_marks_go_to_the_system_that_was_shown_there(key: Path) -> None:
     """Tags, acceptability and comments follow the answer, not the side; who says nothing does not count."""
     votes = [
-        vote(key, 0, "candidate", acceptable=[True, False], tags=[["too long"], ["wrong", "unsafe"]], comment="Ah."),
+        vote(
+            key,
+            0,
+            "candidate",
+            acceptable=[True, False],
+            tags=[["too long"], ["wrong", "unsafe"]],
+            comment="Ah.",
+        ),
         vote(key, 1, "candidate", left="baseline", acceptable=[False, True], tags=[["wrong"], []]),
         vote(key, 2, "candidate", acceptable=[False, None]),
     ]
@@ -314,7 +419,9 @@ def test_marks_go_to_the_system_that_was_shown_there(key: Path) -> None:
     assert result["tags"] == {"candidate": {"too long": 1}, "baseline": {"wrong": 2, "unsafe": 1}}
     shares = {name: (one["value"], one["n"]) for name, one in result["acceptable"].items()}
     assert shares == {"candidate": (pytest.approx(2 / 3), 3), "baseline": (0.0, 2)}
-    assert [(one["rater"], one["row"], one["comment"]) for one in result["comments"]] == [("ann", 0, "Ah.")]
+    assert [(one["rater"], one["row"], one["comment"]) for one in result["comments"]] == [
+        ("ann", 0, "Ah.")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -325,7 +432,9 @@ def test_marks_go_to_the_system_that_was_shown_there(key: Path) -> None:
         ({"schema_version": 2}, "of schema version 1"),
     ],
 )
-def test_score_refuses_files_of_another_review(key: Path, changes: Mapping[str, Any], message: str) -> None:
+def test_score_refuses_files_of_another_review(
+    key: Path, changes: Mapping[str, Any], message: str
+) -> None:
     """Votes of another page, another kind of file and broken content are refused with the file's name."""
     with pytest.raises(InputError, match=re.escape(message)):
         score(key, [write_votes(key, "ann", [vote(key, 0, "same")], **changes)])
@@ -346,7 +455,9 @@ def test_score_refuses_files_of_another_review(key: Path, changes: Mapping[str, 
         {"repeat": None, "item": None},
     ],
 )
-def test_score_refuses_votes_that_the_page_cannot_cast(key: Path, change: Mapping[str, Any]) -> None:
+def test_score_refuses_votes_that_the_page_cannot_cast(
+    key: Path, change: Mapping[str, Any]
+) -> None:
     """An unknown item, choice, side, tag or mark is refused with the file and the number of the vote."""
     file = write_votes(key, "ann", [vote(key, 0, "same"), {**vote(key, 1, "same"), **change}])
     with pytest.raises(InputError, match=r"votes-ann\.json: votes\[1\]: does not fit the page"):
@@ -369,7 +480,10 @@ def test_score_refuses_double_votes_and_raters(key: Path, tmp_path: Path) -> Non
 
 
 def test_commands(
-    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`review build` and `review score` work from the command line, as text and as JSON; wrong votes end in code 2."""
 

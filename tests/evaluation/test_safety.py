@@ -14,7 +14,13 @@ from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, w
 from sft_recipes.evaluation.format_overfitting import TEMPLATE
 from sft_recipes.evaluation.gate import judge, parse_gate
 from sft_recipes.evaluation.metrics import Answer, score_row
-from sft_recipes.evaluation.safety import LEAST_PROMPTS, PROMPTS, SAFETY_METRICS, measure_safety, read_prompts
+from sft_recipes.evaluation.safety import (
+    LEAST_PROMPTS,
+    PROMPTS,
+    SAFETY_METRICS,
+    measure_safety,
+    read_prompts,
+)
 from sft_recipes.report.page import macros
 from sft_recipes.response_patterns import refusal_error
 
@@ -24,9 +30,17 @@ NO, YES = "I'm sorry, but I can't help with that.", "Sure: <script>alert(1)</scr
 def answered(safe: str, unsafe: str) -> Evaluation:
     """A row for each letter: `n` is refused, `y` answered."""
     rows = []
-    for index, (label, letter) in enumerate([("safe", one) for one in safe] + [("unsafe", one) for one in unsafe]):
+    for index, (label, letter) in enumerate(
+        [("safe", one) for one in safe] + [("unsafe", one) for one in unsafe]
+    ):
         scores = score_row(Answer(f"{label} {index}", None, NO if letter == "n" else YES, "eos"))
-        where = {"row": index, "source": "own.csv", "task_type": label, "messages": [], "prompt": f"{label} {index}"}
+        where = {
+            "row": index,
+            "source": "own.csv",
+            "task_type": label,
+            "messages": [],
+            "prompt": f"{label} {index}",
+        }
         rows.append(where | scores | {"n_tokens": 1})
     return evaluation_from_rows(rows)
 
@@ -46,12 +60,16 @@ def test_the_packaged_prompts() -> None:
     assert len(set(texts)) == len(texts)
     assert prompts[0].messages[-1] == {"role": "assistant", "content": None}
     with Path(PROMPTS).open(encoding="utf-8", newline="") as file:
-        assert [row["prompt"] for row in csv.DictReader(file)] == [one.messages[0]["content"] for one in prompts]
+        assert [row["prompt"] for row in csv.DictReader(file)] == [
+            one.messages[0]["content"] for one in prompts
+        ]
 
 
 def test_a_set_of_ones_own(tmp_path: Path) -> None:
     """CSV and JSON Lines with further columns; a row without prompt or with another label is named with its line."""
-    (tmp_path / "own.csv").write_text('id,prompt,type,label\n1,"How, then?",x,safe\n2,Why?,x,unsafe\n', "utf-8")
+    (tmp_path / "own.csv").write_text(
+        'id,prompt,type,label\n1,"How, then?",x,safe\n2,Why?,x,unsafe\n', "utf-8"
+    )
     found = read_prompts(str(tmp_path / "own.csv"))
     assert [(one.messages[0]["content"], one.columns["task_type"], one.line) for one in found] == [
         ("How, then?", "safe", 2),
@@ -60,7 +78,9 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text(
         '{"prompt": "Why?", "label": "safe"}\n{"prompt": "How?", "label": 1}\n', "utf-8"
     )
-    with pytest.raises(InputError, match=r"own\.jsonl:2: .*Fix: name the columns so; a label is safe or unsafe"):
+    with pytest.raises(
+        InputError, match=r"own\.jsonl:2: .*Fix: name the columns so; a label is safe or unsafe"
+    ):
         read_prompts(str(tmp_path / "own.jsonl"))
     (tmp_path / "own.csv").write_text("question,label\nWhy?,safe\n", "utf-8")
     with pytest.raises(InputError, match=r"own\.csv:2: .*no `prompt`"):
@@ -75,7 +95,10 @@ def test_refused_and_answered_by_hand() -> None:
     tuned = {TEMPLATE: answered("nnyy", "nny"), "plain": answered("yyyy", "yyy")}
     base = {TEMPLATE: answered("yyyy", "yyy"), "plain": answered("yyyy", "yyy")}
     content, _ = measure_safety({"tuned": tuned, "base": base})
-    assert values(content, model="tuned", format="template") == {"safe": (0.5, 4), "unsafe": (pytest.approx(2 / 3), 3)}
+    assert values(content, model="tuned", format="template") == {
+        "safe": (0.5, 4),
+        "unsafe": (pytest.approx(2 / 3), 3),
+    }
     assert values(content, model="tuned", format="plain") == {"safe": (0, 4), "unsafe": (0, 3)}
     assert values(content, model="base", format="template") == {"safe": (0, 4), "unsafe": (0, 3)}
     indicators = {name: (one["value"], one["n"]) for name, one in content["indicators"].items()}
@@ -106,7 +129,9 @@ def test_too_few_prompts_decide_nothing() -> None:
     line = {"metric": "unsafe_compliance", "at_most": 0.05, "n": LEAST_PROMPTS}
     verdicts = {}
     for n, complied in ((199, 0), (200, 0), (200, 60)):
-        _, values = measure_safety({"tuned": {TEMPLATE: answered("y", "n" * (n - complied) + "y" * complied)}})
+        _, values = measure_safety(
+            {"tuned": {TEMPLATE: answered("y", "n" * (n - complied) + "y" * complied)}}
+        )
         content = judge(parse_gate([line], ""), answered("y", "y"), None, values)
         verdicts[n, complied] = content["verdict"]
     assert verdicts == {(199, 0): "insufficient_n", (200, 0): "pass", (200, 60): "fail"}
@@ -117,8 +142,13 @@ def test_too_few_prompts_decide_nothing() -> None:
 
 def test_report_and_terminal_say_what_the_numbers_are_worth(tmp_path: Path) -> None:
     """Counts, the rule's error, report only; every unsafe answer is listed, as text."""
-    content = {"prompts": "packaged", **measure_safety({"tuned": {TEMPLATE: answered("nnyy", "nny")}})[0]}
-    write_evaluation(answered("y", "y"), tmp_path, info={"model": "tiny"}, extra={"safety": content})
+    content = {
+        "prompts": "packaged",
+        **measure_safety({"tuned": {TEMPLATE: answered("nnyy", "nny")}})[0],
+    }
+    write_evaluation(
+        answered("y", "y"), tmp_path, info={"model": "tiny"}, extra={"safety": content}
+    )
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     rule = refusal_error()
     for expected in (

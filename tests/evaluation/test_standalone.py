@@ -29,14 +29,22 @@ Save = Callable[..., str]
 
 @pytest.fixture
 def rows(write_rows) -> str:
-    return str(write_rows([{"instruction": f"Say {word}.", "output": word} for word in ("one", "two", "three")]))
+    return str(
+        write_rows(
+            [{"instruction": f"Say {word}.", "output": word} for word in ("one", "two", "three")]
+        )
+    )
 
 
 @pytest.fixture
-def save(tmp_path: Path, make_tokenizer: Callable[..., Any], make_model: Callable[..., Any]) -> Save:
+def save(
+    tmp_path: Path, make_tokenizer: Callable[..., Any], make_model: Callable[..., Any]
+) -> Save:
     """Save a tiny model with a tokenizer of the given special tokens; `rows` of its embedding may be too few."""
 
-    def write(name: str, special: tuple[str, ...] = (), rows: int | None = None, seed: int = 0) -> str:
+    def write(
+        name: str, special: tuple[str, ...] = (), rows: int | None = None, seed: int = 0
+    ) -> str:
         tokenizer = make_tokenizer(special)
         model = make_model(seed)
         model.resize_token_embeddings(len(tokenizer) if rows is None else rows)
@@ -47,12 +55,21 @@ def save(tmp_path: Path, make_tokenizer: Callable[..., Any], make_model: Callabl
     return write
 
 
-def ask(model: str, rows: str | None, tmp_path: Path, **options: Any) -> standalone.StandaloneResult:
-    settings = {"data": rows, "max_new_tokens": 4, "batch_size": 2, "output": tmp_path / "out"} | options
+def ask(
+    model: str, rows: str | None, tmp_path: Path, **options: Any
+) -> standalone.StandaloneResult:
+    settings = {
+        "data": rows,
+        "max_new_tokens": 4,
+        "batch_size": 2,
+        "output": tmp_path / "out",
+    } | options
     return evaluate_standalone(EvaluationRequest(model, **settings), progress=False)
 
 
-def test_base_and_tuned_answer_the_same_rows_one_model_at_a_time(save, rows, tmp_path, monkeypatch) -> None:
+def test_base_and_tuned_answer_the_same_rows_one_model_at_a_time(
+    save, rows, tmp_path, monkeypatch
+) -> None:
     """Both are written with their own files, compared; the tuned model is gone before the base is loaded."""
     loaded: list[weakref.ref[Any]] = []
     load = standalone.load_for_inference
@@ -91,8 +108,12 @@ def test_a_base_with_another_vocabulary_is_refused_before_anything_is_generated(
     save, rows, tmp_path, monkeypatch
 ) -> None:
     """The tuned model's ids would mean other text to it; the error says how to compare all the same."""
-    monkeypatch.setattr(standalone.evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated"))
-    with pytest.raises(InputError, match=r"base: --base: .*another vocabulary.*Fix: evaluate it by itself"):
+    monkeypatch.setattr(
+        standalone.evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
+    )
+    with pytest.raises(
+        InputError, match=r"base: --base: .*another vocabulary.*Fix: evaluate it by itself"
+    ):
         ask(save("tuned", ("<|x|>",)), rows, tmp_path, base=save("base", ("<|y|>",)))
 
 
@@ -107,7 +128,9 @@ def test_only_the_main_process_writes(save, rows, tmp_path, monkeypatch) -> None
     from accelerate import PartialState
 
     assert PartialState().is_main_process
-    monkeypatch.setattr(standalone, "PartialState", lambda **_: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(
+        standalone, "PartialState", lambda **_: SimpleNamespace(is_main_process=False)
+    )
     result = ask(save("tuned"), rows, tmp_path, max_rows=2)
     assert len(result.evaluation.rows) == 2 and not result.is_main
     assert not (tmp_path / "out").exists()
@@ -123,9 +146,17 @@ def run(save, write_rows, tmp_path) -> str:
     ]
     write_rows(trained)
     folder = Path(save("run", seed=1))
-    keys = {"model_name_or_path": save("base"), "dataset_name": "../train.jsonl", "output_dir": "./"}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**keys, "system_prompt": "Be brief."}), encoding="utf-8")
-    (folder / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "eval_loss": 1.5}\n', encoding="utf-8")
+    keys = {
+        "model_name_or_path": save("base"),
+        "dataset_name": "../train.jsonl",
+        "output_dir": "./",
+    }
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump({**keys, "system_prompt": "Be brief."}), encoding="utf-8"
+    )
+    (folder / "log.jsonl").write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 1, "eval_loss": 1.5}\n', encoding="utf-8"
+    )
     recipe = load_recipe(folder / "recipe.yaml")
     labeller = open_labeller(recipe, str(folder))
     labeller.renderer.tokenizer.save_pretrained(folder)
@@ -138,7 +169,10 @@ def run(save, write_rows, tmp_path) -> str:
 def mixed(write_rows) -> str:
     rows = [("low", "Say low 3."), ("low", "Say low 99."), ("new", "Say new.")]
     return str(
-        write_rows([{"instruction": text, "output": "x", "task_type": name} for name, text in rows], "mixed.jsonl")
+        write_rows(
+            [{"instruction": text, "output": "x", "task_type": name} for name, text in rows],
+            "mixed.jsonl",
+        )
     )
 
 
@@ -153,7 +187,11 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
         return real(model, renderer, examples, **options)
 
     monkeypatch.setattr(standalone.evaluator, "evaluate", spy)
-    options: dict[str, Any] = {"base": str(tmp_path / "base"), "compare": [str(tmp_path / "before")], "shots": 2}
+    options: dict[str, Any] = {
+        "base": str(tmp_path / "base"),
+        "compare": [str(tmp_path / "before")],
+        "shots": 2,
+    }
     (tmp_path / "own.csv").write_text("prompt,label\nHow?,safe\nWhy?,unsafe\n", encoding="utf-8")
     options |= {"safety_data": str(tmp_path / "own.csv"), "format_overfitting": True}
     result = ask(run, mixed, tmp_path, **options)
@@ -168,7 +206,11 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
         "base/shots",
     }
     content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    assert [one["name"] for one in content["comparisons"]] == ["base", "base, 2 shots", str(tmp_path / "before")]
+    assert [one["name"] for one in content["comparisons"]] == [
+        "base",
+        "base, 2 shots",
+        str(tmp_path / "before"),
+    ]
     assert content["task_differences"]["new"]["training_rows"] == 0
     # "Say low 3." is asked here, so it is no training row.
     assert content["task_differences"]["low"]["training_rows"] == 14
@@ -176,7 +218,9 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
     assert content["format_overfitting"]["indicators"]["memorised_share"]["n"] == 3
     assert content["safety"]["prompts"] == str(tmp_path / "own.csv")
     shots = [
-        json.loads(line) for line in (out / "base" / "shots" / "samples.jsonl").read_text("utf-8").split("\n") if line
+        json.loads(line)
+        for line in (out / "base" / "shots" / "samples.jsonl").read_text("utf-8").split("\n")
+        if line
     ]
     for row in shots:
         assert row["messages"] == result.evaluation.rows[row["row"]]["messages"]
@@ -221,14 +265,23 @@ def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_pa
 def test_shots_need_a_run_and_a_base(run, save, mixed, tmp_path) -> None:
     """A model without training rows, and a run without a base to show them to, are refused."""
     for model, base in ((run, None), (save("plain"), save("other"))):
-        with pytest.raises(InputError, match=r"--shots: .*both are needed. Fix: evaluate a run folder and add --base"):
+        with pytest.raises(
+            InputError,
+            match=r"--shots: .*both are needed. Fix: evaluate a run folder and add --base",
+        ):
             ask(model, mixed, tmp_path, base=base, shots=1)
 
 
-def test_shots_that_do_not_fit_are_refused_before_anything_is_generated(run, mixed, tmp_path, monkeypatch) -> None:
+def test_shots_that_do_not_fit_are_refused_before_anything_is_generated(
+    run, mixed, tmp_path, monkeypatch
+) -> None:
     """The prompts with shots are the longest: none of the others is answered first."""
-    monkeypatch.setattr(standalone.evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated"))
-    with pytest.raises(InputError, match=r"mixed\.jsonl:1: prompt: .* exceed the model's 512 positions"):
+    monkeypatch.setattr(
+        standalone.evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
+    )
+    with pytest.raises(
+        InputError, match=r"mixed\.jsonl:1: prompt: .* exceed the model's 512 positions"
+    ):
         ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots=14, max_new_tokens=400)
 
 
@@ -236,7 +289,9 @@ def test_raw_text_is_refused_with_its_place(run, write_rows, tmp_path) -> None:
     """A row without a question cannot be answered, in whatever way it is asked."""
     raw = str(write_rows([{"text": "once upon a time"}], "raw.jsonl"))
     for more in ({}, {"format_overfitting": True}, {"base": str(tmp_path / "base"), "shots": 1}):
-        with pytest.raises(InputError, match=r"raw\.jsonl:1: messages: there is no prompt and answer"):
+        with pytest.raises(
+            InputError, match=r"raw\.jsonl:1: messages: there is no prompt and answer"
+        ):
             ask(run, raw, tmp_path, data_options={"format": "raw"}, **more)
 
 
@@ -244,12 +299,30 @@ def test_raw_text_is_refused_with_its_place(run, write_rows, tmp_path) -> None:
 def test_two_processes_share_the_work_and_say_it_once(save, rows, tmp_path) -> None:
     """Under `accelerate launch` on CPU the ranks find each other: one JSON object, equal to that of one process."""
     model, root = save("tuned"), Path(__file__).parents[2]
-    options = ["evaluate", model, "--data", rows, "--max_new_tokens", "4", "--output", str(tmp_path / "out"), "--json"]
-    launch = ["accelerate.commands.launch", "--config_file", str(root / "accelerate_configs" / "ddp_cpu.yaml")]
+    options = [
+        "evaluate",
+        model,
+        "--data",
+        rows,
+        "--max_new_tokens",
+        "4",
+        "--output",
+        str(tmp_path / "out"),
+        "--json",
+    ]
+    launch = [
+        "accelerate.commands.launch",
+        "--config_file",
+        str(root / "accelerate_configs" / "ddp_cpu.yaml"),
+    ]
     found = []
     for command in (["sft_recipes"], [*launch, "--num_processes", "2", "-m", "sft_recipes"]):
         done = subprocess.run(
-            [sys.executable, "-m", *command, *options], cwd=root, capture_output=True, text=True, timeout=500
+            [sys.executable, "-m", *command, *options],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=500,
         )
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))

@@ -12,13 +12,24 @@ import yaml
 
 from sft_recipes import run_folder
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation.comparison import System, compare_all, earlier, facts_of, holm, task_table, training_curves
+from sft_recipes.evaluation.comparison import (
+    System,
+    compare_all,
+    earlier,
+    facts_of,
+    holm,
+    task_table,
+    training_curves,
+)
 from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, write_evaluation
 from sft_recipes.evaluation.metrics import Answer, score_row
 from sft_recipes.messages import Example
 from sft_recipes.statistics import PairedDifference
 
-QUESTION = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
+QUESTION = [
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Blue."},
+]
 
 
 def answered(right: str, tasks: Sequence[str | None] | None = None) -> Evaluation:
@@ -26,7 +37,11 @@ def answered(right: str, tasks: Sequence[str | None] | None = None) -> Evaluatio
     rows = []
     for index, letter in enumerate(right):
         response = "Blue." if letter == "r" else "Red."
-        scores = score_row(Answer("Name a colour.", "Blue.", response, "eos", response_tokens=3, reference_tokens=2))
+        scores = score_row(
+            Answer(
+                "Name a colour.", "Blue.", response, "eos", response_tokens=3, reference_tokens=2
+            )
+        )
         where = {"row": index, "source": "x", "messages": QUESTION, "prompt": "", "n_tokens": 3}
         rows.append(where | {"task_type": tasks[index] if tasks else None} | scores)
     return evaluation_from_rows(rows)
@@ -38,10 +53,15 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
     def make(name: str, rows: int, right: str, tokens: int = 64, **keys: Any) -> Path:
         run = tmp_path / name
-        write_evaluation(answered(right), run / run_folder.EVALUATIONS / "eval", info={"max_new_tokens": tokens})
+        write_evaluation(
+            answered(right), run / run_folder.EVALUATIONS / "eval", info={"max_new_tokens": tokens}
+        )
         recipe = {"dataset_name": "../data", "learning_rate": 1e-3, "output_dir": "./"} | keys
         (run / run_folder.RECIPE).write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        content = {"fingerprint": "f", "train": {"rows": rows, "tokens": 10 * rows, "trained_tokens": rows}}
+        content = {
+            "fingerprint": "f",
+            "train": {"rows": rows, "tokens": 10 * rows, "trained_tokens": rows},
+        }
         run_folder.write_json(run / run_folder.DATA, content)
         return run
 
@@ -59,10 +79,15 @@ EXAMPLES = [Example(QUESTION, "x", index) for index in range(4)]
 def test_a_run_folder_stands_for_its_evaluation_of_the_same_name(make_run) -> None:
     """The run or the evaluation in it give the same answers and facts; other rows are refused before any are asked."""
     run = make_run("half", 50, "rrww")
-    by_run, by_folder = earlier(str(run), "eval", EXAMPLES), earlier(str(run / "evaluations/eval"), "other", EXAMPLES)
+    by_run, by_folder = (
+        earlier(str(run), "eval", EXAMPLES),
+        earlier(str(run / "evaluations/eval"), "other", EXAMPLES),
+    )
     assert by_run.evaluation == by_folder.evaluation and by_run.facts == by_folder.facts
     assert (by_run.name, by_run.facts["data"]["rows"]) == (str(run), 50)
-    with pytest.raises(InputError, match=r"its 4 rows are other conversations than the 3 .*Fix: evaluate both"):
+    with pytest.raises(
+        InputError, match=r"its 4 rows are other conversations than the 3 .*Fix: evaluate both"
+    ):
         earlier(str(run), "eval", EXAMPLES[:3])
     with pytest.raises(InputError, match=r"no samples.jsonl"):
         earlier(str(run), "unknown", EXAMPLES)
@@ -71,7 +96,9 @@ def test_a_run_folder_stands_for_its_evaluation_of_the_same_name(make_run) -> No
 def test_differences_are_paired_and_what_else_differs_is_listed(make_run) -> None:
     """This - other by hand; of recipe, data and asking only what differs; unknown facts list nothing."""
     this = ours(make_run("this", 100, "rrrw"), "rrrw")
-    other = earlier(str(make_run("other", 100, "rwww", tokens=32, learning_rate=2e-3)), "eval", EXAMPLES)
+    other = earlier(
+        str(make_run("other", 100, "rwww", tokens=32, learning_rate=2e-3)), "eval", EXAMPLES
+    )
     found, unknown = compare_all(this, [other, System("base", answered("wwww"))])
     exact = found["differences"]["exact_match"]
     assert (exact["value"], exact["gained"], exact["lost"], exact["n"]) == (0.5, 2, 0, 4)
@@ -91,10 +118,16 @@ def test_runs_that_differ_in_rows_only_are_one_learning_curve(make_run, tmp_path
     systems = [
         earlier(str(make_run("quarter", 25, "rwww", max_rows=25)), "eval", EXAMPLES),
         earlier(str(make_run("half", 50, "rrww", max_rows=50)), "eval", EXAMPLES),
-        earlier(str(make_run("rate", 50, "rrww", max_rows=50, learning_rate=1.0)), "eval", EXAMPLES),
+        earlier(
+            str(make_run("rate", 50, "rrww", max_rows=50, learning_rate=1.0)), "eval", EXAMPLES
+        ),
     ]
     found = compare_all(ours(this, "rrrr"), systems)
-    assert [(one["rows_trained"], one["on_curve"]) for one in found] == [(25, True), (50, True), (50, False)]
+    assert [(one["rows_trained"], one["on_curve"]) for one in found] == [
+        (25, True),
+        (50, True),
+        (50, False),
+    ]
     again = compare_all(ours(this, "rrrr"), [earlier(str(this), "eval", EXAMPLES)])
     assert not again[0]["on_curve"]
     write_evaluation(answered("rrrr"), tmp_path / "report", info={}, extra={"comparisons": found})
@@ -115,7 +148,10 @@ def test_task_types_are_compared_in_pairs_and_marked_where_training_had_none() -
     assert (b["value"], b["n"], b["gained"], b["lost"], b["training_rows"]) == (0.0, 2, 1, 1, 0)
     assert (a["p_value"], b["p_value"]) == (2 / 2**6, 1.0)
     assert (a["p_holm"], b["p_holm"]) == (4 / 2**6, 1.0)
-    assert task_table(tuned, None, None) == {"a": {"training_rows": None}, "b": {"training_rows": None}}
+    assert task_table(tuned, None, None) == {
+        "a": {"training_rows": None},
+        "b": {"training_rows": None},
+    }
     assert task_table(answered(""), answered(""), {}) == {}
 
 
@@ -124,7 +160,9 @@ def test_holm() -> None:
     values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "none": None, "high": 0.9}
     found = holm({name: PairedDifference(0.0, 1, p_value=p) for name, p in values.items()})
     assert found == pytest.approx({"d": 0.025, "a": 0.04, "c": 0.09, "b": 0.09, "high": 0.9})
-    assert holm({"one": PairedDifference(0.0, 1, p_value=0.7), "two": PairedDifference(0.0, 1, p_value=0.8)}) == {
+    assert holm(
+        {"one": PairedDifference(0.0, 1, p_value=0.7), "two": PairedDifference(0.0, 1, p_value=0.8)}
+    ) == {
         "one": 1.0,
         "two": 1.0,
     }
@@ -134,8 +172,14 @@ def test_holm() -> None:
 def test_training_curves(tmp_path: Path) -> None:
     """Loss and evaluated numbers by step; of a step logged twice the later; no text, and at most 500 points of each."""
     log = tmp_path / "log.jsonl"
-    entries: list[dict[str, Any]] = [{"step": step, "loss": 1 / step, "grad_norm": 1.0} for step in range(1, 1201)]
-    entries += [{"step": 2, "eval_loss": 0.5}, {"step": 1, "eval_loss": 0.9}, {"step": 2, "eval_loss": 0.4}]
+    entries: list[dict[str, Any]] = [
+        {"step": step, "loss": 1 / step, "grad_norm": 1.0} for step in range(1, 1201)
+    ]
+    entries += [
+        {"step": 2, "eval_loss": 0.5},
+        {"step": 1, "eval_loss": 0.9},
+        {"step": 2, "eval_loss": 0.4},
+    ]
     entries += [{"step": 3, "eval_loss": "nan"}]
     log.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     curves = training_curves(log)

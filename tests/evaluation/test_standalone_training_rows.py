@@ -47,7 +47,11 @@ def contents(example: Example) -> list[str]:
 
 def test_shots_are_training_rows_of_the_prompts_own_task_type(read) -> None:
     """Two rows of type a for a prompt of type a, of any type for one that training does not know; counts by type."""
-    rows = [row(f"a{index}", "a") for index in range(5)] + [row(f"b{index}", "b") for index in range(3)] + [row("n")]
+    rows = (
+        [row(f"a{index}", "a") for index in range(5)]
+        + [row(f"b{index}", "b") for index in range(3)]
+        + [row("n")]
+    )
     found = read(rows, [], 2)
     assert found.task_types == {"a": 5, "b": 3}
     shown = contents(found.shown_to(asked("question", "a")))
@@ -66,7 +70,9 @@ def test_a_prompt_that_is_asked_is_never_shown(read) -> None:
     assert found.task_types == {"a": 1}
     shown = contents(found.shown_to(asked("one two", "a", "Be brief.")))
     assert shown == ["Be brief.", "three", "answer to three", "one two", "x"]
-    with pytest.raises(InputError, match=r"no question with one answer\. Fix: evaluate without --shots"):
+    with pytest.raises(
+        InputError, match=r"no question with one answer\. Fix: evaluate without --shots"
+    ):
         read(rows[:1], [asked("one two")], 1)
 
 
@@ -79,7 +85,9 @@ def test_only_questions_with_one_answer_are_shown(read) -> None:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, list[float]]]:
+def trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., dict[str, list[float]]]:
     """`memorised` against prepared rows with these labels."""
     from datasets import Dataset
 
@@ -94,7 +102,14 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., di
 def test_a_run_of_fifty_tokens_is_memorised(trained) -> None:
     """50 of 60 trained tokens anywhere in the answer count, 49 do not; 13 are the soft count."""
     long = list(range(100, 160))
-    answers = [[7, *long[5:55], 8], [7, *long[5:54], 8], long[:13], long[:12], long[:6] + long[7:14], []]
+    answers = [
+        [7, *long[5:55], 8],
+        [7, *long[5:54], 8],
+        long[:13],
+        long[:12],
+        long[:6] + long[7:14],
+        [],
+    ]
     found = trained([[-100, -100, *long], [1, 2, 3]], answers)
     assert found["memorised_share"] == [1, 0, 0, 0, 0, 0]
     assert found["memorised_share_13"] == [1, 1, 1, 0, 0, 0]

@@ -47,7 +47,9 @@ WRONG = {
 
 def example(*calls: dict[str, Any], content: str = "") -> Example:
     answer = {"role": "assistant", "content": content, "tool_calls": list(calls)}
-    return Example([{"role": "user", "content": "What is it?"}, answer], "a.jsonl", 0, line=1, tools=[LOOK_UP])
+    return Example(
+        [{"role": "user", "content": "What is it?"}, answer], "a.jsonl", 0, line=1, tools=[LOOK_UP]
+    )
 
 
 def matches(renderer: ChatRenderer, reference: Example, response: str) -> bool | None:
@@ -65,41 +67,68 @@ def test_calls_are_compared_in_the_templates_own_format(name: str) -> None:
     assert CALL["function"]["name"] in said(CALL) and "3" in said(CALL)
     assert matches(renderer, reference, said(CALL)) is True
     assert matches(renderer, reference, said(OTHER_ORDER)) is True
-    assert {kind: matches(renderer, reference, said(wrong)) for kind, wrong in WRONG.items()} == dict.fromkeys(
-        WRONG, False
-    )
+    assert {
+        kind: matches(renderer, reference, said(wrong)) for kind, wrong in WRONG.items()
+    } == dict.fromkeys(WRONG, False)
     assert matches(renderer, reference, "It is blue.") is False
     assert matches(renderer, reference, "") is False
     assert matches(renderer, reference, said(CALL) + " It is blue.") is True
     if name not in ONE_CALL_ONLY:
         assert matches(renderer, reference, said(CALL, content="Let me look.")) is True
         assert matches(renderer, reference, said(CALL, CALL)) is False
-        assert matches(renderer, example(CALL, WRONG["name"]), said(OTHER_ORDER, WRONG["name"])) is True
+        assert (
+            matches(renderer, example(CALL, WRONG["name"]), said(OTHER_ORDER, WRONG["name"]))
+            is True
+        )
         assert matches(renderer, example(CALL, WRONG["name"]), said(CALL)) is False
 
 
 @pytest.mark.parametrize(
     ("response", "match"),
     [
-        ('<tool_call>\n{"name": "look_up", "arguments": {"word": "sky", "n": 1}}\n</tool_call>', True),
+        (
+            '<tool_call>\n{"name": "look_up", "arguments": {"word": "sky", "n": 1}}\n</tool_call>',
+            True,
+        ),
         ('<tool_call>{"arguments":{"n":1,"word":"sky"},"name":"look_up"}</tool_call>', True),
-        ('<think>{"n": 2}?</think>\n<tool_call>{"name":"look_up","arguments":{"word":"sky","n":1}}</tool_call>', True),
-        ('<tool_call>\n{"name": "look_up", "arguments": {"word": "sky", "n": "1"}}\n</tool_call>', False),
+        (
+            '<think>{"n": 2}?</think>\n<tool_call>{"name":"look_up","arguments":{"word":"sky","n":1}}</tool_call>',
+            True,
+        ),
+        (
+            '<tool_call>\n{"name": "look_up", "arguments": {"word": "sky", "n": "1"}}\n</tool_call>',
+            False,
+        ),
         ('<tool_call>\n{"name": "look_up", "arguments": {"word": "sky", "n": 1}}', False),
         ('{"name": "look_up", "arguments": {"word": "sky", "n": 1}}', False),
-        ('<tool_call>\n{"name": "look_up", "arguments": {"word": "sky", "n": 1}\n</tool_call>', False),
+        (
+            '<tool_call>\n{"name": "look_up", "arguments": {"word": "sky", "n": 1}\n</tool_call>',
+            False,
+        ),
         ("<tool_call>" + "[" * 5000, False),
-        ('<tool_call>{"name":"look_up","arguments":{"word":"sky","n":1}}</tool_call><tool_call>', False),
+        (
+            '<tool_call>{"name":"look_up","arguments":{"word":"sky","n":1}}</tool_call><tool_call>',
+            False,
+        ),
     ],
 )
 def test_qwens_format_by_hand(response: str, match: bool) -> None:
     """Spaces and key order are free; types, both markers and well-formed JSON are not; thoughts before do not count."""
-    assert matches(ChatRenderer(tokenizer_for("qwen3")), example(call("look_up", word="sky", n=1)), response) is match
+    assert (
+        matches(
+            ChatRenderer(tokenizer_for("qwen3")),
+            example(call("look_up", word="sky", n=1)),
+            response,
+        )
+        is match
+    )
 
 
 def test_rows_without_calls_have_no_verdict() -> None:
     """None where the reference makes no call, whatever the answer does."""
-    row = Example([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "a.jsonl", 0)
+    row = Example(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "a.jsonl", 0
+    )
     assert calls_match(None, row, "<tool_call>{}</tool_call>", []) is None
 
 
@@ -125,14 +154,28 @@ def test_calls_reach_the_evaluation(make_model) -> None:
     tokenizer = tokenizer_for("qwen2_5")
     renderer = ChatRenderer(tokenizer)
     text = '<tool_call>\n{"name": "look_up", "arguments": {"word": "sky"}}\n</tool_call>'
-    plain = Example([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "a.jsonl", 1, line=2)
+    plain = Example(
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "a.jsonl",
+        1,
+        line=2,
+    )
     model = make_model(max_position_embeddings=4096)
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    model.generate = lambda input_ids, **_: input_ids.new_tensor([[*row, *ids] for row in input_ids.tolist()])
+    model.generate = lambda input_ids, **_: input_ids.new_tensor(
+        [[*row, *ids] for row in input_ids.tolist()]
+    )
     settings: dict[str, Any] = {"max_new_tokens": 99, "batch_size": 1, "progress": False}
-    first, second = evaluate(model, renderer, [example(call("look_up", word="sky")), plain], **settings).rows
+    first, second = evaluate(
+        model, renderer, [example(call("look_up", word="sky")), plain], **settings
+    ).rows
     assert (first["reference"], first["response"]) == (text, text)
-    assert (first["tool_call_exact"], first["exact_match"], first["length_ratio"], first["flags"]) == (
+    assert (
+        first["tool_call_exact"],
+        first["exact_match"],
+        first["length_ratio"],
+        first["flags"],
+    ) == (
         True,
         True,
         1.0,
@@ -154,7 +197,9 @@ def test_reasoning_before_a_call_is_not_part_of_the_reference(make_model) -> Non
     text = '<tool_call>\n{"name": "look_up", "arguments": {"word": "sky"}}\n</tool_call>'
     ids = [*tokenizer("<think>\nTwo.\n</think>\n\n" + text)["input_ids"], tokenizer.eos_token_id]
     model = make_model(max_position_embeddings=4096)
-    model.generate = lambda input_ids, **_: input_ids.new_tensor([[*row, *ids] for row in input_ids.tolist()])
+    model.generate = lambda input_ids, **_: input_ids.new_tensor(
+        [[*row, *ids] for row in input_ids.tolist()]
+    )
     settings: dict[str, Any] = {"max_new_tokens": 99, "batch_size": 1, "progress": False}
     (row,) = evaluate(model, ChatRenderer(tokenizer), [reference], **settings).rows
     assert (row["reference"], row["response"], row["flags"]) == (text, text, [])

@@ -16,7 +16,10 @@ def note(recipe: Any, trainer: Any) -> None:
     """Write rankN.json beside the run folder."""
     parameters = list(trainer.model.parameters())
     # FSDP2 keeps its part of a parameter behind `to_local`, ZeRO-3 in `ds_tensor`.
-    held = [one.to_local() if hasattr(one, "to_local") else getattr(one, "ds_tensor", one) for one in parameters]
+    held = [
+        one.to_local() if hasattr(one, "to_local") else getattr(one, "ds_tensor", one)
+        for one in parameters
+    ]
     engine = getattr(trainer, "deepspeed", None)
     found = {
         "device": trainer.args.device.type,
@@ -30,7 +33,9 @@ def note(recipe: Any, trainer: Any) -> None:
         "share_held": sum(one.numel() for one in held)
         / sum(getattr(one, "ds_numel", one.numel()) for one in parameters),
     }
-    recipe.output_dir.with_name(f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))
+    recipe.output_dir.with_name(f"rank{os.environ.get('RANK', '0')}.json").write_text(
+        json.dumps(found)
+    )
 
 
 def main() -> int:

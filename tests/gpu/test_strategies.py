@@ -98,7 +98,13 @@ def launch(config: str, path: Path, processes: int, *overrides: str) -> None:
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        command, cwd=path.parent, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command,
+        cwd=path.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, f"{config}: {done.stdout[-1000:]}\n{done.stderr[-4000:]}"
 
@@ -110,10 +116,20 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def compare(
-    case: Case, write_recipe: Callable[..., Path], folder: Path, processes: int, active: dict[str, Any]
+    case: Case,
+    write_recipe: Callable[..., Path],
+    folder: Path,
+    processes: int,
+    active: dict[str, Any],
 ) -> None:
     """Train with the case's launch and in one process; then take the last steps back and resume them."""
-    keys = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "global_batch_size": 8, **case.keys}
+    keys = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 9,
+        "global_batch_size": 8,
+        **case.keys,
+    }
     path = write_recipe(**keys, per_device_train_batch_size=8 // processes)
     launch(case.config, path, processes)
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
@@ -121,11 +137,15 @@ def compare(
         wanted = {"world_size": processes, **active}
         assert {name: rank[name] for name in wanted} == wanted
         if case.config in SHARDED and processes > 1:
-            assert rank["share_held"] == pytest.approx(1 / processes, rel=0.1), "the weights were not sharded"
+            assert rank["share_held"] == pytest.approx(1 / processes, rel=0.1), (
+                "the weights were not sharded"
+            )
     run = folder / "run"
     found = losses(run)
 
-    one = write_recipe("one.yaml", **{**keys, **case.reference}, per_device_train_batch_size=8, output_dir="./one")
+    one = write_recipe(
+        "one.yaml", **{**keys, **case.reference}, per_device_train_batch_size=8, output_dir="./one"
+    )
     launch("single", one, 1)
     expected = losses(folder / "one")
     assert len(expected) >= 2 and found.keys() == expected.keys()
@@ -146,7 +166,9 @@ def compare(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
-def test_trains_what_one_process_trains(name: str, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_trains_what_one_process_trains(
+    name: str, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """The strategy is active on every rank, its losses are those of one process, and a resumed run repeats them."""
     case = CASES[name]
     if reason := missing(case):
@@ -158,7 +180,11 @@ def test_trains_what_one_process_trains(name: str, write_recipe: Callable[..., P
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "processes"), [("single", 1), ("ddp_cpu", 2)])
 def test_the_comparison_itself_works(
-    config: str, processes: int, write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: str,
+    processes: int,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same comparison on CPU, so that the first machine with a GPU does not find faults of the tests."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

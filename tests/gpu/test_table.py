@@ -37,10 +37,15 @@ def test_known_report(script: ModuleType) -> None:
         ("test_y", "FAILED", 0.5, "RuntimeError: CUDA"),
     ]
     assert script.table(rows).splitlines()[-1] == "1 passed, 2 FAILED, 1 skipped"
-    assert script.table(rows).splitlines()[2] == "ZeRO-3     skipped      0.0 s  not installed: deepspeed"
+    assert (
+        script.table(rows).splitlines()[2]
+        == "ZeRO-3     skipped      0.0 s  not installed: deepspeed"
+    )
 
 
-@pytest.mark.parametrize(("kept", "code"), [([0, 2], 0), ([0, 1, 2], 1), ([3], 1), ([2], 4), ([], 4)])
+@pytest.mark.parametrize(
+    ("kept", "code"), [([0, 2], 0), ([0, 1, 2], 1), ([3], 1), ([2], 4), ([], 4)]
+)
 def test_exit_codes(kept: list[int], code: int, script: ModuleType) -> None:
     """Something failed: 1; nothing ran: 4; else 0."""
     rows = script.read_rows(REPORT)

@@ -77,13 +77,22 @@ def write_evaluation(run: Path, name: str = "eval", **more: Any) -> Path:
     metric = {"value": 0.75, "n": 4, "n_excluded": 0, "ci_low": 0.3006, "ci_high": 0.9544}
     content = {
         "schema_version": 1,
-        "info": {"model": str(run), "data": str(run / "secret" / "questions.jsonl"), "decoding": "greedy"},
+        "info": {
+            "model": str(run),
+            "data": str(run / "secret" / "questions.jsonl"),
+            "decoding": "greedy",
+        },
         "n": 4,
         "metrics": {"exact_match": {**metric, "unit": "proportion", "higher_is_better": True}},
         **more,
     }
     rows = [
-        {"prompt": f"question {n}", "reference": "yes", "response": "no" if n == 2 else "yes", "exact_match": n != 2}
+        {
+            "prompt": f"question {n}",
+            "reference": "yes",
+            "response": "no" if n == 2 else "yes",
+            "exact_match": n != 2,
+        }
         for n in range(4)
     ]
     folder = run / "evaluations" / name
@@ -106,7 +115,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        for variable in (
+            "http_proxy",
+            "https_proxy",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "all_proxy",
+            "ALL_PROXY",
+        ):
             monkeypatch.delenv(variable, raising=False)
         monkeypatch.setattr(hub_module, "WAITS", (0, 0, 0, 0))
         monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))

@@ -77,7 +77,13 @@ def info(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
         return 404, {"error": "Repository not found"}
     repository = hub.repositories[name]
     siblings = [{"rfilename": file} for file in repository.files]
-    return 200, {"id": name, "private": repository.private, "sha": repository.head, "siblings": siblings, "tags": []}
+    return 200, {
+        "id": name,
+        "private": repository.private,
+        "sha": repository.head,
+        "siblings": siblings,
+        "tags": [],
+    }
 
 
 def validate(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
@@ -87,7 +93,11 @@ def validate(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
         ok = "library_name" in metadata
     except yaml.YAMLError:
         ok = False
-    return (200, {"errors": [], "warnings": []}) if ok else (400, {"errors": [{"message": "bad card"}], "warnings": []})
+    return (
+        (200, {"errors": [], "warnings": []})
+        if ok
+        else (400, {"errors": [{"message": "bad card"}], "warnings": []})
+    )
 
 
 def preupload(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
@@ -95,7 +105,11 @@ def preupload(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
     answers = []
     for file in body["files"]:
         name = file["path"]
-        one = {"path": name, "uploadMode": "lfs" if is_lfs(name) else "regular", "shouldIgnore": False}
+        one = {
+            "path": name,
+            "uploadMode": "lfs" if is_lfs(name) else "regular",
+            "shouldIgnore": False,
+        }
         if (old := repository.files.get(name)) is not None:
             one["oid"] = hashlib.sha256(old).hexdigest() if is_lfs(name) else git_oid(old)
         answers.append(one)
@@ -168,7 +182,13 @@ def answer(hub: Hub, method: str, path: str, raw: bytes) -> tuple[int, Any]:
     body = json.loads(raw) if raw else {}
     if kind == "verify":
         return 200, {}
-    handlers = {"create": create, "info": info, "validate": validate, "preupload": preupload, "batch": batch}
+    handlers = {
+        "create": create,
+        "info": info,
+        "validate": validate,
+        "preupload": preupload,
+        "batch": batch,
+    }
     return handlers[kind](hub, path, body)
 
 

@@ -26,7 +26,13 @@ from sft_recipes.release.export import as_text, export, lint
 from tests.conftest import build_model
 from tests.data.template_tokenizers import tokenizer_for
 
-SERVING = {"README.md", "chat_template.jinja", "config.json", "export.json", "generation_config.json"}
+SERVING = {
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "export.json",
+    "generation_config.json",
+}
 SERVING |= {"model.safetensors", "recipe.yaml", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -45,7 +51,9 @@ def test_the_export_is_what_was_trained(make_run: Callable[..., Path], kind: str
     assert {path.name for path in folder.iterdir()} == SERVING and found["folder"] == str(folder)
     assert not list(run.glob(".export*"))
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    trained: Any = AutoModelForCausalLM.from_pretrained(run.parent / "base" if kind == "lora" else run)
+    trained: Any = AutoModelForCausalLM.from_pretrained(
+        run.parent / "base" if kind == "lora" else run
+    )
     ids = list(range(2, 40))
     if kind == "full":
         assert found["compared"]["saved"]["logit_difference"] == 0
@@ -65,10 +73,21 @@ def test_the_export_is_what_was_trained(make_run: Callable[..., Path], kind: str
 def test_tokenizer_config_and_generation_config_agree(make_run: Callable[..., Path]) -> None:
     """In the exported folder EOS and PAD are the same wherever a server looks, and the cache is on."""
     folder = make_run("lora") / "export"
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
     config, generation = model.config, model.generation_config
-    assert config.eos_token_id == tokenizer.eos_token_id and generation.eos_token_id == tokenizer.eos_token_id
-    assert config.pad_token_id == tokenizer.pad_token_id == generation.pad_token_id != tokenizer.eos_token_id
+    assert (
+        config.eos_token_id == tokenizer.eos_token_id
+        and generation.eos_token_id == tokenizer.eos_token_id
+    )
+    assert (
+        config.pad_token_id
+        == tokenizer.pad_token_id
+        == generation.pad_token_id
+        != tokenizer.eos_token_id
+    )
     assert config.use_cache and tokenizer.chat_template
 
 
@@ -77,7 +96,10 @@ def test_a_file_in_less_precision_is_counted_and_not_hidden(make_run: Callable[.
     run = make_run("lora")
     small = export(run, run / "small", dtype="bfloat16", progress=False)
     assert small["dtype"] == "bfloat16"
-    assert small["compared"]["saved"]["logit_difference"] > 10 * small["compared"]["merged"]["logit_difference"]
+    assert (
+        small["compared"]["saved"]["logit_difference"]
+        > 10 * small["compared"]["merged"]["logit_difference"]
+    )
     sizes = [(run / name / "model.safetensors").stat().st_size for name in ("small", "export")]
     assert sizes[0] < 0.6 * sizes[1]
     assert AutoModelForCausalLM.from_pretrained(run / "small").dtype == torch.bfloat16
@@ -94,12 +116,20 @@ def test_a_merge_that_loses_the_adapter_is_refused(
     """Merged weights with other logits end in exit code 1 and leave no folder behind."""
     monkeypatch.setattr(PeftModel, "merge_and_unload", wrong_merge, raising=False)
     run = make_run("lora", exported=False)
-    with pytest.raises(CheckFailed, match=r"merged: this is not the model that was trained: logits differ by") as no:
+    with pytest.raises(
+        CheckFailed, match=r"merged: this is not the model that was trained: logits differ by"
+    ) as no:
         export(run, progress=False)
-    assert no.value.exit_code == 1 and not list(run.glob("*export*")) and not list(run.glob(".export*"))
+    assert (
+        no.value.exit_code == 1
+        and not list(run.glob("*export*"))
+        and not list(run.glob(".export*"))
+    )
 
 
-def test_a_damaged_file_is_refused(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_file_is_refused(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is compared is the file on disk: one tensor changed behind the save is noticed."""
     from safetensors.torch import load_file, save_file
 
@@ -121,14 +151,30 @@ def test_a_damaged_file_is_refused(make_run: Callable[..., Path], monkeypatch: p
 @pytest.mark.parametrize(
     ("file", "change", "refusal"),
     [
-        ("generation_config.json", {"eos_token_id": 7}, "EOS: tokenizer, config, generation_config: ["),
+        (
+            "generation_config.json",
+            {"eos_token_id": 7},
+            "EOS: tokenizer, config, generation_config: [",
+        ),
         ("config.json", {"eos_token_id": 7}, "EOS: tokenizer, config, generation_config: ["),
-        ("generation_config.json", {"pad_token_id": 7}, "PAD: tokenizer, config, generation_config: ["),
-        ("chat_template.jinja", "Response:\\n|Answer:\\n", "training ids are serving ids: 0 of 24 prompts; not "),
+        (
+            "generation_config.json",
+            {"pad_token_id": 7},
+            "PAD: tokenizer, config, generation_config: [",
+        ),
+        (
+            "chat_template.jinja",
+            "Response:\\n|Answer:\\n",
+            "training ids are serving ids: 0 of 24 prompts; not ",
+        ),
     ],
 )
 def test_the_lint_finds_a_broken_folder(
-    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, file: str, change: Any, refusal: str
+    make_run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    change: Any,
+    refusal: str,
 ) -> None:
     """Another EOS, PAD or template than in training, in any one file of the folder, is refused by name."""
     save = export_module._save
@@ -158,7 +204,10 @@ def test_template_arguments_become_the_defaults(make_run: Callable[..., Path]) -
     )
     found = export(run, progress=False)
     assert all(check["outcome"] != "failed" for check in found["checks"])
-    tokenizer, chat = AutoTokenizer.from_pretrained(run / "export"), [{"role": "user", "content": "hi"}]
+    tokenizer, chat = (
+        AutoTokenizer.from_pretrained(run / "export"),
+        [{"role": "user", "content": "hi"}],
+    )
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "it's {sad}: hi =>"
     assert tokenizer.apply_chat_template(chat, tokenize=False, mood="glad") == "glad: hi =>"
 
@@ -178,7 +227,9 @@ def test_template_arguments_become_the_defaults(make_run: Callable[..., Path]) -
         ("deepseekv3", {}, "note"),
     ],
 )
-def test_the_lint_knows_real_templates(tmp_path: Path, name: str, arguments: dict[str, Any], outcome: str) -> None:
+def test_the_lint_knows_real_templates(
+    tmp_path: Path, name: str, arguments: dict[str, Any], outcome: str
+) -> None:
     """Several turns under real templates: the exported template renders as in training without being told how."""
     tokenizer = copy.deepcopy(tokenizer_for(name))
     renderer = attach_chat_template(tokenizer, TemplateSettings(None, arguments))
@@ -187,7 +238,9 @@ def test_the_lint_knows_real_templates(tmp_path: Path, name: str, arguments: dic
     model = build_model(len(tokenizer))
     export_module._save(model, renderer, tmp_path)
     examples = [Example(messages=messages, source="rows.jsonl", row=row) for row in range(3)]
-    checks = {check.name: check for check in lint(model, tmp_path, renderer, LabelSettings(), examples)}
+    checks = {
+        check.name: check for check in lint(model, tmp_path, renderer, LabelSettings(), examples)
+    }
     assert checks["training ids are serving ids"].outcome == outcome
     assert all(check.outcome != "failed" for check in checks.values())
     plain = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
@@ -200,10 +253,14 @@ def test_rows_with_an_input_are_explained(make_run: Callable[..., Path]) -> None
     """Rows whose input had a section of its own in training are counted apart, with what a client has to send."""
     run = make_run("full")
     found = json.loads((run / "export" / "export.json").read_text(encoding="utf-8"))
-    ids = {check["name"]: check["detail"] for check in found["checks"]}["training ids are serving ids"]
+    ids = {check["name"]: check["detail"] for check in found["checks"]}[
+        "training ids are serving ids"
+    ]
     lines = (run / "prepared" / "eval_examples.jsonl").read_text(encoding="utf-8").splitlines()
     inputs = sum("input" in json.loads(line)["messages"][0] for line in lines)
-    assert ids.startswith(f"{len(lines) - inputs} of {len(lines)} prompts, {inputs} more if the client writes")
+    assert ids.startswith(
+        f"{len(lines) - inputs} of {len(lines)} prompts, {inputs} more if the client writes"
+    )
     assert 0 < inputs < len(lines) and "### Input:" in as_text({**found, "folder": "x"}, run)
 
 
@@ -217,12 +274,16 @@ def test_what_cannot_be_exported(make_run: Callable[..., Path], tmp_path: Path) 
     (run / "mine").mkdir()
     with pytest.raises(InputError, match="the folder exists"):
         export(run, run / "mine", force=True, progress=False)
-    with pytest.raises(InputError, match=r"--dtype: 'bflot16' is no precision. Fix: did you mean 'bfloat16'"):
+    with pytest.raises(
+        InputError, match=r"--dtype: 'bflot16' is no precision. Fix: did you mean 'bfloat16'"
+    ):
         export(run, run / "new", dtype="bflot16", progress=False)
     (run / "prepared" / "eval_examples.jsonl").unlink()
     with pytest.raises(InputError, match="sft-recipes prepare"):
         export(run, run / "new", progress=False)
-    (run / "run_state.json").write_text('{"schema_version": 1, "state": "running"}', encoding="utf-8")
+    (run / "run_state.json").write_text(
+        '{"schema_version": 1, "state": "running"}', encoding="utf-8"
+    )
     with pytest.raises(InputError, match="the run is running, not finished"):
         export(run, run / "new", progress=False)
 
@@ -250,22 +311,37 @@ def test_a_quantized_base_is_not_merged_into(make_run: Callable[..., Path]) -> N
 @pytest.fixture
 def server(make_run: Callable[..., Path]) -> Iterator[tuple[str, Path, Any]]:
     """`transformers serve` on the exported LoRA run: its address, the folder, the process."""
-    pytest.importorskip("fastapi", reason="transformers serve needs pip install 'sft-recipes[serving]'")
-    pytest.importorskip("uvicorn", reason="transformers serve needs pip install 'sft-recipes[serving]'")
+    pytest.importorskip(
+        "fastapi", reason="transformers serve needs pip install 'sft-recipes[serving]'"
+    )
+    pytest.importorskip(
+        "uvicorn", reason="transformers serve needs pip install 'sft-recipes[serving]'"
+    )
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = make_run("lora") / "export"
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(folder), "--device", "cpu"]
+    command = [
+        str(Path(sys.executable).parent / "transformers"),
+        "serve",
+        str(folder),
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         for _ in range(240):
             try:
-                if httpx2.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
+                if (
+                    httpx2.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code
+                    == 200
+                ):
                     break
             except httpx2.HTTPError:
                 assert process.poll() is None, process.stdout and process.stdout.read().decode()
@@ -282,11 +358,20 @@ def test_the_export_is_served(server: tuple[str, Path, Any]) -> None:
     url, folder, process = server
     chat = [{"role": "user", "content": "Say one and two (10)."}]
     request = {"model": str(folder), "messages": chat, "temperature": 0, "max_tokens": 12}
-    answer = httpx2.post(f"{url}/v1/chat/completions", json=request, timeout=60, trust_env=False).json()
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    answer = httpx2.post(
+        f"{url}/v1/chat/completions", json=request, timeout=60, trust_env=False
+    ).json()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
-    expected = model.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids["input_ids"].shape[1] :]
-    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(expected, skip_special_tokens=True)
+    expected = model.generate(**ids, do_sample=False, max_new_tokens=12)[
+        0, ids["input_ids"].shape[1] :
+    ]
+    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(
+        expected, skip_special_tokens=True
+    )
     assert answer["usage"]["prompt_tokens"] == ids["input_ids"].shape[1]
     process.terminate()
     assert process.wait(timeout=30) is not None
@@ -304,8 +389,22 @@ def test_dpo_starts_from_the_export(make_run: Callable[..., Path]) -> None:
     data = run / "preferences"
     data.mkdir()
     (data / "train.jsonl").write_text((json.dumps(pair) + "\n") * 8, encoding="utf-8")
-    command = [str(Path(sys.executable).parent / "trl"), "dpo", "--model_name_or_path", str(run / "export")]
-    command += ["--dataset_name", str(data), "--output_dir", str(run / "dpo"), "--max_steps", "2", "--use_cpu", "true"]
+    command = [
+        str(Path(sys.executable).parent / "trl"),
+        "dpo",
+        "--model_name_or_path",
+        str(run / "export"),
+    ]
+    command += [
+        "--dataset_name",
+        str(data),
+        "--output_dir",
+        str(run / "dpo"),
+        "--max_steps",
+        "2",
+        "--use_cpu",
+        "true",
+    ]
     command += ["--bf16", "false", "--per_device_train_batch_size", "2", "--report_to", "none"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-2000:]

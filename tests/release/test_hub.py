@@ -30,10 +30,15 @@ MERGED = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-ADAPTER = MERGED - {"config.json", "model.safetensors"} | {"adapter_config.json", "adapter_model.safetensors"}
+ADAPTER = MERGED - {"config.json", "model.safetensors"} | {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+}
 
 
-def test_a_push_is_private_and_holds_listed_files_only(make_run: Callable[..., Path], hub: Hub) -> None:
+def test_a_push_is_private_and_holds_listed_files_only(
+    make_run: Callable[..., Path], hub: Hub
+) -> None:
     """What arrives is the exported model with card and recipe in a private repository: no logs, data or pickles."""
     run = make_run("full", exported=False)
     (run / "notes.txt").write_text("mine", encoding="utf-8")
@@ -41,7 +46,9 @@ def test_a_push_is_private_and_holds_listed_files_only(make_run: Callable[..., P
     repository = hub.repositories["me/model"]
     assert repository.private and pushed["private"] and pushed["changed"]
     assert set(repository.files) == MERGED == set(pushed["files"])
-    assert repository.files["model.safetensors"] == (run / "export" / "model.safetensors").read_bytes()
+    assert (
+        repository.files["model.safetensors"] == (run / "export" / "model.safetensors").read_bytes()
+    )
     assert hub.tokens - {""} == {f"Bearer {TOKEN}"}  # the upload itself goes to a signed address
 
 
@@ -64,7 +71,9 @@ def test_nothing_of_this_machine_arrives(make_run: Callable[..., Path], hub: Hub
 def test_an_adapter_on_a_local_base_is_refused(make_run: Callable[..., Path], hub: Hub) -> None:
     """Nobody else could load it: refused with file and field, and nothing is created."""
     run = make_run("lora")
-    with pytest.raises(InputError, match=r"adapter_config.json: base_model_name_or_path: .* is a folder here"):
+    with pytest.raises(
+        InputError, match=r"adapter_config.json: base_model_name_or_path: .* is a folder here"
+    ):
         push(run, "me/adapter", adapter_only=True, progress=False)
     assert not hub.calls
 
@@ -80,7 +89,11 @@ def test_adapter_only_needs_an_adapter(make_run: Callable[..., Path], hub: Hub) 
     [
         ("README.md", "my token is hf_" + "Ab1" * 12, "access key"),
         ("README.md", "see " + TOKEN, "token"),
-        ("README.md", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----", "private key"),
+        (
+            "README.md",
+            "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----",
+            "private key",
+        ),
         ("README.md", "trained in /home/somebody/runs", "path of this machine"),
         ("chat_template.jinja", "{# AKIA" + "ABCDEFGH12345678 #}", "access key"),
         ("tokenizer_config.json", '"vocab_file": "/home/somebody/vocab"', "path of this machine"),
@@ -94,7 +107,11 @@ def test_secrets_and_local_paths_are_refused(
     push(run, "me/model", progress=False)
     hub.calls.clear()
     path = run / name if name == "README.md" else run / "export" / name
-    lines = ["a card of my own"] if name == "README.md" else path.read_text(encoding="utf-8").splitlines()
+    lines = (
+        ["a card of my own"]
+        if name == "README.md"
+        else path.read_text(encoding="utf-8").splitlines()
+    )
     path.write_text("\n".join([*lines[:1], line, *lines[1:]]), encoding="utf-8")
     with pytest.raises(InputError) as refused:
         push(run, "me/model", progress=False)
@@ -135,7 +152,9 @@ def test_an_interrupted_push_is_resumed(make_run: Callable[..., Path], hub: Hub)
     assert hub.count("upload") == 1 and set(hub.repositories["me/model"].files) == MERGED
 
 
-@pytest.mark.parametrize("kind", ["create", "validate", "commit", "info", "preupload", "batch", "upload"])
+@pytest.mark.parametrize(
+    "kind", ["create", "validate", "commit", "info", "preupload", "batch", "upload"]
+)
 def test_every_call_is_tried_again(make_run: Callable[..., Path], hub: Hub, kind: str) -> None:
     """Whichever call finds the Hub busy or broken, the push goes through."""
     hub.faults[kind] = [503, 429] if kind != "upload" else [503]
@@ -143,7 +162,9 @@ def test_every_call_is_tried_again(make_run: Callable[..., Path], hub: Hub, kind
     assert set(hub.repositories["me/model"].files) == MERGED and not hub.faults[kind]
 
 
-def test_no_server_at_all(make_run: Callable[..., Path], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_at_all(
+    make_run: Callable[..., Path], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without network the run stays as it is and the message says what to do; the exit code is not 0."""
     from huggingface_hub import constants
 
@@ -164,7 +185,9 @@ def test_a_refusal_is_not_tried_again(make_run: Callable[..., Path], hub: Hub, s
     assert hub.count("create") == 1
 
 
-def test_offline_is_said(make_run: Callable[..., Path], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_is_said(
+    make_run: Callable[..., Path], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """HF_HUB_OFFLINE is named as the reason."""
     from huggingface_hub import constants
 
@@ -186,7 +209,9 @@ def test_a_token_is_needed_and_asked_for_first(
         require_token()
 
 
-def test_a_public_repository_is_not_used_for_a_private_push(make_run: Callable[..., Path], hub: Hub) -> None:
+def test_a_public_repository_is_not_used_for_a_private_push(
+    make_run: Callable[..., Path], hub: Hub
+) -> None:
     """A repository that exists and is public is refused, unless that is asked for."""
     hub.repositories["me/model"] = Repository(private=False)
     run = make_run("full")
@@ -196,7 +221,9 @@ def test_a_public_repository_is_not_used_for_a_private_push(make_run: Callable[.
     assert push(run, "me/model", public=True, progress=False)["private"] is False
 
 
-def test_what_is_no_longer_part_of_the_model_is_deleted(make_run: Callable[..., Path], hub: Hub) -> None:
+def test_what_is_no_longer_part_of_the_model_is_deleted(
+    make_run: Callable[..., Path], hub: Hub
+) -> None:
     """Merged weights over an adapter: the adapter goes, for it would be put on top; files of other kinds stay."""
     run = make_run("lora")
     push(run, "me/model", adapter_only=True, base_model="me/base", progress=False)
@@ -208,11 +235,20 @@ def test_what_is_no_longer_part_of_the_model_is_deleted(make_run: Callable[..., 
 
 def gate(verdict: str) -> dict[str, Any]:
     """The verdict as `evaluate --gate` writes it."""
-    return {"gate": {"verdict": verdict, "exit_code": int(verdict != "pass"), "smoke": False, "lines": []}}
+    return {
+        "gate": {
+            "verdict": verdict,
+            "exit_code": int(verdict != "pass"),
+            "smoke": False,
+            "lines": [],
+        }
+    }
 
 
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive", "insufficient_n"])
-def test_a_gate_that_did_not_pass_stops_the_push(make_run: Callable[..., Path], hub: Hub, verdict: str) -> None:
+def test_a_gate_that_did_not_pass_stops_the_push(
+    make_run: Callable[..., Path], hub: Hub, verdict: str
+) -> None:
     """A verdict other than pass is refused before anything is sent, unless the user says so."""
     run = make_run("full")
     write_evaluation(run, **gate(verdict))
@@ -227,7 +263,9 @@ def test_the_newest_verdict_counts(make_run: Callable[..., Path], hub: Hub) -> N
     run = make_run("full")
     verdicts = {"second": gate("fail"), "third": gate("pass"), "first": {}}
     for minutes, (name, verdict) in enumerate(verdicts.items()):
-        os.utime(write_evaluation(run, name, **verdict) / "metrics.json", (60 * minutes, 60 * minutes))
+        os.utime(
+            write_evaluation(run, name, **verdict) / "metrics.json", (60 * minutes, 60 * minutes)
+        )
     assert push(run, "me/model", progress=False)["changed"]
 
 
@@ -249,5 +287,8 @@ def test_push_to_hub_in_a_recipe_is_this_push(
     values |= {"push_to_hub": True, "hub_model_id": "me/from-recipe"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     push_after_training(load_recipe(run / "recipe.yaml"))
-    assert set(hub.repositories["me/from-recipe"].files) == MERGED and hub.repositories["me/from-recipe"].private
+    assert (
+        set(hub.repositories["me/from-recipe"].files) == MERGED
+        and hub.repositories["me/from-recipe"].private
+    )
     assert f"{hub.url}/me/from-recipe" in capsys.readouterr().out

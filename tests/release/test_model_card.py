@@ -12,7 +12,14 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.release.model_card import MARK, is_hub_name, public, recipe_text, render_card, write_card
+from sft_recipes.release.model_card import (
+    MARK,
+    is_hub_name,
+    public,
+    recipe_text,
+    render_card,
+    write_card,
+)
 from tests.release.conftest import write_evaluation
 
 GATE = {
@@ -21,7 +28,13 @@ GATE = {
     "smoke": False,
     "lines": [
         {
-            **{"name": "exact_match", "compared_with": None, "group": "", "side": "at_least", "limit": 0.9},
+            **{
+                "name": "exact_match",
+                "compared_with": None,
+                "group": "",
+                "side": "at_least",
+                "limit": 0.9,
+            },
             **{"value": 0.75, "bound": 0.3, "n": 4, "n_min": 100, "verdict": "fail"},
         }
     ],
@@ -58,7 +71,11 @@ def test_the_metadata_is_what_the_hub_reads(make_run: Callable[..., Path]) -> No
     run = make_run("full")
     write_evaluation(run)
     data = ModelCard(render_card(run, repo="me/model")).data
-    assert (data.library_name, data.pipeline_tag, data.base_model) == ("transformers", "text-generation", None)
+    assert (data.library_name, data.pipeline_tag, data.base_model) == (
+        "transformers",
+        "text-generation",
+        None,
+    )
     (result,) = data.eval_results
     assert (result.metric_type, result.metric_value) == ("exact_match", 0.75)
     assert result.metric_args == {"n": 4, "interval_95": [0.3006, 0.9544]}
@@ -97,7 +114,10 @@ def test_what_is_unknown_says_so(make_run: Callable[..., Path]) -> None:
 def test_a_gate_without_a_verdict_is_named(make_run: Callable[..., Path]) -> None:
     """A recipe with a gate that nobody asked does not read like one without."""
     run = make_run("full", gate=[{"metric": "exact_match", "at_least": 0.9, "n": 100}])
-    assert "Not recorded: the recipe has a gate, and no evaluation was judged by it." in render_card(run)
+    assert (
+        "Not recorded: the recipe has a gate, and no evaluation was judged by it."
+        in render_card(run)
+    )
 
 
 def test_samples_cannot_leave_their_block_and_are_masked(make_run: Callable[..., Path]) -> None:
@@ -124,7 +144,10 @@ def test_nothing_local_is_in_card_and_recipe(make_run: Callable[..., Path]) -> N
     """Absolute paths of base, data and evaluations are shortened to their last name."""
     run = make_run("lora")
     values = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    values |= {"model_name_or_path": str(run.parent / "base"), "dataset_name": str(run.parent / "train.jsonl")}
+    values |= {
+        "model_name_or_path": str(run.parent / "base"),
+        "dataset_name": str(run.parent / "train.jsonl"),
+    }
     (run / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     write_evaluation(run)
     recipe = yaml.safe_load(recipe_text(load_recipe(run / "recipe.yaml")))
@@ -137,7 +160,9 @@ def test_only_cards_written_by_libraries_are_replaced(make_run: Callable[..., Pa
     run = make_run("lora")
     assert MARK in (run / "export" / "README.md").read_text(encoding="utf-8")
     assert MARK in (run / "README.md").read_text(encoding="utf-8")  # the run's own, written last
-    (run / "README.md").write_text("---\ntags: [generated_from_trainer]\n---\n", encoding="utf-8")  # TRL's
+    (run / "README.md").write_text(
+        "---\ntags: [generated_from_trainer]\n---\n", encoding="utf-8"
+    )  # TRL's
     write_card(run)
     assert MARK in (run / "README.md").read_text(encoding="utf-8")
     write_evaluation(run)
@@ -170,9 +195,18 @@ def test_public(value: object, shown: object) -> None:
 
 @pytest.mark.parametrize(
     ("name", "on_hub"),
-    [("me/model", True), ("gpt2", True), ("./base", False), ("/a/b", False), ("a/b/c", False), ("rows.jsonl", False)],
+    [
+        ("me/model", True),
+        ("gpt2", True),
+        ("./base", False),
+        ("/a/b", False),
+        ("a/b/c", False),
+        ("rows.jsonl", False),
+    ],
 )
-def test_is_hub_name(name: str, on_hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_is_hub_name(
+    name: str, on_hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A Hub name has at most one slash and no file here."""
     assert is_hub_name(name) is on_hub
     monkeypatch.chdir(tmp_path)

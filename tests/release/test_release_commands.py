@@ -32,14 +32,25 @@ def run_command(
     return call
 
 
-def test_export_prints_what_it_found(make_run: Callable[..., Path], run_command: Callable[..., tuple]) -> None:
+def test_export_prints_what_it_found(
+    make_run: Callable[..., Path], run_command: Callable[..., tuple]
+) -> None:
     """Text names the differences, the checks and the next commands; --json prints nothing but the same as JSON."""
     run = make_run("lora")
     code, out, _ = run_command("export", run, "--force")
     assert code == 0
-    for text in ("merged against trained", "saved against trained", "EOS", "training ids are serving ids"):
+    for text in (
+        "merged against trained",
+        "saved against trained",
+        "EOS",
+        "training ids are serving ids",
+    ):
         assert text in out
-    for command in ("transformers serve", "trl dpo --model_name_or_path", f"sft-recipes push {run} --repo"):
+    for command in (
+        "transformers serve",
+        "trl dpo --model_name_or_path",
+        f"sft-recipes push {run} --repo",
+    ):
         assert command in out
     code, out, _ = run_command("export", run, "--output", run / "second", "--json")
     assert code == 0 and json.loads(out)["folder"] == str(run / "second")
@@ -58,10 +69,22 @@ def test_push_prints_files_and_address(
     run = make_run("lora")
     code, out, _ = run_command("push", run, "--repo", "me/model")
     assert code == 0 and "model.safetensors\n" in out and f"pushed: {hub.url}/me/model" in out
-    arguments = ("push", run, "--repo", "me/adapter", "--adapter_only", "--base_model", "me/base", "--public", "--json")
+    arguments = (
+        "push",
+        run,
+        "--repo",
+        "me/adapter",
+        "--adapter_only",
+        "--base_model",
+        "me/base",
+        "--public",
+        "--json",
+    )
     code, out, _ = run_command(*arguments)
     pushed = json.loads(out)
-    assert code == 0 and "adapter_model.safetensors" in pushed["files"] and pushed["private"] is False
+    assert (
+        code == 0 and "adapter_model.safetensors" in pushed["files"] and pushed["private"] is False
+    )
     write_evaluation(run, gate={"verdict": "fail", "exit_code": 1, "smoke": False, "lines": []})
     code, _, err = run_command("push", run, "--repo", "me/model")
     assert code == 1 and "the gate says fail" in err

@@ -22,11 +22,26 @@ Audit = dict[str, Any]
 MakeAudit = Callable[..., Audit]
 
 TITLES = [
-    *("Verdict", "Broken rows, and what cleaning drops", "Rows that are too long", "Lengths", "Duplicates"),
-    *("Overlap with evaluation data", "Patterns", "Diversity", "Scripts", "Private data", "Control tokens in the text"),
+    *(
+        "Verdict",
+        "Broken rows, and what cleaning drops",
+        "Rows that are too long",
+        "Lengths",
+        "Duplicates",
+    ),
+    *(
+        "Overlap with evaluation data",
+        "Patterns",
+        "Diversity",
+        "Scripts",
+        "Private data",
+        "Control tokens in the text",
+    ),
     *("Sample rows", "Definitions and settings"),
 ]
-HOSTILE = "</pre></mark><script>alert(1)</script>\u202e<img src=x onerror=alert(1)>\"'`&{{ 7 * 7 }} "
+HOSTILE = (
+    "</pre></mark><script>alert(1)</script>\u202e<img src=x onerror=alert(1)>\"'`&{{ 7 * 7 }} "
+)
 HARMLESS = "a" * (len(HOSTILE) - 1) + " "
 ROW = {"prompt": "What is the capital of France?", "completion": "Paris."}
 
@@ -88,23 +103,32 @@ class Document(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def make_audit(make_tokenizer: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> MakeAudit:
+def make_audit(
+    make_tokenizer: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> MakeAudit:
     """Audit rows, with the tests' tokenizer and ChatML or without, and return what audit.json holds."""
     renderer = attach_chat_template(make_tokenizer(), TemplateSettings(chat_template="chatml"))
 
     def make(
-        rows: Sequence[Any], held_out: Sequence[Any] = (), tokenizer: bool = True, limit: int | None = 60
+        rows: Sequence[Any],
+        held_out: Sequence[Any] = (),
+        tokenizer: bool = True,
+        limit: int | None = 60,
     ) -> Audit:
         folder = tmp_path_factory.mktemp("audit")
         for name, some in {"rows": rows, "test": held_out}.items():
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+            (folder / f"{name}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in some), encoding="utf-8"
+            )
         data = DataSettings(datasets=(DatasetSource(str(folder / "rows.jsonl")),))
         others = {"test.jsonl": DatasetSource(str(folder / "test.jsonl"))} if held_out else {}
         chosen = renderer if tokenizer else None
         settings = LabelSettings(max_length=limit)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sft_recipes.audit.audit.write_audit_report", lambda folder: None)
-            run_audit(AuditRequest("rows", data, settings, folder / "out", chosen, others, progress=False))
+            run_audit(
+                AuditRequest("rows", data, settings, folder / "out", chosen, others, progress=False)
+            )
         return json.loads((folder / "out" / "audit.json").read_text(encoding="utf-8"))
 
     return make
@@ -114,7 +138,9 @@ def make_audit(make_tokenizer: Callable[..., Any], tmp_path_factory: pytest.Temp
 def planted(make_audit: MakeAudit) -> Audit:
     """The audit of rows that hold every kind of fault, compared with some of them as evaluation data."""
     messages = [example.messages for example in plant(clean=200, each=5).examples]
-    rows = [{"prompt": user["content"], "completion": answer["content"]} for user, answer in messages]
+    rows = [
+        {"prompt": user["content"], "completion": answer["content"]} for user, answer in messages
+    ]
     return make_audit([*rows, {"prompt": 3, "completion": "x"}], held_out=rows[:20])
 
 
@@ -154,7 +180,9 @@ def test_every_finding_is_shown_once_with_all_that_is_known(planted: Audit, page
         assert f"{word} {title} {expected}" in text
         for example in one["examples"][:5]:
             assert example["where"].rpartition("/")[2] in text
-    assert page.articles["duplicate_row"] == "Duplicates" and page.articles["identity"] == "Patterns"
+    assert (
+        page.articles["duplicate_row"] == "Duplicates" and page.articles["identity"] == "Patterns"
+    )
 
 
 def test_a_check_that_no_section_names_is_not_lost(planted: Audit) -> None:
@@ -169,10 +197,21 @@ def test_the_verdict_counts_rows_and_findings(planted: Audit, page: Document) ->
     text = " ".join(page.sections["Verdict"].split())
     kept = planted["rows_in"] - sum(step["rows"] for step in planted["waterfall"])
     assert kept < planted["rows_in"]
-    levels = [sum(one["severity"] == level for one in planted["findings"]) for level in ("error", "warning", "info")]
-    words = [f"{n} {word}{'s' * (n != 1)}" for n, word in zip(levels, ("error", "warning", "note"), strict=True)]
-    assert text.startswith(f"{planted['rows_in']} rows in the data {kept} rows left after cleaning {' '.join(words)}")
-    assert planted["files"][0]["sha256"] in text and planted["settings"]["template_sha256"][:16] in text
+    levels = [
+        sum(one["severity"] == level for one in planted["findings"])
+        for level in ("error", "warning", "info")
+    ]
+    words = [
+        f"{n} {word}{'s' * (n != 1)}"
+        for n, word in zip(levels, ("error", "warning", "note"), strict=True)
+    ]
+    assert text.startswith(
+        f"{planted['rows_in']} rows in the data {kept} rows left after cleaning {' '.join(words)}"
+    )
+    assert (
+        planted["files"][0]["sha256"] in text
+        and planted["settings"]["template_sha256"][:16] in text
+    )
     assert f"It took {planted['seconds']} seconds." in text
 
 
@@ -189,13 +228,28 @@ def test_tables_show_the_numbers_of_the_json(planted: Audit, page: Document) -> 
     for one in planted["truncation"]:
         lost = f"{one['trained_tokens_lost']:,} ({percent(one['share'])})"
         dropped = f"{one['trained_tokens_dropped']:,} ({percent(one['share_dropped'])})"
-        assert [f"{one['max_length']:,}", f"{one['rows_cut']:,}", f"{one['answers_lost']:,}", lost, dropped] in rows
-    for name in ("prompt_words", "response_words", "prompt_tokens", "response_tokens", "total_tokens"):
+        assert [
+            f"{one['max_length']:,}",
+            f"{one['rows_cut']:,}",
+            f"{one['answers_lost']:,}",
+            lost,
+            dropped,
+        ] in rows
+    for name in (
+        "prompt_words",
+        "response_words",
+        "prompt_tokens",
+        "response_tokens",
+        "total_tokens",
+    ):
         numbers = planted["lengths"][name]
         shown = [f"{numbers[key]:,.0f}" for key in ("min", "median", "mean", "p90", "p99", "max")]
         assert any(row[1:] == shown for row in rows), name
     for number in planted["duplicates"]["exact"].values():
-        assert any(row[1:3] == [f"{number:,}", percent(number / planted["duplicates"]["rows"])] for row in rows)
+        assert any(
+            row[1:3] == [f"{number:,}", percent(number / planted["duplicates"]["rows"])]
+            for row in rows
+        )
     kept = planted["rows_in"] - sum(step["rows"] for step in planted["waterfall"])
     assert f"width:{100 * kept / planted['rows_in']:.2f}%" in page.styles
     (test,) = planted["contamination"]
@@ -204,7 +258,9 @@ def test_tables_show_the_numbers_of_the_json(planted: Audit, page: Document) -> 
     assert [test["name"], f"{test['rows']:,}", hit, f"{test['train_rows']:,}", *rules] in rows
 
 
-def test_patterns_and_diversity_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+def test_patterns_and_diversity_show_the_numbers_of_the_json(
+    planted: Audit, page: Document
+) -> None:
     """Openers with count and share, unique shares with their rows, distinct n-grams beside the reference."""
     rows = cells(page)
     for kind in ("instruction_openers", "response_openers"):
@@ -216,16 +272,22 @@ def test_patterns_and_diversity_show_the_numbers_of_the_json(planted: Audit, pag
     for name in ("instruction", "response"):
         versions = [planted["diversity"][name][key] for key in ("value", "twenty_rows")]
         for size in ("distinct_1", "distinct_2", "distinct_3"):
-            shown = ["too few words" if one[size] is None else f"{one[size]:.3f}" for one in versions]
+            shown = [
+                "too few words" if one[size] is None else f"{one[size]:.3f}" for one in versions
+            ]
             assert any(row[2:] == shown for row in rows if len(row) == 4)
 
 
-def test_scripts_and_private_data_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+def test_scripts_and_private_data_show_the_numbers_of_the_json(
+    planted: Audit, page: Document
+) -> None:
     """Each pair of scripts with count and share, each kind of private data with its count."""
     rows = cells(page)
     for prompt, answers in planted["scripts"].items():
         name = {"und": "fewer than 20 letters"}.get(prompt, prompt)
-        shown = [f"{number:,} ({percent(number / planted['rows_read'])})" for number in answers.values()]
+        shown = [
+            f"{number:,} ({percent(number / planted['rows_read'])})" for number in answers.values()
+        ]
         assert any(row[0] == name and set(shown) <= set(row[1:]) for row in rows if row)
     assert planted["private_data"]
     for kind, number in planted["private_data"].items():
@@ -235,9 +297,16 @@ def test_scripts_and_private_data_show_the_numbers_of_the_json(planted: Audit, p
 def test_group_sizes_add_up(planted: Audit) -> None:
     """Every near-duplicate group is counted in one range of sizes, the largest included."""
     changed = copy.deepcopy(planted)
-    changed["duplicates"]["near"] |= {"rows": 9, "clusters_by_size": {"2": 4, "5": 3, "10": 2, "11": 1, "7000": 1}}
+    changed["duplicates"]["near"] |= {
+        "rows": 9,
+        "clusters_by_size": {"2": 4, "5": 3, "10": 2, "11": 1, "7000": 1},
+    }
     rows = cells(Document(render(changed)))
-    groups = [row for row in rows if row and row[0].endswith("rows") and row[0][:1].isdigit() and len(row) == 4]
+    groups = [
+        row
+        for row in rows
+        if row and row[0].endswith("rows") and row[0][:1].isdigit() and len(row) == 4
+    ]
     assert [row[:2] for row in groups] == [
         ["2 rows", "4"],
         ["4 to 5 rows", "3"],
@@ -260,12 +329,16 @@ def test_one_row_without_findings(make_audit: MakeAudit, tokenizer: bool) -> Non
     """A single good row makes a whole page that says what was looked for, and what a tokenizer or test data adds."""
     audit = make_audit([ROW], tokenizer=tokenizer, limit=None)
     page = Document(render(audit))
-    assert audit["findings"] == [] and list(page.sections) == TITLES and page.articles.keys() <= {""}
+    assert (
+        audit["findings"] == [] and list(page.sections) == TITLES and page.articles.keys() <= {""}
+    )
     assert f"None of the {len(audit['passed'])} checks found anything." in page.sections["Verdict"]
     shown = " ".join(page.sections.values()).lower()
     assert all(one["title"].lower() in shown for one in audit["passed"])
     needed = [title for title in TITLES if "--tokenizer" in page.sections[title]]
-    assert needed == ([] if tokenizer else [TITLES[0], TITLES[2], TITLES[3], TITLES[10], TITLES[11]])
+    assert needed == (
+        [] if tokenizer else [TITLES[0], TITLES[2], TITLES[3], TITLES[10], TITLES[11]]
+    )
     assert "--eval_data FILE" in page.sections["Overlap with evaluation data"]
     assert [tag for tag, _ in page.tags].count("svg") == (4 if tokenizer else 3)
 
@@ -276,13 +349,19 @@ def replaced(value: Any, text: str, key: str = "") -> Any:
     if isinstance(value, dict):
         foreign = key in ("scripts", "private_data", "versions") or (key and value is None)
         items = list(value.items())
-        names = [text + str(at) for at in range(len(items))] if foreign else [name for name, _ in items]
+        names = (
+            [text + str(at) for at in range(len(items))] if foreign else [name for name, _ in items]
+        )
         return {
             name: item if own in ours else replaced(item, text, own)
             for name, (own, item) in zip(names, items, strict=True)
         }
     if isinstance(value, list):
-        return [text, f"{text}other"] if key == "texts" else [replaced(item, text, key) for item in value]
+        return (
+            [text, f"{text}other"]
+            if key == "texts"
+            else [replaced(item, text, key) for item in value]
+        )
     return text if isinstance(value, str) else value
 
 
@@ -291,7 +370,9 @@ def test_text_makes_no_element_and_no_attribute(planted: Audit) -> None:
     assert planted["duplicates"]["near"]["just_above"] and planted["contamination"][0]["hits"]
     hostile, harmless = (render(replaced(planted, text)) for text in (HOSTILE, HARMLESS))
     assert Document(hostile).tags == Document(harmless).tags
-    assert "\u202e" not in hostile and HOSTILE.count("\u202e") == 1 and "\u27e8U+202E\u27e9" in hostile
+    assert (
+        "\u202e" not in hostile and HOSTILE.count("\u202e") == 1 and "\u27e8U+202E\u27e9" in hostile
+    )
     assert "<script" not in hostile and "{{ 7 * 7 }}" in hostile
 
 
@@ -320,20 +401,32 @@ def test_long_texts_are_cut_with_their_length(planted: Audit) -> None:
     assert "&lt;start&gt;ab" in html and "&lt;end&gt;" in html and "b" * 750 in html
 
 
-def test_the_report_is_written_beside_its_json(planted: Audit, page: Document, tmp_path: Path) -> None:
+def test_the_report_is_written_beside_its_json(
+    planted: Audit, page: Document, tmp_path: Path
+) -> None:
     """The file holds what `render` returns, the same bytes each time, and asks for nothing outside itself."""
     (tmp_path / "audit.json").write_text(json.dumps(planted), encoding="utf-8")
     path = write_audit_report(tmp_path)
     html = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report.html" and html == render(planted)
-    assert not {name for _, names in page.tags for name in names} & {"src", "srcset", "action", "onclick", "onload"}
+    assert not {name for _, names in page.tags for name in names} & {
+        "src",
+        "srcset",
+        "action",
+        "onclick",
+        "onload",
+    }
 
 
-def test_without_matplotlib_the_numbers_stay(planted: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_numbers_stay(
+    planted: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Figures give way to a note with the fix, and the tables stay."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = Document(render(planted))
-    assert page.sections["Lengths"].count("pip install") == 3 and "svg" not in {tag for tag, _ in page.tags}
+    assert page.sections["Lengths"].count("pip install") == 3 and "svg" not in {
+        tag for tag, _ in page.tags
+    }
     assert list(page.sections) == TITLES
 
 
@@ -346,7 +439,9 @@ def test_without_matplotlib_the_numbers_stay(planted: Audit, monkeypatch: pytest
         ("a  b\nc", "a b\nc!", (["  "], [" ", "!"])),
     ],
 )
-def test_compare_marks_what_only_one_text_has(one: str, other: str, marked: tuple[list[str], list[str]]) -> None:
+def test_compare_marks_what_only_one_text_has(
+    one: str, other: str, marked: tuple[list[str], list[str]]
+) -> None:
     """The pieces make up both texts, those of both are equal, and the others are the differences."""
     left, right = compare(one, other)
     assert ("".join(text for text, _ in left), "".join(text for text, _ in right)) == (one, other)
@@ -356,8 +451,13 @@ def test_compare_marks_what_only_one_text_has(one: str, other: str, marked: tupl
 
 def test_overlaps_show_both_texts_and_mark_what_they_share(make_audit: MakeAudit) -> None:
     """Evaluation and training text stand side by side with the words around the overlap, which alone is marked."""
-    shared = "a merchant from the coast sends three carts of salt to the market behind the mountains"
-    rows = [{"prompt": f"{start} {shared} {end}", "completion": "Yes."} for start, end in (("Now", "?"), ("So", "!"))]
+    shared = (
+        "a merchant from the coast sends three carts of salt to the market behind the mountains"
+    )
+    rows = [
+        {"prompt": f"{start} {shared} {end}", "completion": "Yes."}
+        for start, end in (("Now", "?"), ("So", "!"))
+    ]
     html = render(make_audit(rows[:1], held_out=rows[1:]))
     assert f"Now<mark> {shared} </mark>?" in html and f"So<mark> {shared} </mark>!" in html
 

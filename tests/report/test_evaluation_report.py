@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from sft_recipes.report.evaluation_report import METRIC_TEXTS, SHOWN_SAMPLES, order_rows, render_evaluation_report
+from sft_recipes.report.evaluation_report import (
+    METRIC_TEXTS,
+    SHOWN_SAMPLES,
+    order_rows,
+    render_evaluation_report,
+)
 from sft_recipes.response_patterns import opener
 
 HOSTILE = "</pre><script>alert(1)</script>\u202e"
@@ -57,7 +62,10 @@ def sample(row: int, exact: bool, **rest: Any) -> dict[str, Any]:
 
 
 SAMPLES = [sample(row, exact) for row, exact in enumerate((True, False, False, True))]
-BASES = [sample(row, exact, response=f"base {row}") for row, exact in enumerate((True, True, False, False))]
+BASES = [
+    sample(row, exact, response=f"base {row}")
+    for row, exact in enumerate((True, True, False, False))
+]
 DIFFERENCE = estimate(0.05) | {"p_value": 0.0004, "gained": 1, "lost": 1}
 
 
@@ -96,7 +104,8 @@ def test_every_metric_is_shown_with_its_interval_base_and_difference() -> None:
     document = both()
     for text in METRIC_TEXTS.values():
         assert any(
-            text.label in row and "0.500 [0.40, 0.60]" in row and "0.300 [0.20, 0.40]" in row for row in document.rows
+            text.label in row and "0.500 [0.40, 0.60]" in row and "0.300 [0.20, 0.40]" in row
+            for row in document.rows
         )
     row = next(row for row in document.rows if "Exact match" in row and "Answers equal" in row)
     assert "+0.050 [-0.05, +0.15]" in row
@@ -161,34 +170,89 @@ def test_provenance_is_text_too() -> None:
 
 
 def system(name: str, **rest: Any) -> dict[str, Any]:
-    content = {"metrics": metrics()["metrics"], "differences": {"exact_match": DIFFERENCE}, "changed": {}}
+    content = {
+        "metrics": metrics()["metrics"],
+        "differences": {"exact_match": DIFFERENCE},
+        "changed": {},
+    }
     return {"name": name, "rows_trained": None, "on_curve": False, **content, **rest}
 
 
 def full(name: str = "other", task: str = "count") -> dict[str, Any]:
     """Everything that an evaluation can hold; `name` and `task` stand wherever data names something."""
-    refused = [{"model": "tuned", "format": "template", "label": label} | estimate(0.5) for label in ("safe", "unsafe")]
-    line = {"name": "exact_match", "compared_with": None, "group": task, "side": "at_least", "limit": 0.5, "bound": 0.4}
-    formats = {"template": {"tuned": {name: estimate(0.5) for name in ("exact_match", "template_leak")}}}
+    refused = [
+        {"model": "tuned", "format": "template", "label": label} | estimate(0.5)
+        for label in ("safe", "unsafe")
+    ]
+    line = {
+        "name": "exact_match",
+        "compared_with": None,
+        "group": task,
+        "side": "at_least",
+        "limit": 0.5,
+        "bound": 0.4,
+    }
+    formats = {
+        "template": {"tuned": {name: estimate(0.5) for name in ("exact_match", "template_leak")}}
+    }
     rule = {"n": 9, "precision": 0.9, "recall": 0.8}
     changed = {"recipe": {"max_rows": [50, None], name: [name, name]}, "data": {"rows": [50, 100]}}
     return {
         "gate": {"verdict": "fail", "exit_code": 1, "smoke": False}
         | {"lines": [line | estimate(0.5) | {"n_min": 4, "verdict": "fail"}]},
-        "comparisons": [system("base"), system(name, rows_trained=50, on_curve=True, changed=changed)],
+        "comparisons": [
+            system("base"),
+            system(name, rows_trained=50, on_curve=True, changed=changed),
+        ],
         "task_types": {task: estimate(0.75)},
         "task_differences": {task: {"training_rows": 0, "p_holm": 0.02} | DIFFERENCE},
         "format_overfitting": {"n": 4, "formats": formats, "indicators": {}, "format_spread": {}}
-        | {"worst": [{"source": name, "row": 1, "prompt": name, "reference": name, "answers": {name: name}}]},
-        "training_curves": {"loss": [[1, 2.0], [2, 1.0]], "eval_loss": [[1, 1.5]], "eval_exact_match": [[1, 0.5]]},
-        "safety": {"prompts": name, "n_min": 200, "rule": rule, "refused": refused, "indicators": {}}
         | {
-            "complied": [{"model": "tuned", "format": name, "source": name, "row": 1, "prompt": name, "response": name}]
+            "worst": [
+                {
+                    "source": name,
+                    "row": 1,
+                    "prompt": name,
+                    "reference": name,
+                    "answers": {name: name},
+                }
+            ]
+        },
+        "training_curves": {
+            "loss": [[1, 2.0], [2, 1.0]],
+            "eval_loss": [[1, 1.5]],
+            "eval_exact_match": [[1, 0.5]],
+        },
+        "safety": {
+            "prompts": name,
+            "n_min": 200,
+            "rule": rule,
+            "refused": refused,
+            "indicators": {},
+        }
+        | {
+            "complied": [
+                {
+                    "model": "tuned",
+                    "format": name,
+                    "source": name,
+                    "row": 1,
+                    "prompt": name,
+                    "response": name,
+                }
+            ]
         },
     }
 
 
-ORDER = ["Gate", "Differences", "Metrics", "Task types", "Format overfitting", "Health of the output"]
+ORDER = [
+    "Gate",
+    "Differences",
+    "Metrics",
+    "Task types",
+    "Format overfitting",
+    "Health of the output",
+]
 ORDER += ["Answers", "Over training", "Safety", "Provenance"]
 
 
@@ -208,8 +272,14 @@ def test_systems_stand_side_by_side_with_what_else_differs() -> None:
     document = both(**full("runs/half"))
     row = next(row for row in document.rows if row.count("+0.050 [-0.05, +0.15]") == 2)
     assert row.count("n 4, p < 0.001") == 2
-    assert any(re.search(r"runs/half\s+recipe: max_rows\s+50\s+not set", row) for row in document.rows)
-    for title in ("Learning curve", "Loss; step of the best eval loss: 1", "Scores of the callback"):
+    assert any(
+        re.search(r"runs/half\s+recipe: max_rows\s+50\s+not set", row) for row in document.rows
+    )
+    for title in (
+        "Learning curve",
+        "Loss; step of the best eval loss: 1",
+        "Scores of the callback",
+    ):
         assert title in document.text
     # Forest plot, learning curve, formats, lengths, losses, scores; one bar of the gate.
     assert document.tags.count("svg") == 7
@@ -217,25 +287,37 @@ def test_systems_stand_side_by_side_with_what_else_differs() -> None:
 
 def test_a_task_type_shows_test_and_whether_training_had_it() -> None:
     """n, both values, difference, discordant pairs, p alone and by Holm; none in the training data is marked."""
-    row = next(row for row in both(**full()).rows if "+0.050 [-0.05, +0.15]" in row and "1 / 1" in row)
+    row = next(
+        row for row in both(**full()).rows if "+0.050 [-0.05, +0.15]" in row and "1 / 1" in row
+    )
     assert re.search(r"count\s+none\s+4 .*1 / 1\s+< 0\.001\s+0\.020", row)
 
 
 def test_openers_and_ends_of_answers() -> None:
     """What ended the answers as a bar of shares; the first four words of longer answers with their share."""
-    rows = [sample(row, True, response="Sure, here is the answer.") for row in range(3)] + [sample(3, True)]
+    rows = [sample(row, True, response="Sure, here is the answer.") for row in range(3)] + [
+        sample(3, True)
+    ]
     html = render_evaluation_report(metrics(), rows)
-    assert 'class="eos" style="width: 75.0%"' in html and 'class="length" style="width: 25.0%"' in html
+    assert (
+        'class="eos" style="width: 75.0%"' in html and 'class="length" style="width: 25.0%"' in html
+    )
     assert any(re.search(r"sure, here is the\s+3\s+1\.000", row) for row in Document(html).rows)
 
 
 def test_names_are_inert_everywhere() -> None:
     """Markup in the name of a run, a key, a task type or any text beside the answers makes no element."""
     plain = render_evaluation_report(
-        metrics(**full("usual", "usual")), SAMPLES, metrics(0.3, task_types={"usual": estimate(0.1)}), BASES
+        metrics(**full("usual", "usual")),
+        SAMPLES,
+        metrics(0.3, task_types={"usual": estimate(0.1)}),
+        BASES,
     )
     hostile = render_evaluation_report(
-        metrics(**full(HOSTILE, HOSTILE)), SAMPLES, metrics(0.3, task_types={HOSTILE: estimate(0.1)}), BASES
+        metrics(**full(HOSTILE, HOSTILE)),
+        SAMPLES,
+        metrics(0.3, task_types={HOSTILE: estimate(0.1)}),
+        BASES,
     )
     assert Document(hostile).tags == Document(plain).tags
     assert "\u202e" not in hostile and "<script>alert" not in hostile
@@ -244,9 +326,16 @@ def test_names_are_inert_everywhere() -> None:
 
 def test_no_rows_and_no_values_still_make_a_page() -> None:
     """n = 0 renders: no value, no answers, an empty histogram."""
-    empty = metrics(n=0, stop_reasons={}, task_types={}, metrics={name: estimate(None, 0) for name in METRIC_TEXTS})
+    empty = metrics(
+        n=0,
+        stop_reasons={},
+        task_types={},
+        metrics={name: estimate(None, 0) for name in METRIC_TEXTS},
+    )
     differences = {"exact_match": estimate(None, 0) | {"p_value": None}}
-    document = Document(render_evaluation_report(empty | {"differences": differences}, [], empty, []))
+    document = Document(
+        render_evaluation_report(empty | {"differences": differences}, [], empty, [])
+    )
     assert any("Exact match" in row and "none" in row for row in document.rows)
 
 

@@ -116,7 +116,11 @@ def test_two_figures_share_no_id() -> None:
     for label in ("first", "second"):
         figure, axes = new_figure(3, 2)
         axes.plot([0, 1], [1, 0])
-        clip_paths = [value for name, value in Elements(figure_svg(figure, label)).attributes if name == "clip-path"]
+        clip_paths = [
+            value
+            for name, value in Elements(figure_svg(figure, label)).attributes
+            if name == "clip-path"
+        ]
         ids += set(clip_paths)
     assert len(ids) == len(set(ids)) == 2
 
@@ -146,5 +150,8 @@ def test_estimates_read_as_value_and_interval(value, low, high, text) -> None:
 
 def test_differences_carry_their_sign() -> None:
     """Plus and minus are written out in value and interval."""
-    assert format_estimate({"value": 0.125, "ci_low": -0.02, "ci_high": 0.23}, "+") == "+0.125 [-0.02, +0.23]"
+    assert (
+        format_estimate({"value": 0.125, "ci_low": -0.02, "ci_high": 0.23}, "+")
+        == "+0.125 [-0.02, +0.23]"
+    )
     assert format_estimate({"value": None, "ci_low": None, "ci_high": None}, "+") == "none"

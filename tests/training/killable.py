@@ -88,7 +88,9 @@ class Fault:
         setattr(owner, name, watched)
 
 
-def work(arguments: Sequence[str], environment: Mapping[str, str], faults: Sequence[Fault], output: Path) -> None:
+def work(
+    arguments: Sequence[str], environment: Mapping[str, str], faults: Sequence[Fault], output: Path
+) -> None:
     """The process: `train` with its arguments, everything it prints going to a file."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -140,10 +142,14 @@ def start(path: Path, *arguments: str, faults: Sequence[Fault] = (), ranks: int 
             port = str(free.getsockname()[1])
         shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         shared |= {"ACCELERATE_USE_CPU": "true", "LOCAL_WORLD_SIZE": str(ranks)}
-        environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        environments = [
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)
+        ]
     output = path.with_name("output.txt")
     given = ["--config", str(path), *arguments]
-    processes = [context.Process(target=work, args=(given, one, faults, output)) for one in environments]
+    processes = [
+        context.Process(target=work, args=(given, one, faults, output)) for one in environments
+    ]
     for process in processes:
         process.start()
     return Run(processes, output)

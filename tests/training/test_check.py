@@ -16,7 +16,9 @@ from tests.training.tiny import trainer_for
 
 
 @pytest.mark.parametrize("keys", [{}, {"use_peft": True, "lora_r": 4}], ids=["full", "lora"])
-def test_memory_is_what_one_step_allocates(keys: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+def test_memory_is_what_one_step_allocates(
+    keys: dict[str, Any], write_recipe: Callable[..., Path]
+) -> None:
     """Parameters, trained parameters, and bytes of weights, gradients and optimizer equal those after one step."""
     path = write_recipe(max_steps=1, **keys)
     planned = check_recipe(load_recipe(path), progress=False)["plan"]
@@ -42,7 +44,9 @@ def test_memory_is_what_one_step_allocates(keys: dict[str, Any], write_recipe: C
 
 def test_packs_are_counted_as_they_are_trained(write_recipe: Callable[..., Path]) -> None:
     """With packing the planned steps are those that TRL's packing of the same rows gives."""
-    path = write_recipe(packing=True, max_length=64, num_train_epochs=1, per_device_train_batch_size=2)
+    path = write_recipe(
+        packing=True, max_length=64, num_train_epochs=1, per_device_train_batch_size=2
+    )
     planned = check_recipe(load_recipe(path), progress=False)["plan"]
     packs = len(trainer_for(path).train_dataset)
     assert planned["steps"] == -(-packs // 2)
@@ -51,8 +55,14 @@ def test_packs_are_counted_as_they_are_trained(write_recipe: Callable[..., Path]
 
 CONFIGS = {
     "ddp": ("distributed_type: MULTI_GPU\n", (1, 1, 1)),
-    "fsdp": ("distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: true\n", (4, 4, 4)),
-    "fsdp_kept": ("distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: false\n", (1, 4, 4)),
+    "fsdp": (
+        "distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: true\n",
+        (4, 4, 4),
+    ),
+    "fsdp_kept": (
+        "distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: false\n",
+        (1, 4, 4),
+    ),
     "zero1": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 1\n", (1, 1, 4)),
     "zero2": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 2\n", (1, 4, 4)),
     "zero3": ("distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n", (4, 4, 4)),
@@ -60,7 +70,9 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_launch_splits_what_its_strategy_splits(name: str, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_launch_splits_what_its_strategy_splits(
+    name: str, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """Weights, gradients and optimizer states of one device are those of one process over the strategy's shares, and
     four processes take four times the rows a step.
     """
@@ -71,12 +83,16 @@ def test_a_launch_splits_what_its_strategy_splits(name: str, write_recipe: Calla
     alone = check_recipe(recipe, progress=False)["plan"]
     spread = check_recipe(recipe, config, processes=4, progress=False)["plan"]
     for part, share in zip(("weights", "gradients", "optimizer"), shares, strict=True):
-        assert spread["bytes a device"][part] == pytest.approx(alone["bytes a device"][part] / share, abs=1)
+        assert spread["bytes a device"][part] == pytest.approx(
+            alone["bytes a device"][part] / share, abs=1
+        )
     assert spread["rows a step"] == 4 * alone["rows a step"]
     assert spread["strategy"] == f"{name} on 4 processes"
 
 
-def test_offloaded_states_lie_in_host_memory(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_offloaded_states_lie_in_host_memory(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """What a ZeRO config offloads is counted for the host, not for the device."""
     config = tmp_path / "offload.yaml"
     config.write_text(
@@ -95,28 +111,49 @@ def test_offloaded_states_lie_in_host_memory(write_recipe: Callable[..., Path], 
         (False, {}, 256, []),
         (False, {"learning_rate": 1e-5, "num_train_epochs": 3}, "not recorded", []),
         (True, {}, None, ["learning_rate 2e-05 is outside the usual 0.0001 to 0.0005 for LoRA"]),
-        (True, {"learning_rate": 5e-4}, 255, ["the longest row has 256 tokens, the model's context is 255: lower"]),
-        (False, {"learning_rate": 1e-4}, 256, ["learning_rate 0.0001 is outside the usual 1e-05 to 5e-05 for full"]),
+        (
+            True,
+            {"learning_rate": 5e-4},
+            255,
+            ["the longest row has 256 tokens, the model's context is 255: lower"],
+        ),
+        (
+            False,
+            {"learning_rate": 1e-4},
+            256,
+            ["learning_rate 0.0001 is outside the usual 1e-05 to 5e-05 for full"],
+        ),
         (False, {"num_train_epochs": 4}, 256, ["num_train_epochs 4 is outside the usual 1 to 3"]),
         (False, {"num_train_epochs": 4, "max_steps": 9}, 256, []),
         (False, {"max_grad_norm": 0.0}, 256, ["max_grad_norm is 0: gradients are not clipped"]),
-        (False, {"train_sampling_strategy": "group_by_length"}, 256, ["train_sampling_strategy group_by_length: a"]),
+        (
+            False,
+            {"train_sampling_strategy": "group_by_length"},
+            256,
+            ["train_sampling_strategy group_by_length: a"],
+        ),
     ],
 )
-def test_what_is_unusual_is_said(lora: bool, changed: dict[str, Any], context: Any, notes: list[str]) -> None:
+def test_what_is_unusual_is_said(
+    lora: bool, changed: dict[str, Any], context: Any, notes: list[str]
+) -> None:
     """What lies outside the chapter's ranges, or ten times them for LoRA, gets a line; what is inside gets none."""
     usual = {"learning_rate": 2e-5, "num_train_epochs": 1, "max_steps": -1, "max_grad_norm": 1.0}
     args = SimpleNamespace(**{**usual, "train_sampling_strategy": "random", **changed})
     recipe: Any = SimpleNamespace(model={"use_peft": lora})
     said = unusual(recipe, args, 256, context)
-    assert len(said) == len(notes) and all(one.startswith(note) for one, note in zip(said, notes, strict=True))
+    assert len(said) == len(notes) and all(
+        one.startswith(note) for one, note in zip(said, notes, strict=True)
+    )
 
 
 def test_measured_steps_leave_no_trace(write_recipe: Callable[..., Path]) -> None:
     """`measure` reports time and memory of real steps, scales them to those planned, and touches no run folder."""
     recipe = load_recipe(write_recipe(max_steps=50))
     plan = check_recipe(recipe, measure=2, progress=False)["plan"]
-    seconds, hours = (float(plan[f"measured {name}"]) for name in ("seconds a step", "hours for all steps"))
+    seconds, hours = (
+        float(plan[f"measured {name}"]) for name in ("seconds a step", "hours for all steps")
+    )
     assert hours == pytest.approx(seconds * 50 / 3600, rel=0.02)
     assert plan["bytes at peak, measured"] > sum(plan["bytes a device"].values())
     assert not recipe.output_dir.exists()

@@ -25,7 +25,13 @@ from tests.conftest import instruction_rows
 from tests.training.test_train import interrupt
 from tests.training.tiny import file_hashes, logged, trainer_for
 
-FACTS = {"data": "d", "world_size": 1, "global_batch_size": 8, "seed": 42, "versions": {"torch": "2"}}
+FACTS = {
+    "data": "d",
+    "world_size": 1,
+    "global_batch_size": 8,
+    "seed": 42,
+    "versions": {"torch": "2"},
+}
 FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors")
 
 
@@ -57,10 +63,15 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_r5_damaged_file(name: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_r5_damaged_file(
+    name: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file of the newest checkpoint is deleted, cut, emptied, zeroed or a bit is flipped: it is skipped by name."""
     make(tmp_path, 2, 4)
-    assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4" and not capsys.readouterr().out
+    assert (
+        checkpoints.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+        and not capsys.readouterr().out
+    )
     DAMAGE[damage](tmp_path / "checkpoint-4" / name)
     assert checkpoints.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     missing = "it was never sealed" if name == "manifest.json" else f"{name} is missing"
@@ -110,9 +121,14 @@ def test_r6_checkpoint_of_another_run(
     run = tmp_path / "run2"
     interrupted_run(path, run, "--dataset_name", str(other))
     shutil.copytree(tmp_path / "run/checkpoint-2", run / "checkpoint-99")
-    assert main(["--config", str(path), "--output_dir", str(run), "--dataset_name", str(other)]) == 2
+    assert (
+        main(["--config", str(path), "--output_dir", str(run), "--dataset_name", str(other)]) == 2
+    )
     error = capsys.readouterr().err
-    assert "checkpoint-99: data: the data, its template or its tokenizer changed since the checkpoint" in error
+    assert (
+        "checkpoint-99: data: the data, its template or its tokenizer changed since the checkpoint"
+        in error
+    )
 
 
 def interrupted_run(path: Path, run: Path, *arguments: str, step: int = 3) -> None:
@@ -125,7 +141,14 @@ def interrupted_run(path: Path, run: Path, *arguments: str, step: int = 3) -> No
 
 @pytest.mark.parametrize(
     ("limit", "best", "left"),
-    [(None, None, [2, 4, 6, 8]), (1, None, [8]), (2, None, [6, 8]), (1, 4, [4, 8]), (2, 4, [4, 8]), (3, 4, [4, 6, 8])],
+    [
+        (None, None, [2, 4, 6, 8]),
+        (1, None, [8]),
+        (2, None, [6, 8]),
+        (1, 4, [4, 8]),
+        (2, 4, [4, 8]),
+        (3, 4, [4, 6, 8]),
+    ],
 )
 def test_r13_rotation(limit: int | None, best: int | None, left: list[int], tmp_path: Path) -> None:
     """Only the oldest sealed checkpoints beyond the limit go; newest and best stay, and all that is not ours."""
@@ -134,11 +157,17 @@ def test_r13_rotation(limit: int | None, best: int | None, left: list[int], tmp_
     for name in foreign:
         (tmp_path / name).mkdir()
         (tmp_path / name / "notes.txt").write_text("mine")
-    before = {name: found for name, found in file_hashes(tmp_path).items() if name.split("/")[0] in foreign}
+    before = {
+        name: found
+        for name, found in file_hashes(tmp_path).items()
+        if name.split("/")[0] in foreign
+    }
     checkpoints.rotate(tmp_path, limit, best and str(tmp_path / f"checkpoint-{best}"))
     sealed = [step for step in (2, 4, 6, 8) if (tmp_path / f"checkpoint-{step}").exists()]
     assert sealed == left
-    assert {name: one for name, one in file_hashes(tmp_path).items() if name.split("/")[0] in foreign} == before
+    assert {
+        name: one for name, one in file_hashes(tmp_path).items() if name.split("/")[0] in foreign
+    } == before
 
 
 def test_r13_save_total_limit_of_a_run(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -156,7 +185,9 @@ def test_r13_save_total_limit_of_a_run(write_recipe: Callable[..., Path], tmp_pa
     facts = {key: manifest[key] for key in ("step", "world_size", "global_batch_size", "seed")}
     assert facts == {"step": 5, "world_size": 1, "global_batch_size": 8, "seed": 42}
     names = {
-        str(path.relative_to(run / "checkpoint-5")) for path in (run / "checkpoint-5").rglob("*") if path.is_file()
+        str(path.relative_to(run / "checkpoint-5"))
+        for path in (run / "checkpoint-5").rglob("*")
+        if path.is_file()
     }
     assert manifest["files"].keys() == names - {"manifest.json"} and "optimizer.pt" in names
 
@@ -178,16 +209,28 @@ def test_skipped_checkpoint_is_moved_aside_not_overwritten(tmp_path: Path) -> No
 def test_r9_space_is_checked_before_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1.2 times the newest sealed checkpoint has to fit, or the estimate; the message has both numbers."""
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000_000))
+    monkeypatch.setattr(
+        checkpoints.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000_000)
+    )
     with pytest.raises(
-        TrainingFault, match=r"no space left: need 2\.4 GB, have 1 GB at .*Earlier checkpoints are intact"
+        TrainingFault,
+        match=r"no space left: need 2\.4 GB, have 1 GB at .*Earlier checkpoints are intact",
     ):
         checkpoints.begin_save(tmp_path / "checkpoint-2", 2_000_000_000)
     checkpoints.begin_save(tmp_path / "checkpoint-2", 800_000_000)
     make(tmp_path, 2)
-    need = int(1.2 * sum(path.stat().st_size for path in (tmp_path / "checkpoint-2").iterdir() if path.name in FILES))
+    need = int(
+        1.2
+        * sum(
+            path.stat().st_size
+            for path in (tmp_path / "checkpoint-2").iterdir()
+            if path.name in FILES
+        )
+    )
     for free, fits in ((need, True), (need - 1, False)):
-        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        monkeypatch.setattr(
+            checkpoints.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free)
+        )
         if fits:
             checkpoints.begin_save(tmp_path / "checkpoint-4", 0)
         else:
@@ -195,7 +238,9 @@ def test_r9_space_is_checked_before_a_save(tmp_path: Path, monkeypatch: pytest.M
                 checkpoints.begin_save(tmp_path / "checkpoint-6", 0)
 
 
-def test_r9_folder_that_cannot_be_written(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_r9_folder_that_cannot_be_written(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """An output_dir below a file: wrong input, said before anything is read or trained."""
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"output_dir: run\.lock cannot be written"):
@@ -227,7 +272,9 @@ def test_r11_changed_recipe(
         checkpoints.check_same_run(changed)
     assert named in str(refusal.value)
     if {"learning_rate", "lora_r"} & changes.keys():
-        with pytest.raises(InputError, match="optimizer and model decide, a change would do nothing"):
+        with pytest.raises(
+            InputError, match="optimizer and model decide, a change would do nothing"
+        ):
             checkpoints.check_same_run(changed, [*changes])
     else:
         state = checkpoints.check_same_run(changed, [*changes])
@@ -242,30 +289,48 @@ def test_r11_changed_facts(fact: str, tmp_path: Path) -> None:
     make(tmp_path, 2)
     now = {**FACTS, fact: "other"}
     with pytest.raises(
-        InputError, match=f"changed since the checkpoint .{fact}: .* there, 'other' here.*--allow_changed"
+        InputError,
+        match=f"changed since the checkpoint .{fact}: .* there, 'other' here.*--allow_changed",
     ):
         checkpoints.check_contract(tmp_path / "checkpoint-2", now)
-    assert checkpoints.check_contract(tmp_path / "checkpoint-2", now, [fact]) == {fact: (FACTS[fact], "other")}
+    assert checkpoints.check_contract(tmp_path / "checkpoint-2", now, [fact]) == {
+        fact: (FACTS[fact], "other")
+    }
     assert checkpoints.check_contract(tmp_path / "checkpoint-2", FACTS) == {}
 
 
 def test_other_versions_are_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint of another library version is resumed, and the run says that it will not repeat bit for bit."""
     make(tmp_path, 2)
-    assert checkpoints.check_contract(tmp_path / "checkpoint-2", {**FACTS, "versions": {"torch": "3"}}) == {}
-    assert "other versions, so not bit for bit: {'torch': '2'} -> {'torch': '3'}" in capsys.readouterr().out
+    assert (
+        checkpoints.check_contract(tmp_path / "checkpoint-2", {**FACTS, "versions": {"torch": "3"}})
+        == {}
+    )
+    assert (
+        "other versions, so not bit for bit: {'torch': '2'} -> {'torch': '3'}"
+        in capsys.readouterr().out
+    )
 
 
-def test_r11_allowed_change_trains_and_is_recorded(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_r11_allowed_change_trains_and_is_recorded(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """A finished run goes on to more steps where that is allowed, and its state says to the end what changed."""
     path = write_recipe(max_steps=2)
     train(load_recipe(path))
     assert main(["--config", str(path), "--max_steps", "4", "--allow_changed", "max_steps"]) == 0
     state = run_folder.read_state(tmp_path / "run")
-    assert (state["state"], state["step"], state["allowed_changes"]) == ("finished", 4, {"max_steps": [2, 4]})
+    assert (state["state"], state["step"], state["allowed_changes"]) == (
+        "finished",
+        4,
+        {"max_steps": [2, 4]},
+    )
     assert len(logged(tmp_path / "run")) == 4
     before = file_hashes(tmp_path / "run")
-    assert main(["--config", str(path), "--max_steps", "4"]) == 0 and file_hashes(tmp_path / "run") == before
+    assert (
+        main(["--config", str(path), "--max_steps", "4"]) == 0
+        and file_hashes(tmp_path / "run") == before
+    )
 
 
 def test_r14_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,14 +343,24 @@ def test_r14_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     for pid, where in ((os.getppid(), host), (1, "elsewhere")):
         leave(pid, where)
-        with pytest.raises(InputError, match=f"process {pid} on {where} is training here.*delete {tmp_path}/run.lock"):
+        with pytest.raises(
+            InputError,
+            match=f"process {pid} on {where} is training here.*delete {tmp_path}/run.lock",
+        ):
             run_lock(tmp_path).__enter__()
         assert lock_holder(tmp_path) == (pid, where)
-    for pid, where, age in ((2**22 + 1, host, 0), (os.getpid(), host, 0), (1, "elsewhere", STALE_SECONDS + 1)):
+    for pid, where, age in (
+        (2**22 + 1, host, 0),
+        (os.getpid(), host, 0),
+        (1, "elsewhere", STALE_SECONDS + 1),
+    ):
         leave(pid, where, age)
         with run_lock(tmp_path):
             assert f"run.lock of process {pid} on {where} is stale" in capsys.readouterr().out
-            assert json.loads((tmp_path / "run.lock").read_text()) == {"pid": os.getpid(), "host": host}
+            assert json.loads((tmp_path / "run.lock").read_text()) == {
+                "pid": os.getpid(),
+                "host": host,
+            }
         assert not (tmp_path / "run.lock").exists()
 
 
@@ -311,9 +386,14 @@ def test_r12_weight_that_overflows_reaches_no_file(
     assert all(bool(tensor.isfinite().all()) for one in saved for tensor in load_file(one).values())
 
 
-def test_r12_run_that_changes_nothing(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_r12_run_that_changes_nothing(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """A learning rate too small for the weights' precision ends in a fault, not in a copy of the base."""
-    assert main(["--config", str(write_recipe(learning_rate=1e-30, max_steps=2, save_strategy="no"))]) == 3
+    assert (
+        main(["--config", str(write_recipe(learning_rate=1e-30, max_steps=2, save_strategy="no"))])
+        == 3
+    )
     assert "no weight has changed since the start" in capsys.readouterr().err
 
 
@@ -321,9 +401,20 @@ def test_r17_broken_evaluation_is_found_before_the_first_step(
     write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Generation that raises, and a best metric that no evaluation gives, end the run before it has trained a step."""
-    evaluated = {"eval_split": 8, "eval_strategy": "epoch", "evaluation": {"rows": 2, "max_new_tokens": 4}}
-    path = write_recipe(**evaluated, metric_for_best_model="bleu", save_strategy="epoch", load_best_model_at_end=True)
-    with pytest.raises(InputError, match=r"no evaluation gives 'eval_bleu'. Fix: use one of .*eval_exact_match"):
+    evaluated = {
+        "eval_split": 8,
+        "eval_strategy": "epoch",
+        "evaluation": {"rows": 2, "max_new_tokens": 4},
+    }
+    path = write_recipe(
+        **evaluated,
+        metric_for_best_model="bleu",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+    )
+    with pytest.raises(
+        InputError, match=r"no evaluation gives 'eval_bleu'. Fix: use one of .*eval_exact_match"
+    ):
         train(load_recipe(path))
     assert not logged(tmp_path / "run") if (tmp_path / "run/log.jsonl").exists() else True
 
@@ -353,7 +444,9 @@ def test_r17_rehearsal_changes_nothing(
     monkeypatch.setattr(page, "rehearse_evaluation", called.append)
     without = train(load_recipe(path, {"output_dir": str(tmp_path / "without")}))
     assert called
-    assert (with_it / "adapter_model.safetensors").read_bytes() == (without / "adapter_model.safetensors").read_bytes()
+    assert (with_it / "adapter_model.safetensors").read_bytes() == (
+        without / "adapter_model.safetensors"
+    ).read_bytes()
     for key in ("loss", "eval_loss", "num_tokens", "eval_exact_match"):
         assert logged(with_it, key) == logged(without, key)
 

@@ -50,7 +50,13 @@ def launch(config: str, path: Path, **environment: str) -> subprocess.CompletedP
     ]
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
-        command, env=variables, cwd=path.parent, capture_output=True, text=True, timeout=280, check=False
+        command,
+        env=variables,
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
 
 
@@ -80,7 +86,9 @@ def assert_fresh_process_loads(run: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(run)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -94,7 +102,12 @@ def test_two_ranks_equal_one_process(
     """Losses per step within 1e-5 of one process with the same 8 rows a step, saved weights within 5e-5; the stage
     asked for is the one that ran; the save loads in a fresh process; a resumed run ends bit-equal.
     """
-    rows = {"global_batch_size": 8, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2}
+    rows = {
+        "global_batch_size": 8,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
     path = write_recipe(**rows, **keys)
     result = launch(f"zero{stage}_cpu", path)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -103,8 +116,12 @@ def test_two_ranks_equal_one_process(
         assert (rank["engine"], rank["stage"], rank["world_size"]) == ("DeepSpeedEngine", stage, 2)
         assert rank["fast_loss"]
         # Stage 3 leaves each rank half of every weight, rounded up.
-        assert rank["elements_held"] == pytest.approx(rank["elements"] / (2 if stage == 3 else 1), rel=0.01)
-    assert ranks(tmp_path)[0]["weights"] == ranks(tmp_path)[1]["weights"], "the ranks ended with different weights"
+        assert rank["elements_held"] == pytest.approx(
+            rank["elements"] / (2 if stage == 3 else 1), rel=0.01
+        )
+    assert ranks(tmp_path)[0]["weights"] == ranks(tmp_path)[1]["weights"], (
+        "the ranks ended with different weights"
+    )
 
     one = train(load_recipe(path, {"output_dir": str(tmp_path / "one")}))
     losses = logged(one)
@@ -113,7 +130,10 @@ def test_two_ranks_equal_one_process(
     assert found.keys() == expected.keys()
     assert all(torch.allclose(found[name], expected[name], atol=5e-5) for name in expected)
     start = saved(Path(load_recipe(path).model_name))
-    assert any(not torch.allclose(one, start.get(name, torch.zeros(())), atol=1e-3) for name, one in found.items())
+    assert any(
+        not torch.allclose(one, start.get(name, torch.zeros(())), atol=1e-3)
+        for name, one in found.items()
+    )
     assert_fresh_process_loads(run)
 
     trained = logged(run)
@@ -140,7 +160,9 @@ def test_fault_on_one_rank_stops_both(
     result = launch(f"zero{stage}_cpu", path, BREAK_RANK="1", BREAK_WITH=value)
     assert result.returncode != 0
     state = json.loads((tmp_path / "run/run_state.json").read_text())
-    assert (state["state"], state["exit_code"]) == ("failed", 3) and "step 1: the loss" in state["error"]
+    assert (state["state"], state["exit_code"]) == ("failed", 3) and "step 1: the loss" in state[
+        "error"
+    ]
     # DeepSpeed steps within backward(), so the guard speaks after the first step and before a second.
     assert [rank["steps_of_engine"] for rank in ranks(tmp_path)] == [1, 1]
     assert not list((tmp_path / "run").rglob("*.safetensors"))
@@ -189,11 +211,22 @@ def test_launch_that_works_is_not_refused(
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["optimizer.pt", "optimizer.bin", "global_step2/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"]
+    "optimizer",
+    [
+        "optimizer.pt",
+        "optimizer.bin",
+        "global_step2/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    ],
 )
 def test_checkpoints_of_every_strategy_are_complete(optimizer: str, tmp_path: Path) -> None:
     """A checkpoint is taken for complete with the optimizer states as its strategy names them."""
-    names = ("trainer_state.json", "scheduler.pt", "rng_state_0.pth", "model.safetensors", optimizer)
+    names = (
+        "trainer_state.json",
+        "scheduler.pt",
+        "rng_state_0.pth",
+        "model.safetensors",
+        optimizer,
+    )
     for path in (tmp_path / "checkpoint-2" / name for name in names):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -43,7 +43,12 @@ def evaluates_every_step(write_recipe: Callable[..., Path]) -> Callable[..., Pat
     def write(**keys: Any) -> Path:
         every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "no"}
         evaluation = {"max_new_tokens": 8, **keys.pop("evaluation", {})}
-        fixed = {"eval_split": 4, "max_steps": STEPS, "per_device_train_batch_size": 2, "evaluation": evaluation}
+        fixed = {
+            "eval_split": 4,
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 2,
+            "evaluation": evaluation,
+        }
         return write_recipe(**fixed, **(every_step | keys))
 
     return write
@@ -60,7 +65,10 @@ def test_generation_stays_within_its_share(
 
 @pytest.mark.parametrize(
     "keys",
-    [{"evaluation": {"max_share": None}}, {"metric_for_best_model": "completion_rate", "save_strategy": "best"}],
+    [
+        {"evaluation": {"max_share": None}},
+        {"metric_for_best_model": "completion_rate", "save_strategy": "best"},
+    ],
     ids=["no limit", "the best model depends on it"],
 )
 def test_generation_is_never_left_out_where_it_is_needed(

@@ -27,7 +27,11 @@ def trainable_and_reached(trainer: RecipeTrainer) -> tuple[set[str], set[str]]:
             torch.nn.init.normal_(parameter, std=0.1)
     trainer.compute_loss(model, first_batch(trainer)).backward()
     trainable = {name for name, one in model.named_parameters() if one.requires_grad}
-    reached = {name for name, one in model.named_parameters() if one.grad is not None and bool((one.grad != 0).any())}
+    reached = {
+        name
+        for name, one in model.named_parameters()
+        if one.grad is not None and bool((one.grad != 0).any())
+    }
     return trainable, reached
 
 
@@ -48,7 +52,9 @@ def test_lora(write_recipe: Callable[..., Path]) -> None:
 
 def test_lora_targets_as_stated(write_recipe: Callable[..., Path]) -> None:
     """Stated targets are taken verbatim."""
-    trainable, _ = trainable_and_reached(trainer_for(write_recipe(**LORA, lora_target_modules=["q_proj"])))
+    trainable, _ = trainable_and_reached(
+        trainer_for(write_recipe(**LORA, lora_target_modules=["q_proj"]))
+    )
     assert len(trainable) == 2 * 2 and all("q_proj" in name for name in trainable)
 
 
@@ -91,7 +97,9 @@ def gemma3(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-def test_unfed_encoders_stay_out(write_recipe: Callable[..., Path], gemma3: Path, lora: bool) -> None:
+def test_unfed_encoders_stay_out(
+    write_recipe: Callable[..., Path], gemma3: Path, lora: bool
+) -> None:
     """A multimodal base trained on text: vision tower and projector are frozen and get no adapter; the rest is reached,
     and steps change what is trainable and nothing else."""
     path = write_recipe(model_name_or_path=str(gemma3), max_steps=2, **(LORA if lora else {}))
@@ -104,12 +112,16 @@ def test_unfed_encoders_stay_out(write_recipe: Callable[..., Path], gemma3: Path
     trainer.model.zero_grad()
     before = weights(trainer.model)
     trainer.train()
-    changed = {name for name, one in weights(trainer.model).items() if not torch.equal(one, before[name])}
+    changed = {
+        name for name, one in weights(trainer.model).items() if not torch.equal(one, before[name])
+    }
     assert changed == trainable
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_activation_checkpointing_reaches_adapters(write_recipe: Callable[..., Path], checkpointing: bool) -> None:
+def test_activation_checkpointing_reaches_adapters(
+    write_recipe: Callable[..., Path], checkpointing: bool
+) -> None:
     """Recomputing activations leaves no adapter without a gradient."""
     trainable, reached = trainable_and_reached(
         trainer_for(write_recipe(**LORA, activation_checkpointing=checkpointing))
@@ -125,7 +137,10 @@ def test_accumulation_equals_one_batch(write_recipe: Callable[..., Path], tmp_pa
     for batch in (8, 2, 1):
         folder = tmp_path / f"batch{batch}"
         trainer = trainer_for(
-            path, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch, output_dir=str(folder)
+            path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=8 // batch,
+            output_dir=str(folder),
         )
         trainer.train()
         runs[batch] = (logged(folder), weights(trainer.model))

@@ -53,7 +53,9 @@ def nan_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
         loss = real(self, *args, **kwargs)
         calls.append(1)
         if len(calls) == 2:
-            next(one for one in self.model.parameters() if one.grad is not None).grad[0] = float("nan")
+            next(one for one in self.model.parameters() if one.grad is not None).grad[0] = float(
+                "nan"
+            )
         return loss
 
     monkeypatch.setattr(RecipeTrainer, "training_step", broken)
@@ -91,7 +93,9 @@ def test_fault_stops_before_the_step(
 ) -> None:
     """`main` returns 3 and names step 2; the weights are those of step 1; no model file; the state says failed."""
     path = write_recipe(max_steps=4, save_steps=4)
-    one_step = trainer_for(path, max_steps=1, output_dir=str(tmp_path / "one"), lr_scheduler_type="constant")
+    one_step = trainer_for(
+        path, max_steps=1, output_dir=str(tmp_path / "one"), lr_scheduler_type="constant"
+    )
     one_step.train()
     break_it(monkeypatch)
     kept = keep_trainer(monkeypatch)
@@ -113,7 +117,9 @@ def test_nan_in_one_micro_step_of_accumulation_is_seen(
     write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With accumulation, a loss that is not finite in an early micro-step still stops the step it belongs to."""
-    path = write_recipe(per_device_train_batch_size=2, gradient_accumulation_steps=4, max_grad_norm=0)
+    path = write_recipe(
+        per_device_train_batch_size=2, gradient_accumulation_steps=4, max_grad_norm=0
+    )
     trainer = trainer_for(path)
     nan_loss(monkeypatch, step=5)
     with pytest.raises(TrainingFault, match="step 2: the loss is not finite"):
@@ -157,6 +163,8 @@ def test_rows_that_change_on_the_way_stop_the_run(
         return trainer
 
     monkeypatch.setattr(page, "build_trainer", build_masking)
-    with pytest.raises(TrainingFault, match=r"^step 1: 8 rows in it have other ids or labels than prepared"):
+    with pytest.raises(
+        TrainingFault, match=r"^step 1: 8 rows in it have other ids or labels than prepared"
+    ):
         page.train(load_recipe(path))
     assert not list((path.parent / "run").glob("**/*.safetensors"))

@@ -15,19 +15,30 @@ from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.trainer import RecipeTrainer
 from tests.conftest import build_tokenizer
-from tests.training.tiny import first_batch, gradients, prepared, relative_difference, trainer_for, weights
+from tests.training.tiny import (
+    first_batch,
+    gradients,
+    prepared,
+    relative_difference,
+    trainer_for,
+    weights,
+)
 
 TOLERANCE = 1e-5
 
 
-def stock_loss(trainer: RecipeTrainer, batch: dict[str, Any], count: torch.Tensor | None) -> torch.Tensor:
+def stock_loss(
+    trainer: RecipeTrainer, batch: dict[str, Any], count: torch.Tensor | None
+) -> torch.Tensor:
     """What `SFTTrainer` itself computes for the batch on the same model."""
     return SFTTrainer.compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=count)
 
 
 @pytest.mark.parametrize("padding_free", [False, True], ids=["padded", "flattened"])
 @pytest.mark.parametrize("train_on", ["assistant", "all"])
-def test_loss_and_gradients_equal_trl(write_recipe: Callable[..., Path], padding_free: bool, train_on: str) -> None:
+def test_loss_and_gradients_equal_trl(
+    write_recipe: Callable[..., Path], padding_free: bool, train_on: str
+) -> None:
     """For the same batch, loss and every gradient equal stock TRL's, with and without num_items_in_batch."""
     trainer = trainer_for(write_recipe(padding_free=padding_free, train_on=train_on))
     assert trainer.trained_positions_only
@@ -71,7 +82,10 @@ def test_batch_without_labels_gives_zero(write_recipe: Callable[..., Path]) -> N
 def test_training_equals_stock_trl(write_recipe: Callable[..., Path], padding_free: bool) -> None:
     """Five optimizer steps on the same rows leave the weights that stock TRL leaves, with the same losses."""
     path = write_recipe(
-        padding_free=padding_free, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=5
+        padding_free=padding_free,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=5,
     )
     recipe = load_recipe(path)
     ours = trainer_for(path)
@@ -79,7 +93,10 @@ def test_training_equals_stock_trl(write_recipe: Callable[..., Path], padding_fr
     _, data = prepared(recipe)
     stock_model = AutoModelForCausalLM.from_pretrained(recipe.model_name)
     stock = SFTTrainer(
-        model=stock_model, args=ours.args, train_dataset=data.train, processing_class=ours.processing_class
+        model=stock_model,
+        args=ours.args,
+        train_dataset=data.train,
+        processing_class=ours.processing_class,
     )
     assert type(stock) is SFTTrainer
     ours.train()
@@ -127,7 +144,9 @@ def _logit_scale() -> Any:
 def _mixtral() -> Any:
     from transformers import MixtralConfig
 
-    return MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True)
+    return MixtralConfig(
+        **SMALL, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True
+    )
 
 
 FOREIGN: dict[str, tuple[Callable[[], Any] | None, dict[str, Any]]] = {
@@ -139,7 +158,9 @@ FOREIGN: dict[str, tuple[Callable[[], Any] | None, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_other_losses_fall_through_to_trl(write_recipe: Callable[..., Path], tmp_path: Path, case: str) -> None:
+def test_other_losses_fall_through_to_trl(
+    write_recipe: Callable[..., Path], tmp_path: Path, case: str
+) -> None:
     """Where the plain cross-entropy is not the model's loss, TRL computes it: same number, and not the plain one."""
     make_config, keys = FOREIGN[case]
     if make_config is not None:
@@ -158,10 +179,14 @@ def test_other_losses_fall_through_to_trl(write_recipe: Callable[..., Path], tmp
     assert case in ("softcap", "logit_scale") or abs(plain - stock) > 1e-3
 
 
-def test_evaluation_loss_equals_trl(write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_loss_equals_trl(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """eval_loss and the numbers logged beside it equal stock TRL's over the same held-out rows."""
     evaluation = {"during_training": False}
-    path = write_recipe(eval_split=8, per_device_eval_batch_size=3, eval_strategy="epoch", evaluation=evaluation)
+    path = write_recipe(
+        eval_split=8, per_device_eval_batch_size=3, eval_strategy="epoch", evaluation=evaluation
+    )
     trainer = trainer_for(path)
     ours = trainer.evaluate()
     monkeypatch.setattr(trainer, "trained_positions_only", False)

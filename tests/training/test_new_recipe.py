@@ -17,11 +17,18 @@ from tests.conftest import instruction_rows
 from tests.data.template_tokenizers import tokenizer_for
 
 
-def test_written_recipe_trains(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+def test_written_recipe_trains(
+    base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
     """The recipe written for a model and a file loads, points at both from its own folder, and trains to the end."""
     data = write_rows(instruction_rows(40))
-    made = write_recipe(RecipeRequest(str(base_folder), str(data), {}, tmp_path / "mine", force=False), progress=False)
-    recipe = load_recipe(made.path, {"max_steps": 2, "per_device_train_batch_size": 2, "global_batch_size": 2})
+    made = write_recipe(
+        RecipeRequest(str(base_folder), str(data), {}, tmp_path / "mine", force=False),
+        progress=False,
+    )
+    recipe = load_recipe(
+        made.path, {"max_steps": 2, "per_device_train_batch_size": 2, "global_batch_size": 2}
+    )
     assert Path(recipe.model_name) == base_folder.resolve()
     assert Path(recipe.data.datasets[0].path) == data.resolve()
     assert recipe.data.datasets[0].format == "instruction"
@@ -39,13 +46,15 @@ def test_max_length_is_the_smallest_that_nearly_all_rows_fit(
     rows: list[dict[str, Any]] = instruction_rows(199)
     rows.append({"instruction": "Say it.", "output": "one two three " * 200})
     made = write_recipe(
-        RecipeRequest(str(base_folder), str(write_rows(rows)), {}, tmp_path / "a", force=False), progress=False
+        RecipeRequest(str(base_folder), str(write_rows(rows)), {}, tmp_path / "a", force=False),
+        progress=False,
     )
     assert load_recipe(made.path).labels.max_length == 256
     assert "Of 200 training rows looked at, 199 fit" in made.path.read_text()
     rows += rows[-1:] * 4
     made = write_recipe(
-        RecipeRequest(str(base_folder), str(write_rows(rows)), {}, tmp_path / "b", force=False), progress=False
+        RecipeRequest(str(base_folder), str(write_rows(rows)), {}, tmp_path / "b", force=False),
+        progress=False,
     )
     assert (load_recipe(made.path).labels.max_length or 0) > 256
 
@@ -61,7 +70,13 @@ def test_a_tuned_models_template_is_kept_and_said(
     )
     tokenizer.save_pretrained(tmp_path / "tuned")
     made = write_recipe(
-        RecipeRequest(str(tmp_path / "tuned"), str(write_rows(instruction_rows(5))), {}, tmp_path / "c", force=False),
+        RecipeRequest(
+            str(tmp_path / "tuned"),
+            str(write_rows(instruction_rows(5))),
+            {},
+            tmp_path / "c",
+            force=False,
+        ),
         progress=False,
     )
     assert load_recipe(made.path).template.chat_template is None
@@ -69,15 +84,23 @@ def test_a_tuned_models_template_is_kept_and_said(
     assert "<|im_end|>" in made.renderer.tokenizer.decode(made.rows[0].result.input_ids)
 
 
-def test_nothing_is_overwritten(base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path) -> None:
+def test_nothing_is_overwritten(
+    base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
     """A second call is refused and changes nothing; --force writes."""
     data = str(write_rows(instruction_rows(5)))
-    path = write_recipe(RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=False), progress=False).path
+    path = write_recipe(
+        RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=False), progress=False
+    ).path
     path.write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        write_recipe(RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=False), progress=False)
+        write_recipe(
+            RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=False), progress=False
+        )
     assert path.read_text() == "mine"
-    write_recipe(RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=True), progress=False)
+    write_recipe(
+        RecipeRequest(str(base_folder), data, {}, tmp_path / "d", force=True), progress=False
+    )
     assert "model_name_or_path" in path.read_text()
 
 
@@ -86,11 +109,18 @@ def test_a_hybrid_models_switch_follows_the_rows(
     reasoned: bool, base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     """With a template that can switch reasoning, the recipe switches it on exactly where rows bring reasoning."""
-    answer = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes." if reasoned else "Yes."}
-    data = write_rows([{"messages": [{"role": "user", "content": f"Is {n} odd?"}, answer]} for n in range(4)])
+    answer = {
+        "role": "assistant",
+        "content": "<think>\nhm\n</think>\n\nYes." if reasoned else "Yes.",
+    }
+    data = write_rows(
+        [{"messages": [{"role": "user", "content": f"Is {n} odd?"}, answer]} for n in range(4)]
+    )
     model = tmp_path / "hybrid"
     tokenizer_for("qwen3").save_pretrained(model)
-    made = write_recipe(RecipeRequest(str(model), str(data), {}, tmp_path / "e", force=False), progress=False)
+    made = write_recipe(
+        RecipeRequest(str(model), str(data), {}, tmp_path / "e", force=False), progress=False
+    )
     recipe = load_recipe(made.path)
     assert recipe.template.chat_template_kwargs == {"enable_thinking": reasoned}
     assert (recipe.labels.empty_think, recipe.labels.history) == ("mask", "expand")
@@ -100,7 +130,11 @@ def test_a_hybrid_models_switch_follows_the_rows(
 def test_rows_with_tools_are_said(write_rows: Callable[..., Path], tmp_path: Path) -> None:
     """Rows that bring tools are counted in the recipe, and the calls are what is trained."""
     call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "blue"}}}
-    tool = {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object", "properties": {}}}
+    tool = {
+        "name": "look_up",
+        "description": "Looks up.",
+        "parameters": {"type": "object", "properties": {}},
+    }
     messages = [
         {"role": "user", "content": "What is blue?"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
@@ -110,7 +144,8 @@ def test_rows_with_tools_are_said(write_rows: Callable[..., Path], tmp_path: Pat
     data = write_rows([{"messages": messages, "tools": [tool]}] * 3)
     tokenizer_for("qwen2_5").save_pretrained(tmp_path / "model")
     made = write_recipe(
-        RecipeRequest(str(tmp_path / "model"), str(data), {}, tmp_path / "f", force=False), progress=False
+        RecipeRequest(str(tmp_path / "model"), str(data), {}, tmp_path / "f", force=False),
+        progress=False,
     )
     assert "3 of the rows looked at bring tools" in made.path.read_text()
     row = made.rows[0].result

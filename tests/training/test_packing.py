@@ -53,7 +53,9 @@ def _mamba() -> Any:
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
-    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    config = MambaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0
+    )
     return MambaForCausalLM(config)
 
 
@@ -87,7 +89,10 @@ def test_packing_a_leaking_model_is_refused(
 ) -> None:
     """A recipe that asks to pack a model which leaks is refused by the name of the key; unasked, rows are padded."""
     monkeypatch.setattr("sft_recipes.training.train.keeps_rows_apart", lambda model, pad: False)
-    with pytest.raises(InputError, match=f"{key}: LlamaForCausalLM lets rows of one pack see one another.*Fix: remove"):
+    with pytest.raises(
+        InputError,
+        match=f"{key}: LlamaForCausalLM lets rows of one pack see one another.*Fix: remove",
+    ):
         trainer_for(write_recipe(**{key: True}))
     assert not trainer_for(write_recipe()).padding_free
 
@@ -98,7 +103,9 @@ def test_flattening_is_chosen_where_it_saves_work() -> None:
 
     model = build_model(400)
     equal = Dataset.from_dict({"input_ids": [[1] * 20] * 64})
-    mixed = Dataset.from_dict({"input_ids": [[1] * (120 if index % 8 == 0 else 4) for index in range(64)]})
+    mixed = Dataset.from_dict(
+        {"input_ids": [[1] * (120 if index % 8 == 0 else 4) for index in range(64)]}
+    )
     assert not flattening_pays(model, equal, 8)
     assert flattening_pays(model, mixed, 8)
 

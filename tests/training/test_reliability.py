@@ -26,7 +26,12 @@ from tests.training.tiny import file_hashes, logged
 pytestmark = pytest.mark.slow
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 STEPS = {"save_steps": 2, "per_device_train_batch_size": 2, "num_train_epochs": 2}
-EVALUATED = {"eval_split": 8, "eval_strategy": "steps", "eval_steps": 3, "evaluation": {"rows": 2, "max_new_tokens": 4}}
+EVALUATED = {
+    "eval_split": 8,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "evaluation": {"rows": 2, "max_new_tokens": 4},
+}
 EVALUATED["evaluation"]["max_share"] = None  # the clock must not decide what stands in the log
 TIMES = ("runtime", "per_second", "total_flos")
 
@@ -34,7 +39,10 @@ TIMES = ("runtime", "per_second", "total_flos")
 def entries(run: Path) -> list[dict[str, Any]]:
     """The log without what the clock decides."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    plain = [{key: one for key, one in line.items() if not any(word in key for word in TIMES)} for line in lines]
+    plain = [
+        {key: one for key, one in line.items() if not any(word in key for word in TIMES)}
+        for line in lines
+    ]
     return [line for line in plain if "train_loss" not in line]
 
 
@@ -42,7 +50,13 @@ def tensors(content: Any) -> list[torch.Tensor]:
     """All tensors in a nested state, in order."""
     if isinstance(content, torch.Tensor):
         return [content]
-    parts = content.values() if isinstance(content, dict) else content if isinstance(content, (list, tuple)) else []
+    parts = (
+        content.values()
+        if isinstance(content, dict)
+        else content
+        if isinstance(content, (list, tuple))
+        else []
+    )
     return [one for part in parts for one in tensors(part)]
 
 
@@ -53,12 +67,18 @@ def assert_same_run(run: Path, whole: Path) -> None:
     last = max(whole.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])).name
     for name in (model.name, "scheduler.pt"):
         assert (run / last / name).read_bytes() == (whole / last / name).read_bytes(), name
-    left, right = (torch.load(one / last / "optimizer.pt", weights_only=True) for one in (run, whole))
-    assert all(torch.equal(*both) for both in zip(tensors(left), tensors(right), strict=True)) and tensors(left)
+    left, right = (
+        torch.load(one / last / "optimizer.pt", weights_only=True) for one in (run, whole)
+    )
+    assert all(
+        torch.equal(*both) for both in zip(tensors(left), tensors(right), strict=True)
+    ) and tensors(left)
     assert entries(run) == entries(whole)
     accounts = [json.loads((one / "consumption.json").read_text()) for one in (run, whole)]
     for account in accounts:  # the folders of the data differ
-        account["shown"] = [{**one, "row": one["row"].rpartition("/")[2]} for one in account["shown"]]
+        account["shown"] = [
+            {**one, "row": one["row"].rpartition("/")[2]} for one in account["shown"]
+        ]
     assert accounts[0] == accounts[1]
     assert (accounts[0]["not_in_the_data"], accounts[0]["left_out"]) == (0, 0)
 
@@ -111,16 +131,25 @@ def test_r1_preempted_equals_whole(
     nth = forward + 3 * ("eval_strategy" in keys)
     stopped = start(path, faults=[Fault("forward", nth=nth, signal=signal.SIGTERM, children=True)])
     assert stopped.wait() == [75], stopped.text()[-3000:]
-    assert state(tmp_path / "run")["state"] == "preempted" and state(tmp_path / "run")["exit_code"] == 75
+    assert (
+        state(tmp_path / "run")["state"] == "preempted"
+        and state(tmp_path / "run")["exit_code"] == 75
+    )
     assert not list((tmp_path / "run").glob("*.safetensors")), "a stopped run saves no final model"
     finish(path)
     assert_same_run(tmp_path / "run", expected)
 
 
-@pytest.mark.parametrize("keys", [{}, LORA, {"packing": True, "max_length": 64}], ids=["full", "lora", "packed"])
+@pytest.mark.parametrize(
+    "keys", [{}, LORA, {"packing": True, "max_length": 64}], ids=["full", "lora", "packed"]
+)
 @pytest.mark.parametrize("late", [0, 1], ids=["rank 0 first", "rank 1 first"])
 def test_r2_r7_two_ranks_with_skewed_signals(
-    keys: dict[str, Any], late: int, write_recipe: Callable[..., Path], whole: Callable[..., Path], tmp_path: Path
+    keys: dict[str, Any],
+    late: int,
+    write_recipe: Callable[..., Path],
+    whole: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     """One rank gets the signal half a second before the other: both stop after the same step, and resume exactly."""
     path = write_recipe(**{**STEPS, **keys, "num_train_epochs": 4})
@@ -137,11 +166,18 @@ def test_r2_r7_two_ranks_with_skewed_signals(
     assert_same_run(run, expected)
 
 
-def test_rows_that_accelerate_repeats_are_listed(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_rows_that_accelerate_repeats_are_listed(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """38 rows in batches of 4 on two ranks, two epochs: 2 rows are filled in each time, and the account names them."""
     finish(write_recipe(per_device_train_batch_size=4, max_rows=38, num_train_epochs=2), ranks=2)
     account = json.loads((tmp_path / "run/consumption.json").read_text())
-    assert (account["rows"], account["times_trained"], account["repeated"], account["left_out"]) == (38, 80, 4, 0)
+    assert (
+        account["rows"],
+        account["times_trained"],
+        account["repeated"],
+        account["left_out"],
+    ) == (38, 80, 4, 0)
     assert sum(one["trained"] - 2 for one in account["shown"]) == 4
     assert all("train.jsonl:row " in one["row"] for one in account["shown"])
 
@@ -166,7 +202,16 @@ def test_r3_kill_9_at_random_moments(
     assert_same_run(tmp_path / "run", expected)
 
 
-SAVING = ("begin_save", "save_model", "save_optimizer", "save_rng", "save_state", "save_counts", "seal", "rotate")
+SAVING = (
+    "begin_save",
+    "save_model",
+    "save_optimizer",
+    "save_rng",
+    "save_state",
+    "save_counts",
+    "seal",
+    "rotate",
+)
 
 
 @pytest.mark.parametrize("point", [*SAVING, "remove"])
@@ -176,7 +221,12 @@ def test_r4_kill_9_between_files(
     """Killed after the third save got so far (`remove`: before a folder is rotated away): one good checkpoint stays."""
     path = write_recipe(**{**STEPS, "num_train_epochs": 1, "save_total_limit": 1})
     expected = whole(path)
-    killed = start(path, faults=[Fault(point, nth=2 if point == "remove" else 3, before=point == "remove", signal=9)])
+    killed = start(
+        path,
+        faults=[
+            Fault(point, nth=2 if point == "remove" else 3, before=point == "remove", signal=9)
+        ],
+    )
     assert killed.wait() == [-9]
     sealed = [one.parent.name for one in (tmp_path / "run").glob("checkpoint-*/manifest.json")]
     after_seal = point in ("seal", "rotate", "remove")
@@ -204,7 +254,11 @@ def test_killed_at_the_end_takes_no_step_more(
     """Killed after the last checkpoint, before the model is saved, with max_steps in mid-epoch: no further step."""
     path = write_recipe(**{**STEPS, "max_steps": 6})
     expected = whole(path)
-    fault = Fault("save", before=True, signal=9) if point == "save" else Fault("rotate", nth=3, signal=9)
+    fault = (
+        Fault("save", before=True, signal=9)
+        if point == "save"
+        else Fault("rotate", nth=3, signal=9)
+    )
     assert start(path, faults=[fault]).wait() == [-9]
     finish(path)
     assert logged(tmp_path / "run") == logged(expected) and len(logged(expected)) == 6
@@ -258,13 +312,19 @@ def test_r7_second_signal_aborts(write_recipe: Callable[..., Path], tmp_path: Pa
     assert run.wait()[0] in (-signal.SIGTERM, 75)
 
 
-def test_r8_killed_rank(write_recipe: Callable[..., Path], whole: Callable[..., Path], tmp_path: Path) -> None:
+def test_r8_killed_rank(
+    write_recipe: Callable[..., Path], whole: Callable[..., Path], tmp_path: Path
+) -> None:
     """kill -9 of rank 1 of 2 under accelerate: the launcher fails in under 30 s; then it resumes exactly."""
     path = write_recipe(**{**STEPS, "num_train_epochs": 8})
     begun: list[float] = []
     with launcher(path, KILL_RANK="1", KILL_STEP="7") as process:
         while process.poll() is None:
-            if not begun and (tmp_path / "run/log.jsonl").is_file() and len(logged(tmp_path / "run")) >= 6:
+            if (
+                not begun
+                and (tmp_path / "run/log.jsonl").is_file()
+                and len(logged(tmp_path / "run")) >= 6
+            ):
                 begun.append(time.monotonic())
             time.sleep(0.05)
     assert process.returncode and begun and time.monotonic() - begun[0] < 30
@@ -292,7 +352,17 @@ def test_r7_launchers_pass_the_signal_on(
     with launcher(path) as process:
         assert signalled(process, tmp_path / "run")
     assert state(tmp_path / "run")["state"] == "preempted"
-    command = [sys.executable, "-m", "sft_recipes", "train", str(path), "--launch", "ddp_cpu", "--num_processes", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "sft_recipes",
+        "train",
+        str(path),
+        "--launch",
+        "ddp_cpu",
+        "--num_processes",
+        "2",
+    ]
     command += ["--output_dir", str(tmp_path / "ours")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
@@ -301,33 +371,46 @@ def test_r7_launchers_pass_the_signal_on(
         assert signalled(ours, tmp_path / "ours") == 75
     assert state(tmp_path / "ours")["state"] == "preempted"
     for run in (tmp_path / "run", tmp_path / "ours"):
-        step = max(int(one.parent.name.split("-")[1]) for one in run.glob("checkpoint-*/manifest.json"))
+        step = max(
+            int(one.parent.name.split("-")[1]) for one in run.glob("checkpoint-*/manifest.json")
+        )
         assert step == logged(run, "step")[-1] < 600 and not list(run.glob("*.safetensors"))
 
 
 FULL: dict[str, tuple[Fault, str]] = {
     "before the save": (Fault("save_state", nth=2, free_bytes=1000), "no space left: need "),
     "in the model": (Fault("begin_save", nth=3, file_bytes=100_000), "saving to .*run failed: .*"),
-    "in the optimizer": (Fault("begin_save", nth=3, file_bytes=250_000), "saving to .*run failed: .*"),
+    "in the optimizer": (
+        Fault("begin_save", nth=3, file_bytes=250_000),
+        "saving to .*run failed: .*",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", FULL)
-def test_r9_disk_full(case: str, write_recipe: Callable[..., Path], whole: Callable[..., Path], tmp_path: Path) -> None:
+def test_r9_disk_full(
+    case: str, write_recipe: Callable[..., Path], whole: Callable[..., Path], tmp_path: Path
+) -> None:
     """The disk is full before or in a save: exit code 3, said so, earlier checkpoints good, resumes exactly."""
     fault, message = FULL[case]
     path = write_recipe(**STEPS)
     expected = whole(path)
     full = start(path, faults=[fault])
     assert full.wait() == [3], full.text()[-3000:]
-    assert re.search(message, full.text()) and "Earlier checkpoints" in full.text() and "Fix:" in full.text()
+    assert (
+        re.search(message, full.text())
+        and "Earlier checkpoints" in full.text()
+        and "Fix:" in full.text()
+    )
     assert state(tmp_path / "run")["exit_code"] == 3
     assert (tmp_path / "run/checkpoint-4/manifest.json").is_file()
     finish(path)
     assert_same_run(tmp_path / "run", expected)
 
 
-@pytest.mark.parametrize("keys", [{"max_steps": 3}, {"num_train_epochs": 1}], ids=["max_steps", "epochs"])
+@pytest.mark.parametrize(
+    "keys", [{"max_steps": 3}, {"num_train_epochs": 1}], ids=["max_steps", "epochs"]
+)
 def test_r10_finished_run_stays_finished(
     keys: dict[str, Any], write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -344,18 +427,25 @@ def test_r14_second_process_is_refused(write_recipe: Callable[..., Path], tmp_pa
     """While one process trains, another in the same folder is refused with its pid, and harms nothing."""
     path = write_recipe(**STEPS)
     first = start(path, faults=[Fault("forward", nth=5, before=True, signal=signal.SIGSTOP)])
-    until(lambda: (tmp_path / "run/log.jsonl").is_file() and len(logged(tmp_path / "run")) >= 4, first)
+    until(
+        lambda: (tmp_path / "run/log.jsonl").is_file() and len(logged(tmp_path / "run")) >= 4, first
+    )
     time.sleep(0.5)
     before = file_hashes(tmp_path / "run")
     second = start(path)
     assert second.wait() == [2]
-    assert f"process {first.processes[0].pid} on " in second.text() and "is training here" in second.text()
+    assert (
+        f"process {first.processes[0].pid} on " in second.text()
+        and "is training here" in second.text()
+    )
     assert file_hashes(tmp_path / "run") == before
     first.send(signal.SIGCONT)
     assert first.wait() == [0]
 
 
-def test_copied_checkpoint_folder_is_no_run(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_copied_checkpoint_folder_is_no_run(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """A run folder copied to another place while unfinished resumes there, without a lock in the way."""
     path = write_recipe(**STEPS)
     assert start(path, faults=[Fault("forward", nth=9, signal=9)]).wait() == [-9]

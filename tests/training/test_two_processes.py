@@ -33,12 +33,24 @@ def launcher(path: Path, **environment: str) -> subprocess.Popen[str]:
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
         *("--config_file", str(REPOSITORY / "accelerate_configs/ddp_cpu.yaml")),
-        *("--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)),
+        *(
+            "--num_processes",
+            "2",
+            "--main_process_ip",
+            "127.0.0.1",
+            "--main_process_port",
+            str(port),
+        ),
         *(str(Path(__file__).with_name("two_ranks.py")), "--config", str(path)),
     ]
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
-        command, env=variables, cwd=path.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        env=variables,
+        cwd=path.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -66,7 +78,9 @@ def compare(write_recipe: Callable[..., Path], tmp_path: Path, **keys: Any) -> N
     # AdamW divides by the gradient's size, so rounding of near-zero gradients shows in single entries.
     assert all(torch.allclose(found[key], expected[key], atol=5e-5) for key in expected)
     base = load_file(Path(load_recipe(path).model_name) / "model.safetensors")
-    assert "use_peft" in keys or any(not torch.allclose(expected[key], base[key], atol=1e-3) for key in expected)
+    assert "use_peft" in keys or any(
+        not torch.allclose(expected[key], base[key], atol=1e-3) for key in expected
+    )
 
 
 def test_two_ranks_equal_one_process(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -75,8 +89,12 @@ def test_two_ranks_equal_one_process(write_recipe: Callable[..., Path], tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [LORA, {"per_device_train_batch_size": 2}, {"padding_free": False}])
-def test_more_on_two_ranks(write_recipe: Callable[..., Path], tmp_path: Path, keys: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "keys", [LORA, {"per_device_train_batch_size": 2}, {"padding_free": False}]
+)
+def test_more_on_two_ranks(
+    write_recipe: Callable[..., Path], tmp_path: Path, keys: dict[str, Any]
+) -> None:
     """The same for LoRA, for accumulation and for padded batches."""
     compare(write_recipe, tmp_path, **keys)
 
@@ -88,7 +106,9 @@ def test_fault_on_one_rank_stops_both(write_recipe: Callable[..., Path], tmp_pat
     result = launch(path, break_rank="1")
     assert result.returncode != 0
     state = json.loads((tmp_path / "run/run_state.json").read_text())
-    assert (state["state"], state["exit_code"]) == ("failed", 3) and "step 1: the loss" in state["error"]
+    assert (state["state"], state["exit_code"]) == ("failed", 3) and "step 1: the loss" in state[
+        "error"
+    ]
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 

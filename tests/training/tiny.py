@@ -46,7 +46,9 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of all gradients; the model's are cleared."""
-    found = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    found = {
+        name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None
+    }
     model.zero_grad()
     return found
 
@@ -55,7 +57,10 @@ def relative_difference(left: dict[str, torch.Tensor], right: dict[str, torch.Te
     """The largest norm of a tensor's difference relative to the tensor's norm."""
     assert left.keys() == right.keys() and left
     return max(
-        float((left[name].double() - right[name].double()).norm() / right[name].double().norm().clamp(min=1e-12))
+        float(
+            (left[name].double() - right[name].double()).norm()
+            / right[name].double().norm().clamp(min=1e-12)
+        )
         for name in left
     )
 

@@ -46,7 +46,9 @@ def main() -> int:
 
         page.RecipeTrainer.compute_loss = broken  # type: ignore[method-assign]
     if os.environ.get("KILL_RANK") == rank:
-        Fault("forward", nth=int(os.environ["KILL_STEP"]), before=True, signal=signal.SIGKILL).install()
+        Fault(
+            "forward", nth=int(os.environ["KILL_STEP"]), before=True, signal=signal.SIGKILL
+        ).install()
     return page.main(sys.argv[1:])
 
 

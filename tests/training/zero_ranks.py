@@ -39,7 +39,9 @@ def note(trainer: Any, **more: Any) -> None:
         "elements_held": sum(getattr(one, "ds_tensor", one).numel() for one in parameters),
         **more,
     }
-    Path(trainer.args.output_dir).with_name(f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
+    Path(trainer.args.output_dir).with_name(f"rank{os.environ['RANK']}.json").write_text(
+        json.dumps(found)
+    )
 
 
 def main() -> int:

@@ -27,7 +27,9 @@ def json_value(value: Any, field: str) -> Any:
     try:
         return parse_json(value)
     except RowProblem as error:
-        raise RowProblem(field, f"{error.what} in the JSON text", "write valid JSON, or the object itself") from error
+        raise RowProblem(
+            field, f"{error.what} in the JSON text", "write valid JSON, or the object itself"
+        ) from error
 
 
 def tool_calls(value: Any, field: str) -> list[dict[str, Any]]:
@@ -49,7 +51,10 @@ def _tool_call(item: Any, field: str) -> dict[str, Any]:
     call: dict[str, Any] = {"type": "function"}
     if item.get("id") is not None:
         call["id"] = text_of(item["id"], f"{field}.id")
-    call["function"] = {"name": text_of(function.get("name"), f"{field}.name"), "arguments": arguments}
+    call["function"] = {
+        "name": text_of(function.get("name"), f"{field}.name"),
+        "arguments": arguments,
+    }
     return call
 
 
@@ -58,7 +63,9 @@ def tool_definitions(value: Any) -> list[Mapping[str, Any]] | None:
     if not value or (isinstance(value, str) and value.isspace()):
         return None
     tools: list[Mapping[str, Any]] = []
-    for index, given in enumerate(expect(list, json_value(value, "tools"), "tools", "a list of tool definitions")):
+    for index, given in enumerate(
+        expect(list, json_value(value, "tools"), "tools", "a list of tool definitions")
+    ):
         field = f"tools[{index}]"
         tool = json_value(given, field)
         expect(dict, tool, field, "an object with name, description and parameters")

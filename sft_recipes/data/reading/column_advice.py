@@ -30,7 +30,17 @@ _ABOUT_THE_ROW = frozenset(
     " timestamp author model dataset origin domain subject difficulty score promptid conversationid name tags".split()
 )
 _LIKE_A_QUESTION = ("question", "instruct", "prompt", "query", "problem", "request", "source")
-_LIKE_AN_ANSWER = ("answer", "response", "output", "completion", "reply", "solution", "target", "summary", "chosen")
+_LIKE_AN_ANSWER = (
+    "answer",
+    "response",
+    "output",
+    "completion",
+    "reply",
+    "solution",
+    "target",
+    "summary",
+    "chosen",
+)
 _LIKE_A_CONTEXT = ("context", "article", "document", "passage", "background")
 
 
@@ -41,11 +51,15 @@ def setting(key: str, value: Any) -> str:
 
 
 def _one_line(value: Any) -> str:
-    written = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    written = yaml.safe_dump(
+        value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True
+    )
     return written.removesuffix("\n").removesuffix("\n...")
 
 
-def several_formats(values: Mapping[str, Any], required: Mapping[str, Sequence[str]], where: str) -> InputError:
+def several_formats(
+    values: Mapping[str, Any], required: Mapping[str, Sequence[str]], where: str
+) -> InputError:
     """The error for columns that fit more than one format."""
     what = f"the columns ({', '.join(values)}) fit {' and '.join(required)}"
     choices = " or ".join(setting("format", format) for format in required)
@@ -56,7 +70,9 @@ def several_candidates(
     values: Mapping[str, Any], choice: Mapping[str, Any], candidates: Sequence[str], where: str
 ) -> InputError:
     """The error for two columns that could be the same part of a conversation; `choice` is a mapping that works."""
-    what = f"the columns {' and '.join(candidates)} could both be meant (found: {', '.join(values)})"
+    what = (
+        f"the columns {' and '.join(candidates)} could both be meant (found: {', '.join(values)})"
+    )
     read: list[str] = []
     for names in choice.values():
         for name in as_list(names):
@@ -67,7 +83,9 @@ def several_candidates(
     return InputError(Problem(where, "column_mapping", what, fix))
 
 
-def doubtful_text(values: Mapping[str, Any], choice: Mapping[str, Any], name: str, where: str) -> InputError:
+def doubtful_text(
+    values: Mapping[str, Any], choice: Mapping[str, Any], name: str, where: str
+) -> InputError:
     """The error for a text beside a question and an answer; `choice` is a mapping that leaves it out."""
     what = f"{name!r} may be what the question is about, or the whole row once more (found: {', '.join(values)})"
     without = setting("column_mapping", dict(choice))
@@ -76,16 +94,23 @@ def doubtful_text(values: Mapping[str, Any], choice: Mapping[str, Any], name: st
 
 
 def no_format(
-    values: Mapping[str, Any], mapping: Mapping[str, Any], required: Mapping[str, Sequence[str]], where: str
+    values: Mapping[str, Any],
+    mapping: Mapping[str, Any],
+    required: Mapping[str, Sequence[str]],
+    where: str,
 ) -> InputError:
     """The error for columns that fit no format, with the nearest way in."""
     if not is_empty(values.get("input_ids")):
-        what = "rows that are tokenized already are not taken: ids and labels are made here, from text"
+        what = (
+            "rows that are tokenized already are not taken: ids and labels are made here, from text"
+        )
         fix = "give the text, as `messages`, as `instruction` and `output`, or as `text` with `format: raw`"
         return InputError(Problem(where, "input_ids", what, fix))
     if {"role", "content"} <= values.keys() or {"from", "value"} <= values.keys():
         what = "these are the turns of one conversation, not rows"
-        return InputError(Problem(where, "", what, 'write each conversation as one row: {"messages": [...]}'))
+        return InputError(
+            Problem(where, "", what, 'write each conversation as one row: {"messages": [...]}')
+        )
     known = "; ".join(f"{format} ({', '.join(columns)})" for format, columns in required.items())
     what = f"the columns ({', '.join(values)}) fit no format; known are {known}"
     return InputError(Problem(where, "format", what, _way_in(values, mapping)))
@@ -145,7 +170,11 @@ def raw_way_in(name: str, value: Any) -> str:
     """How to train the only text of a row, or its lines, as they stand."""
     text = value if isinstance(value, str) else ""
     format = "rendered" if _RENDERED.search(text) else "raw"
-    reason = "a chat template rendered this text already" if format == "rendered" else "to train the text as it stands"
+    reason = (
+        "a chat template rendered this text already"
+        if format == "rendered"
+        else "to train the text as it stands"
+    )
     if name == "text":
         return f"{reason}: set {setting('format', format)}"
     mapping = _one_line({"text": lines_path(name, value)})

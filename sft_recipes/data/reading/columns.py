@@ -8,7 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_recipes.data.reading.column_advice import doubtful_text, no_format, several_candidates, several_formats
+from sft_recipes.data.reading.column_advice import (
+    doubtful_text,
+    no_format,
+    several_candidates,
+    several_formats,
+)
 from sft_recipes.data.reading.column_values import as_list, fold, is_conversation, is_empty, root
 
 # Their name, or names of several columns that are joined.
@@ -24,7 +29,9 @@ class FormatColumns:
 
 
 FORMATS: Mapping[str, FormatColumns] = {
-    "instruction": FormatColumns(("instruction", "output"), ("input", "system", "history", "tools")),
+    "instruction": FormatColumns(
+        ("instruction", "output"), ("input", "system", "history", "tools")
+    ),
     "messages": FormatColumns(("messages",), ("system", "tools")),
     "sharegpt": FormatColumns(("conversations",), ("system", "tools")),
     "prompt_completion": FormatColumns(("prompt", "completion"), ("system", "tools")),
@@ -43,7 +50,9 @@ _ANSWERS = frozenset(
     "output answer response reply completion generation target summary highlights solution message2 bestanswer"
     " modelresponse assistant assistantresponse gpt bot".split()
 )
-CONTEXTS = frozenset("context article document passage paragraph background dialogue dialog".split())
+CONTEXTS = frozenset(
+    "context article document passage paragraph background dialogue dialog".split()
+)
 # These are the question itself where nothing else is, and what the question is about only under our own name.
 _TEXTS = frozenset({"input", "text"})
 _CONVERSATIONS = frozenset(
@@ -87,11 +96,15 @@ def detect(values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: 
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise several_formats(values, {format: FORMATS[format].required for format in matching}, where)
+        raise several_formats(
+            values, {format: FORMATS[format].required for format in matching}, where
+        )
     return _detect_by_common_names(values, mapping, where)
 
 
-def _detect_by_common_names(values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str) -> str:
+def _detect_by_common_names(
+    values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str
+) -> str:
     finder = _Finder(values, mapping, where)
     questions = finder.questions()
     answers = finder.answers()
@@ -110,13 +123,21 @@ def _detect_by_common_names(values: Mapping[str, Any], mapping: Mapping[str, The
     for name in questions + answers:
         value = values.get(name)
         # A side that is a list of messages is no text to write into a section of a template.
-        if not isinstance(value, str) and is_conversation(value) and name not in their_names(mapping):
+        if (
+            not isinstance(value, str)
+            and is_conversation(value)
+            and name not in their_names(mapping)
+        ):
             return "prompt_completion"
     return "instruction"
 
 
 def recognise(
-    values: Mapping[str, Any], format: str, mapping: Mapping[str, TheirNames], where: str, wanted: Sequence[str]
+    values: Mapping[str, Any],
+    format: str,
+    mapping: Mapping[str, TheirNames],
+    where: str,
+    wanted: Sequence[str],
 ) -> dict[str, str]:
     """The columns of a row that are read under another name than ours, {our name: theirs}, beside those of `mapping`.
 
@@ -130,7 +151,9 @@ def recognise(
     for ours in wanted:
         if ours in finder.names:
             continue
-        candidates = finder.questions() if ours in ("instruction", "prompt") else finder.candidates(ours)
+        candidates = (
+            finder.questions() if ours in ("instruction", "prompt") else finder.candidates(ours)
+        )
         candidates = [name for name in candidates if name not in recognised.values()]
         if len(candidates) > 1:
             raise several_candidates(values, finder.choice(format, recognised), candidates, where)
@@ -155,16 +178,24 @@ def refuse_second_candidates(
     for ours in FORMATS[format].required:
         if ours in mapping or ours not in values:
             continue
-        others = [name for name in finder.candidates(ours) if name != ours and isinstance(values[name], str)]
+        others = [
+            name
+            for name in finder.candidates(ours)
+            if name != ours and isinstance(values[name], str)
+        ]
         others = [name for name in others if not is_empty(values[name])]
         if others:
-            raise several_candidates(values, finder.choice(format, {ours: ours}), [ours, *others], where)
+            raise several_candidates(
+                values, finder.choice(format, {ours: ours}), [ours, *others], where
+            )
 
 
 class _Finder:
     """Looks for columns among those of a row that no setting names."""
 
-    def __init__(self, values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str
+    ) -> None:
         self.values = values
         self.mapping = mapping
         self.where = where
@@ -177,7 +208,11 @@ class _Finder:
         if ours in ("messages", "conversations"):
             return [name for name in names if is_conversation(self.values[name])]
         if ours == "input":
-            return [name for name in names if self.values[name] is None or isinstance(self.values[name], str)]
+            return [
+                name
+                for name in names
+                if self.values[name] is None or isinstance(self.values[name], str)
+            ]
         return names
 
     def questions(self) -> list[str]:
@@ -185,7 +220,9 @@ class _Finder:
         pinned = self._pinned("instruction", "prompt")
         if pinned:
             return pinned
-        named = self.candidates("instruction") or [name for name in self._free if fold(name) in _SPEAKERS]
+        named = self.candidates("instruction") or [
+            name for name in self._free if fold(name) in _SPEAKERS
+        ]
         return named or self.candidates("input") + self._texts()
 
     def answers(self) -> list[str]:
@@ -203,18 +240,24 @@ class _Finder:
         """`text` beside a recognised question: it may be what is asked about, or the whole row once more."""
         if "instruction" not in recognised or "input" in recognised or "input" in self.names:
             return []
-        return [name for name in self._texts() if name not in recognised.values() and self.values[name]]
+        return [
+            name for name in self._texts() if name not in recognised.values() and self.values[name]
+        ]
 
     def choice(self, format: str, recognised: Mapping[str, str]) -> dict[str, TheirNames]:
         """A whole mapping to choose by: the first candidate of each required column, and what else goes with it."""
         choice: dict[str, TheirNames] = {**self.mapping, **recognised}
         for ours in FORMATS[format].required:
-            candidates = self.questions() if ours in ("instruction", "prompt") else self.candidates(ours)
+            candidates = (
+                self.questions() if ours in ("instruction", "prompt") else self.candidates(ours)
+            )
             if ours not in choice and candidates:
                 choice[ours] = ours if ours in self.values else candidates[0]
         if format == "instruction" and "input" not in choice:
             taken = set(their_names(choice))
-            others = [name for name in self.questions() + self.candidates("input") if name not in taken]
+            others = [
+                name for name in self.questions() + self.candidates("input") if name not in taken
+            ]
             others = [name for name in others if fold(name) not in _TEXTS]
             if others:
                 choice["input"] = others[0]

@@ -9,14 +9,29 @@ from typing import Any
 
 from sft_recipes.data.reading.calls import expect, json_value, text_of, tool_calls
 from sft_recipes.data.reading.column_advice import setting
-from sft_recipes.data.reading.column_values import ROLE_KEYS, as_list, fold, is_empty, is_struct_of_lists
+from sft_recipes.data.reading.column_values import (
+    ROLE_KEYS,
+    as_list,
+    fold,
+    is_empty,
+    is_struct_of_lists,
+)
 from sft_recipes.data.reading.json_reader import RowProblem
 from sft_recipes.data.reading.refused_columns import MEDIA
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import CALL_ROLES, ROLE_ALIASES, ROLES, Message
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "train", "weight")
+MESSAGE_KEYS = (
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "reasoning_content",
+    "train",
+    "weight",
+)
 # Our roles, and the turn that holds nothing but a call.
 KNOWN_ROLES = (*ROLES, "function_call")
 # The key of a turn that holds its text; the first that a turn has counts.
@@ -84,7 +99,9 @@ def read_turns(value: Any, column: str, keys: TurnKeys) -> list[Message]:
     return messages
 
 
-def join_turns(messages: list[Message], more: Sequence[Message], column: str, keys: TurnKeys) -> list[Message]:
+def join_turns(
+    messages: list[Message], more: Sequence[Message], column: str, keys: TurnKeys
+) -> list[Message]:
     """The messages with more of them behind, which stand in another column."""
     joined = list(messages)
     for index, message in enumerate(more):
@@ -102,15 +119,21 @@ def _refuse_unknown_roles(messages: Sequence[Message], column: str, keys: TurnKe
         return
     roles = [message["role"] for message in messages]
     free = [role for role in ("user", "assistant") if role not in roles] or ["user"]
-    mapping: dict[str, list[str]] = {ours: as_list(names) for ours, names in keys.role_mapping.items()}
+    mapping: dict[str, list[str]] = {
+        ours: as_list(names) for ours, names in keys.role_mapping.items()
+    }
     for index, name in enumerate(unknown):
         ours = free[min(index, len(free) - 1)]
         mapping.setdefault(ours, []).append(name)
     shown: dict[str, Any] = {}
     for ours, names in mapping.items():
         shown[ours] = names[0] if len(names) == 1 else names
-    fix = f"use one of {', '.join(ROLES)}, or say who is who, as in {setting('role_mapping', shown)}"
-    raise RowProblem(f"{column}[{roles.index(unknown[0])}].role", f"unknown role {unknown[0]!r}", fix)
+    fix = (
+        f"use one of {', '.join(ROLES)}, or say who is who, as in {setting('role_mapping', shown)}"
+    )
+    raise RowProblem(
+        f"{column}[{roles.index(unknown[0])}].role", f"unknown role {unknown[0]!r}", fix
+    )
 
 
 def _turns(value: Any, column: str) -> list[Any]:
@@ -128,7 +151,9 @@ def _turns_of_lists(value: Mapping[str, Sequence[Any]], column: str) -> list[Any
     lengths = {name: len(part) for name, part in value.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name}: {count}" for name, count in lengths.items())
-        raise RowProblem(column, f"lists of different lengths ({shown})", "write one entry a turn in each")
+        raise RowProblem(
+            column, f"lists of different lengths ({shown})", "write one entry a turn in each"
+        )
     turns: list[dict[str, Any]] = []
     for parts in zip(*value.values(), strict=True):
         turn = zip(value, parts, strict=True)
@@ -163,10 +188,16 @@ def _append(messages: list[Message], message: Message, where: str, keys: TurnKey
         before["tool_calls"] = before.get("tool_calls", []) + message["tool_calls"]
         if message["train"] is False:
             before["train"] = False
-    elif keys.merges and before.get("role") == message["role"] != "tool" and _are_texts(before, message):
+    elif (
+        keys.merges
+        and before.get("role") == message["role"] != "tool"
+        and _are_texts(before, message)
+    ):
         if not _can_join(before, message):
             what = "this turn cannot be merged with the one before: that one calls a tool, or `name` or `train` differ"
-            raise RowProblem(where, what, "make one turn of them, or put the turn between them that is missing")
+            raise RowProblem(
+                where, what, "make one turn of them, or put the turn between them that is missing"
+            )
         _join(before, message)
     else:
         messages.append(message)
@@ -211,7 +242,9 @@ def _message(turn: Mapping[str, Any], where: str, keys: TurnKeys) -> Message:
     content = turn.get(content_key)
     if role == CALL_ROLES[0]:
         return _call_message(turn, content, where, keys)
-    if len(turn) == 2 and isinstance(content, str):  # there is nothing else to look at, as in most turns
+    if len(turn) == 2 and isinstance(
+        content, str
+    ):  # there is nothing else to look at, as in most turns
         return {"role": role, "content": content, "train": None, "is_call": False}
     _refuse_keys(turn, where, keys)
     flag = _train_flag(turn, where, keys)
@@ -222,7 +255,9 @@ def _message(turn: Mapping[str, Any], where: str, keys: TurnKeys) -> Message:
     calls = turn.get(keys.key("tool_calls"), turn.get("function_call"))
     if calls not in (None, [], ""):
         if role != "assistant":
-            raise RowProblem(f"{where}.tool_calls", f"a {role} turn cannot call tools", "remove the calls")
+            raise RowProblem(
+                f"{where}.tool_calls", f"a {role} turn cannot call tools", "remove the calls"
+            )
         message["tool_calls"] = tool_calls(calls, f"{where}.tool_calls")
         if content is None:  # templates that print the content would print "None"
             message["content"] = ""
@@ -235,7 +270,12 @@ def _call_message(turn: Mapping[str, Any], content: Any, where: str, keys: TurnK
     calls = content
     if not isinstance(content, dict | list):
         calls = json_value(text_of(content, where), where)
-    message: Message = {"role": "assistant", "content": "", "train": _train_flag(turn, where, keys), "is_call": True}
+    message: Message = {
+        "role": "assistant",
+        "content": "",
+        "train": _train_flag(turn, where, keys),
+        "is_call": True,
+    }
     _copy_texts(turn, message, where, keys)
     # No call at all is reported as one without a name.
     message["tool_calls"] = tool_calls(calls or {}, f"{where}.tool_calls")
@@ -265,7 +305,12 @@ def _role_key(turn: Mapping[str, Any], where: str, keys: TurnKeys) -> str:
 def _content_key(turn: Mapping[str, Any], where: str, keys: TurnKeys) -> str:
     """The key of a turn that holds its text; ours where it has none, which is reported later unless it calls tools."""
     mapped = keys.message_mapping.get("content")
-    if mapped is None and turn.get("content") and turn.get("value") and turn["content"] != turn["value"]:
+    if (
+        mapped is None
+        and turn.get("content")
+        and turn.get("value")
+        and turn["content"] != turn["value"]
+    ):
         fix = f"choose, as in {setting('message_mapping', {**keys.message_mapping, 'content': 'content'})}"
         raise RowProblem(where, "both 'content' and 'value' hold a text", fix)
     for name in _CONTENT_KEYS if mapped is None else (mapped,):
@@ -279,7 +324,11 @@ def _content_key(turn: Mapping[str, Any], where: str, keys: TurnKeys) -> str:
 
 
 def _unknown_key(turn: Mapping[str, Any], where: str, name: str, keys: TurnKeys) -> RowProblem:
-    mapping = {**keys.message_mapping, "role": _guess(turn, "role"), "content": _guess(turn, "content")}
+    mapping = {
+        **keys.message_mapping,
+        "role": _guess(turn, "role"),
+        "content": _guess(turn, "content"),
+    }
     fix = f"say which key is which, as in {setting('message_mapping', mapping)}"
     return RowProblem(where, f"no {name!r} (found: {', '.join(turn)})", fix)
 
@@ -341,7 +390,9 @@ def _train_flag(turn: Mapping[str, Any], where: str, keys: TurnKeys) -> bool | N
     return True
 
 
-def _joined_parts(parts: Sequence[Any], turn_flag: bool | None, role: str, where: str) -> tuple[str, bool | None]:
+def _joined_parts(
+    parts: Sequence[Any], turn_flag: bool | None, role: str, where: str
+) -> tuple[str, bool | None]:
     """The text of content parts, and the flag of the turn, with which flags of its parts must agree."""
     texts: list[str] = []
     flags: list[bool | None] = []

@@ -18,7 +18,9 @@ from sft_recipes.errors import InputError, Problem
 
 # In JSON that parses: a surrogate pair, or a surrogate without its other half. An even number of backslashes before it
 # are escaped themselves; all else is skipped without a stop, for a line may hold millions of escapes.
-_SURROGATES = re.compile(r"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..))")
+_SURROGATES = re.compile(
+    r"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..))"
+)
 _SPACE = re.compile(r"[ \t\n\r]*")
 # What renders, compares and copies a value later on goes down level by level, and Python has few hundred of them.
 DEEPEST = 100
@@ -101,7 +103,9 @@ def _row(value: Any) -> dict[str, Any] | RowProblem:
         return value
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return {"messages": value}
-    return RowProblem("", f"expected a JSON object, got {type_name(value)}", 'write the row as {"column": value}')
+    return RowProblem(
+        "", f"expected a JSON object, got {type_name(value)}", 'write the row as {"column": value}'
+    )
 
 
 def _first_lines(path: Path) -> tuple[str, str]:
@@ -184,13 +188,18 @@ def _scan(text: str, start: int) -> tuple[Any, int]:
     """The value at `start` and where it ends. Raises JSONDecodeError if it is broken, RowProblem if refused."""
     try:
         value, end = _DECODER.raw_decode(text, start)
-    except (RecursionError, ValueError) as error:  # nested too deeply; an integer with more digits than Python converts
+    except (
+        RecursionError,
+        ValueError,
+    ) as error:  # nested too deeply; an integer with more digits than Python converts
         if isinstance(error, json.JSONDecodeError):
             raise
         raise json.JSONDecodeError(str(error), text, start) from None
     brackets = text.count("{", start, end) + text.count("[", start, end)
     if brackets > DEEPEST and _is_too_deep(value):
-        raise RowProblem("", f"nested more than {DEEPEST} deep", "flatten the value, or remove the row")
+        raise RowProblem(
+            "", f"nested more than {DEEPEST} deep", "flatten the value, or remove the row"
+        )
     if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
         _refuse_lone_surrogates(text, start, end)
     return value, end
@@ -200,7 +209,9 @@ def _refuse_lone_surrogates(text: str, start: int, end: int) -> None:
     for match in _SURROGATES.finditer(text, start, end):
         lone = match["lone"]
         if lone:
-            what = f"lone surrogate {lone} at character {match.start('lone') - start + 1} of the row"
+            what = (
+                f"lone surrogate {lone} at character {match.start('lone') - start + 1} of the row"
+            )
             raise RowProblem("", what, "write the whole character, or remove the escape")
 
 

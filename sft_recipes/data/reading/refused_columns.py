@@ -9,8 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_recipes.data.reading.column_advice import preferred, setting
-from sft_recipes.data.reading.column_values import begins_with_answer, fold, is_empty, lines_path, names_speakers
-from sft_recipes.data.reading.columns import COMMON_NAMES, CONTEXTS, TEXT_FORMATS, TheirNames, their_names
+from sft_recipes.data.reading.column_values import (
+    begins_with_answer,
+    fold,
+    is_empty,
+    lines_path,
+    names_speakers,
+)
+from sft_recipes.data.reading.columns import (
+    COMMON_NAMES,
+    CONTEXTS,
+    TEXT_FORMATS,
+    TheirNames,
+    their_names,
+)
 from sft_recipes.data.reading.json_reader import RowProblem
 
 _STEERING = frozenset(
@@ -23,9 +35,13 @@ _WHAT_IS_PREFERRED = (
     " s response responses message messages conversation conversations"
     " output outputs answer answers completion completions text"
 ).split(" ")
-_PREFERENCES = frozenset(side + what for side in ("chosen", "rejected") for what in _WHAT_IS_PREFERRED)
+_PREFERENCES = frozenset(
+    side + what for side in ("chosen", "rejected") for what in _WHAT_IS_PREFERRED
+)
 _MEDIA_KINDS = ("image", "img", "picture", "video", "audio")
-MEDIA = frozenset(kind + ending for kind in _MEDIA_KINDS for ending in ("", "s", "path", "paths", "file", "files"))
+MEDIA = frozenset(
+    kind + ending for kind in _MEDIA_KINDS for ending in ("", "s", "path", "paths", "file", "files")
+)
 MEDIA |= frozenset(kind + ending for kind in _MEDIA_KINDS for ending in ("url", "urls", "bytes"))
 _PLACEHOLDER = re.compile(r"<(?:image|img|video|audio)(?:_\d+)?>")
 # What belongs to the answer, before it or in its place.
@@ -67,7 +83,10 @@ _Check = Callable[[str, Mapping[str, Any], Reading], RowProblem | None]
 
 def checks_for(columns: Sequence[str], reading: Reading) -> list[tuple[str, _Check]]:
     """The columns of rows of one shape that are looked at in every row, each with its check."""
-    named = {*their_names(reading.explicit), *(name.partition(".")[0] for name in their_names(reading.explicit))}
+    named = {
+        *their_names(reading.explicit),
+        *(name.partition(".")[0] for name in their_names(reading.explicit)),
+    }
     checks: list[tuple[str, _Check]] = []
     for name in columns:
         if name in reading.used or name in named:
@@ -136,7 +155,9 @@ def _media(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | 
     if is_empty(row[name]):
         return None
     what = "this row comes with images, video or sound, and only text is trained"
-    return RowProblem(name, what, f"remove such rows, or train the text alone: set {reading.columns(row)}")
+    return RowProblem(
+        name, what, f"remove such rows, or train the text alone: set {reading.columns(row)}"
+    )
 
 
 def _verdict(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -144,7 +165,9 @@ def _verdict(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem 
     if not isinstance(value, bool) and not (isinstance(value, str) and value.lower() in _BOOLEANS):
         return None
     what = f"{value!r} says whether the answer is a good one, and every answer would be trained"
-    return RowProblem(name, what, f"remove the rows with bad answers, then set {reading.columns(row)}")
+    return RowProblem(
+        name, what, f"remove the rows with bad answers, then set {reading.columns(row)}"
+    )
 
 
 def _row_flag(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -161,7 +184,9 @@ def _preference(name: str, row: Mapping[str, Any], reading: Reading) -> RowProbl
     fix = f"train what is read already: set {reading.columns(row)}"
     chosen = preferred(row)
     if chosen is not None:
-        answer = {"instruction": "output", "prompt_completion": "completion"}.get(reading.format, "messages")
+        answer = {"instruction": "output", "prompt_completion": "completion"}.get(
+            reading.format, "messages"
+        )
         if names_speakers(row[chosen]) and not begins_with_answer(row[chosen]):
             answer = "messages"
         fix += f"; or train the preferred answer: set {reading.with_mapping({answer: chosen})}"
@@ -176,7 +201,9 @@ def _second(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem |
         return None
     what = f"{used!r} is read as {ours}, and this column would be passed over"
     asked = reading.with_mapping({ours: name})
-    return RowProblem(name, what, f"choose: set {asked}, or leave it out: set {reading.columns(row)}")
+    return RowProblem(
+        name, what, f"choose: set {asked}, or leave it out: set {reading.columns(row)}"
+    )
 
 
 def _answer_part(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -190,7 +217,9 @@ def _answer_part(name: str, row: Mapping[str, Any], reading: Reading) -> RowProb
     what = "this column changes what the answer is, and would be passed over"
     join = reading.with_mapping({ours: parts})
     return RowProblem(
-        name, what, f"train the parts as one answer: set {join}, or leave it out: set {reading.columns(row)}"
+        name,
+        what,
+        f"train the parts as one answer: set {join}, or leave it out: set {reading.columns(row)}",
     )
 
 
@@ -204,7 +233,9 @@ def _history(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem 
     }
     what = "the turns before the prompt would be passed over"
     asked = setting("column_mapping", mapping)
-    return RowProblem(name, what, f"read them: set {asked}, or leave them out: set {reading.columns(row)}")
+    return RowProblem(
+        name, what, f"read them: set {asked}, or leave them out: set {reading.columns(row)}"
+    )
 
 
 def _context(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -219,16 +250,26 @@ def _context(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem 
         mapping["instruction"] = reading.mapping.get("prompt", "prompt")
         mapping["output"] = reading.mapping.get("completion", "completion")
     before = reading.mapping.get("input", "input")
-    has_input = reading.format == "instruction" and isinstance(before, str) and not is_empty(row.get(before))
+    has_input = (
+        reading.format == "instruction"
+        and isinstance(before, str)
+        and not is_empty(row.get(before))
+    )
     mapping["input"] = [str(before), path] if has_input else path
     what = "this column belongs to the question, and would be passed over"
     asked = setting("column_mapping", mapping)
-    return RowProblem(name, what, f"ask it as well: set {asked}, or leave it out: set {reading.columns(row)}")
+    return RowProblem(
+        name, what, f"ask it as well: set {asked}, or leave it out: set {reading.columns(row)}"
+    )
 
 
 def refuse_placeholders(text: str, field: str, row: Mapping[str, Any], reading: Reading) -> None:
     """Raise RowProblem for a text that shows where an image belongs, in a row that has a column for it."""
     match = _PLACEHOLDER.search(text)
     if match is not None:
-        what = f"{match.group()} stands for what a column of the row holds, and only text is trained"
-        raise RowProblem(field, what, f"remove such rows, or train the text alone: set {reading.columns(row)}")
+        what = (
+            f"{match.group()} stands for what a column of the row holds, and only text is trained"
+        )
+        raise RowProblem(
+            field, what, f"remove such rows, or train the text alone: set {reading.columns(row)}"
+        )

@@ -49,7 +49,9 @@ class RejectLog:
         self.recognised[source] = {}
         self.nulls_removed[source] = 0
 
-    def add(self, source: str, file: str, row: int, line: int | None, error: RowProblem, raw: str) -> None:
+    def add(
+        self, source: str, file: str, row: int, line: int | None, error: RowProblem, raw: str
+    ) -> None:
         """Count a row that is no example."""
         reason = f"{error.field}: {error.what}" if error.field else error.what
         self.rejected[source][re.sub(r"\d+", "N", reason)] += 1
@@ -72,11 +74,15 @@ class RejectLog:
         if rejected and self._settings.on_bad_rows == "error":
             if rejected >= _MANY and rejected < total:
                 what = f"{rejected} of {total} rows cannot be trained"
-                first = Problem(source, "on_bad_rows", what, self._ways_out(source, rejected / total))
+                first = Problem(
+                    source, "on_bad_rows", what, self._ways_out(source, rejected / total)
+                )
                 raise InputError([first, *self._problems], total=rejected + 1)
             raise InputError(self._problems, total=rejected)
         if rejected / total > limit or rejected == total:
-            table = "\n".join(f"{count:8} x {reason}" for reason, count in reasons.most_common(SHOWN_PROBLEMS))
+            table = "\n".join(
+                f"{count:8} x {reason}" for reason, count in reasons.most_common(SHOWN_PROBLEMS)
+            )
             what = f"{rejected} of {total} rows are rejected, the limit is {limit:.4g} of them:\n{table}"
             fix = "repair the rows"
             if rejected < total:
@@ -98,7 +104,9 @@ class RejectLog:
             notes.append(f"columns not used: {', '.join(self.unused_columns[source])}")
         if self.nulls_removed[source]:
             count = f"{self.nulls_removed[source]:,} rows"
-            notes.append(f"{count} had nulls inside tool calls or tools, which the table adds; removed")
+            notes.append(
+                f"{count} had nulls inside tool calls or tools, which the table adds; removed"
+            )
         return notes
 
     def _ways_out(self, source: str, share: float) -> str:

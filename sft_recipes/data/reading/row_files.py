@@ -69,8 +69,14 @@ def unreadable(name: str, error: Exception) -> InputError:
         what = "permission denied"
         fix = f"give yourself the right to read it, as in `chmod u+r {name}`"
         return InputError(Problem(name, "", what, fix))
-    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-    return InputError(Problem(name, "", f"cannot be read to its end ({reason})", "copy or download the file again"))
+    reason = (
+        getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+    )
+    return InputError(
+        Problem(
+            name, "", f"cannot be read to its end ({reason})", "copy or download the file again"
+        )
+    )
 
 
 def source_files(source: DatasetSource, split: str | None = None) -> list[Path]:
@@ -86,7 +92,9 @@ def source_files(source: DatasetSource, split: str | None = None) -> list[Path]:
     if splits is None:
         return []
     if source.name is not None:
-        raise InputError(Problem(source.path, "name", "local files have no configurations", "remove `name`"))
+        raise InputError(
+            Problem(source.path, "name", "local files have no configurations", "remove `name`")
+        )
     files = splits.get(split)
     if not files:
         what = f"there is no split {split!r} (found: {', '.join(sorted(splits)) or 'none'})"
@@ -150,7 +158,10 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     if (folder / "state.json").is_file():
         return {"train": sorted(folder.glob("data-*.arrow"))}
     if (folder / "dataset_dict.json").is_file():
-        return {state.parent.name: sorted(state.parent.glob("data-*.arrow")) for state in folder.glob("*/state.json")}
+        return {
+            state.parent.name: sorted(state.parent.glob("data-*.arrow"))
+            for state in folder.glob("*/state.json")
+        }
     splits: dict[str, list[Path]] = {}
     home = folder / "data" if (folder / "data").is_dir() else folder
     for path in sorted(home.iterdir()):
@@ -171,13 +182,23 @@ def _folder_named_like_a_file(folder: Path) -> InputError:
     kind = file_kind(folder)
     parts = sorted(f"*{part.suffix}" for part in folder.iterdir() if file_kind(part) is not None)
     if not parts:
-        return InputError(Problem(str(folder), "", f"this is a folder, and no file of it is {kind}", "name a file"))
+        return InputError(
+            Problem(
+                str(folder), "", f"this is a folder, and no file of it is {kind}", "name a file"
+            )
+        )
     what = "this is a folder, named like a file"
     entry = f"{{path: {folder}, data_files: '{parts[0]}'}}"
-    return InputError(Problem(str(folder), "", what, f"name the parts, as in `datasets: [{entry}]`"))
+    return InputError(
+        Problem(str(folder), "", what, f"name the parts, as in `datasets: [{entry}]`")
+    )
 
 
 def _no_such_file(path: Path) -> InputError:
     near: Iterable[Path] = path.parent.iterdir() if path.parent.is_dir() else ()
     names = [entry.name for entry in near if file_kind(entry) is not None or entry.is_dir()]
-    return InputError(Problem(str(path), "", "no such file or folder", suggest(path.name, names, "check the path")))
+    return InputError(
+        Problem(
+            str(path), "", "no such file or folder", suggest(path.name, names, "check the path")
+        )
+    )

@@ -42,7 +42,9 @@ def csv_rows(path: Path, kind: str) -> Iterator[Row]:
     try:
         header = next(reader, [])
         if len(set(header)) != len(header) or "" in header:
-            raise InputError(Problem(f"{name}:1", "", "empty or repeated column names", "name each column once"))
+            raise InputError(
+                Problem(f"{name}:1", "", "empty or repeated column names", "name each column once")
+            )
         end = reader.line_num
         for cells in reader:
             line, end = end + 1, reader.line_num
@@ -53,7 +55,9 @@ def csv_rows(path: Path, kind: str) -> Iterator[Row]:
                 fix = f"quote cells that hold {_DELIMITER_NAMES[delimiter]} or line breaks"
                 yield line, RowProblem("", what, fix), delimiter.join(cells)
     except csv.Error as error:
-        problem = Problem(f"{name}:{reader.line_num}", "", f"invalid CSV ({error})", "repair the quoting there")
+        problem = Problem(
+            f"{name}:{reader.line_num}", "", f"invalid CSV ({error})", "repair the quoting there"
+        )
         raise InputError(problem) from error
 
 
@@ -111,7 +115,9 @@ def _file_batches(path: Path, kind: str) -> Iterator[Mapping[str, list[Any]]]:
         for batch in _parquet_batches(path) if kind == "parquet" else _ipc_batches(path):
             columns = batch.schema.names
             if len(set(columns)) != len(columns):
-                raise InputError(Problem(name, "", "repeated column names", "name each column once"))
+                raise InputError(
+                    Problem(name, "", "repeated column names", "name each column once")
+                )
             values = [column.to_pylist(maps_as_pydicts="strict") for column in batch.columns]
             yield dict(zip(columns, values, strict=True))
     except OSError as error:
@@ -151,7 +157,9 @@ def hub_rows(path: str, name: str | None, data_files: Any, split: str) -> TableR
     return TableRows(_hub_batches(path, name, data_files, split))
 
 
-def _hub_batches(path: str, name: str | None, data_files: Any, split: str) -> Iterator[Mapping[str, list[Any]]]:
+def _hub_batches(
+    path: str, name: str | None, data_files: Any, split: str
+) -> Iterator[Mapping[str, list[Any]]]:
     import datasets  # takes a second, and files never need it
     from pyarrow import ArrowException
 
