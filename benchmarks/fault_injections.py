@@ -95,10 +95,10 @@ def change_rows(change: RowChange) -> Callable[[], None]:
                 {"input_ids": [pair[0] for pair in pairs], "labels": [pair[1] for pair in pairs]}
             )
 
-        def build_on_changed(recipe: Any, labeller: Any, data: Any) -> Any:
+        def build_on_changed(recipe: Any, labeller: Any, data: Any, resumed: Any = None) -> Any:
             held_out = changed(data.eval, labeller.renderer) if data.eval is not None else None
             train_rows = changed(data.train, labeller.renderer)
-            return build(recipe, labeller, replace(data, train=train_rows, eval=held_out))
+            return build(recipe, labeller, replace(data, train=train_rows, eval=held_out), resumed)
 
         train.build_trainer = build_on_changed
 
@@ -111,8 +111,8 @@ def mask_padding_that_is_eos() -> None:
 
     build = train.build_trainer
 
-    def build_with_collator(recipe: Any, labeller: Any, data: Any) -> Any:
-        trainer = build(recipe, labeller, data)
+    def build_with_collator(recipe: Any, labeller: Any, data: Any, resumed: Any = None) -> Any:
+        trainer = build(recipe, labeller, data, resumed)
         renderer = labeller.renderer
         renderer.tokenizer.pad_token = renderer.tokenizer.eos_token
         trainer.data_collator = masking_collator(

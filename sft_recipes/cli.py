@@ -17,6 +17,7 @@ from sft_recipes.cli_options import (
     DataArgument,
     FormatOption,
     JsonOption,
+    KernelsOption,
     LaunchOption,
     LengthOption,
     MappingOption,
@@ -123,6 +124,7 @@ def check(
     fix: Annotated[
         bool, typer.Option("--fix", help="First rewrite old key names in the file")
     ] = False,
+    allow_hub_kernels: KernelsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check everything before a GPU is touched: keys, template, labels of all rows, what is dropped, the plan."""
@@ -133,7 +135,14 @@ def check(
         for change in changes:
             print(change, flush=True)
         loaded = load_recipe(recipe, parse_overrides(context.args))
-        result = check_recipe(loaded, launch, num_processes, measure, progress=not as_json)
+        result = check_recipe(
+            loaded,
+            launch,
+            num_processes,
+            measure,
+            progress=not as_json,
+            allow_hub_kernels=allow_hub_kernels,
+        )
     return _print_json({**result, "changes": changes}) if as_json else print(check_text(result))
 
 
@@ -267,20 +276,29 @@ def train(
         list[str] | None,
         typer.Option("--allow_changed", help="Key that may differ from the run being resumed"),
     ] = None,
+    allow_hub_kernels: KernelsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe, or resume it. `--key value` overrides a key of the recipe."""
     allowed = allow_changed or []
+    flags = ["--allow_hub_kernels"] if allow_hub_kernels else []
     with _speaking_on_stderr(as_json):  # stdout then holds the state the run ended in
         if launch is not None:
             from sft_recipes.training.launch import launch_training
 
-            code = launch_training(recipe, launch, num_processes, context.args, allowed)
+            code = launch_training(recipe, launch, num_processes, context.args, flags, allowed)
         else:
             from sft_recipes.training.train import main as train_main
 
             code = train_main(
-                ["--config", str(recipe), *context.args, "--allow_changed", ",".join(allowed)]
+                [
+                    "--config",
+                    str(recipe),
+                    *context.args,
+                    *flags,
+                    "--allow_changed",
+                    ",".join(allowed),
+                ]
             )
     if as_json:
         folder = load_recipe(recipe, parse_overrides(context.args)).output_dir

@@ -12,6 +12,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 LaunchOption = Annotated[
     str | None, typer.Option(help="Accelerate config to launch with, such as ddp")
 ]
+KernelsOption = Annotated[
+    bool,
+    typer.Option("--allow_hub_kernels", help="Let attn_implementation download native code"),
+]
 ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="Data format; detected if not given")

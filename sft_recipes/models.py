@@ -1,6 +1,7 @@
 """Load models, make them and their tokenizers agree on the special tokens, and describe the LoRA that is put on top."""
 
 import importlib.util
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sft_recipes import run_folder
 from sft_recipes.data.opening import check_folder, load_tokenizer, not_loadable
+from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu, cuda_has_bf16
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
 
@@ -63,6 +66,7 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     settings = {
         "attn_implementation": config.attn_implementation,
         "quantization_config": quantization,
+        "device_map": placement(recipe),
     }
     model = load_weights(recipe.model_name, config.dtype, config.model_revision, **settings)
     keep_4bit_layers_in_place(model)
@@ -76,12 +80,20 @@ def model_dtype(recipe: Recipe) -> str:
     if stated not in (None, "auto"):
         return str(stated)
     frozen_base = bool(recipe.model.get("use_peft"))
-    return "bfloat16" if frozen_base and supports_bf16() else "float32"
+    return "bfloat16" if frozen_base and accelerator_has_bf16(recipe) else "float32"
 
 
-def supports_bf16() -> bool:
-    """Whether the accelerator computes in bfloat16. A CPU run stays in float32 unless the recipe says otherwise."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+def placement(recipe: Recipe) -> dict[str, torch.device] | None:
+    """Where weights are loaded to at once, as transformers' `device_map`; None: to the CPU, or as a launcher decides.
+
+    FSDP and DeepSpeed shard the weights, and put them where they belong themselves.
+    """
+    sharded = any(
+        os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")
+    )
+    if sharded or computes_on_cpu(recipe) or not torch.cuda.is_available():
+        return None
+    return {"": PartialState().device}
 
 
 def keep_4bit_layers_in_place(model: torch.nn.Module) -> None:
@@ -171,20 +183,23 @@ def load_for_inference(name: str) -> InferenceModel:
     An adapter is put on the base that its `adapter_config.json` names.
     """
     _check_name(name)
-    dtype = torch.bfloat16 if supports_bf16() else torch.float32
+    dtype = torch.bfloat16 if cuda_has_bf16() else torch.float32
+    device = PartialState(cpu=not torch.cuda.is_available()).device
     tokenizer = load_tokenizer(name)
     adapter = (Path(name) / "adapter_config.json").is_file()
     try:
         # Not left to transformers, which also loads adapters: it lost DoRA's magnitudes with a warning (5.23).
         base_name = PeftConfig.from_pretrained(name).base_model_name_or_path if adapter else name
         model: Any = AutoModelForCausalLM.from_pretrained(
-            base_name, dtype=dtype, trust_remote_code=False
+            base_name,
+            dtype=dtype,
+            trust_remote_code=False,
+            device_map={"": device} if device.type == "cuda" else None,
         )
         if adapter:
             model = PeftModel.from_pretrained(model, name)
     except (OSError, ValueError) as error:
         raise not_loadable(name, "model", error) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return InferenceModel(model.to(device).eval(), tokenizer, "adapter" if adapter else "model")
 
 

@@ -39,7 +39,7 @@ from sft_recipes.recipe_keys import (
     make_recipe,
     trl_keys,
 )
-from sft_recipes.training import arguments, evaluate_while_training, train
+from sft_recipes.training import evaluate_while_training, settings_checks, train
 from tests.conftest import build_model
 
 MODEL_KEYS, TRAINING_KEYS = trl_keys()
@@ -269,8 +269,7 @@ class Builder:
         patch.setattr(prepare_page, "Workers", self._workers)
         # As on a machine without accelerator, where this test is run most.
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        for module in (arguments, train):
-            patch.setattr(module, "has_accelerator", lambda: False)
+        patch.setattr(torch.backends.mps, "is_available", lambda: False)
 
     def _load(self, name: str, **settings: Any) -> Any:
         self.seen["model"] = {"name": name, **settings}
@@ -303,7 +302,7 @@ class Builder:
         self.seen.clear()
         try:
             recipe = load_recipe(path)
-            arguments.check_settings(recipe)
+            settings_checks.check_settings(recipe)
             labeller = open_labeller(recipe)
             data = prepare(recipe, labeller, self.scratch / str(len(self.known)), progress=False)
             trainer: Any = train.build_trainer(recipe, labeller, data)
@@ -458,7 +457,7 @@ def test_key_that_needs_another_is_refused_alone(builder: Builder, key: str) -> 
     assert f"{key}: has no effect with " in builder.build(switched(key, NEEDS[key], state)).refusal
     for off in (False, "no", 0):
         values = switched(key, NEEDS[key], off)
-        assert not arguments._dead_keys(
+        assert not settings_checks.dead_keys(
             typing.cast(Recipe, SimpleNamespace(values=values, name="recipe"))
         )
 
@@ -475,10 +474,10 @@ def test_key_that_another_switches_off_is_refused(
         switch: state,
     }
     recipe = SimpleNamespace(values=values, name="recipe")
-    (problem,) = arguments._dead_keys(typing.cast(Recipe, recipe))
+    (problem,) = settings_checks.dead_keys(typing.cast(Recipe, recipe))
     assert str(problem).startswith(f"recipe: {key}: has no effect with {switch}: ")
     recipe.values = {**values, key: 0}
-    assert not arguments._dead_keys(typing.cast(Recipe, recipe))
+    assert not settings_checks.dead_keys(typing.cast(Recipe, recipe))
 
 
 def test_keys_of_one_data_set_do_not_stand_beside_datasets(builder: Builder) -> None:

@@ -60,6 +60,7 @@ class Preemption(TrainerCallback):
         self._lock = lock
         self.asked = self.agreed = self._training = False
         self._first = 0.0
+        self._pid = os.getpid()
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -72,6 +73,8 @@ class Preemption(TrainerCallback):
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a data loader's worker: the process it works for decides
         if not self._training:
             raise Preempted(
                 f"{signal.Signals(number).name} before the first step; there was nothing to save"

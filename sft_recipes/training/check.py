@@ -26,8 +26,9 @@ from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_files import launch_config
 from sft_recipes.training.announce import TEXTS, unusual
-from sft_recipes.training.arguments import check_settings, launched_processes, sft_config
+from sft_recipes.training.arguments import launched_processes, sft_config
 from sft_recipes.training.measure import measure_steps
+from sft_recipes.training.settings_checks import check_settings
 
 # What a stage of ZeRO splits over the processes, and every later one (Rajbhandari et al. 2020).
 _FIRST_STAGE = {"weights": 3, "gradients": 2, "optimizer": 1}
@@ -41,6 +42,7 @@ def check_recipe(
     processes: int | None = None,
     measure: int = 0,
     progress: bool = True,
+    allow_hub_kernels: bool = False,
 ) -> dict[str, Any]:
     """Label all rows, run the template checks, and plan the steps. Raises what training would raise.
 
@@ -54,14 +56,18 @@ def check_recipe(
         else Strategy(processes=launched_processes())
     )
     check_settings(
-        recipe, strategy.processes, zero3=strategy.master_weights and strategy.stage == 3
+        recipe,
+        strategy.processes,
+        zero3=strategy.master_weights and strategy.stage == 3,
+        elsewhere=launch is not None,
+        allow_hub_kernels=allow_hub_kernels,
     )
     labeller = open_labeller(recipe)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe, labeller, Path(folder), progress)
         checks = check_template(labeller, data.check_examples)
         require(checks)
-        config = sft_config(recipe, flatten=False, processes=strategy.processes)
+        config = sft_config(recipe, processes=strategy.processes)
         planned = make_plan(recipe, data, config, strategy)
         if measure:
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"])

@@ -123,6 +123,14 @@ def _checkpoints(output_dir: Path, sealed: bool = False) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
+def sealed_precision(checkpoint: Path | None) -> str | None:
+    """The precision of the run that wrote it: bf16, fp16, no, or unknown if an earlier version wrote it."""
+    if checkpoint is None:
+        return None
+    precision = run_folder.read_json(checkpoint / MANIFEST).get("precision")
+    return precision if precision is not None else "unknown"
+
+
 def begin_save(folder: Path, estimate: int) -> None:
     """Clear what an interrupted save left, check the space, and mark the folder as unfinished.
 

@@ -19,12 +19,12 @@ from typing import Any
 from accelerate import PartialState
 
 from sft_recipes import run_folder
-from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import write_prepared
 from sft_recipes.data.prepared import PreparedData, load_prepared
 from sft_recipes.data.template_checks import check_template, require
+from sft_recipes.devices import computes_on_cpu
 from sft_recipes.errors import InputError, Preempted, Problem, SFTRecipesError, TrainingFault
 from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, lora_config
 from sft_recipes.recipe import Recipe, parse_overrides
@@ -33,30 +33,38 @@ from sft_recipes.release.hub import push_after_training
 from sft_recipes.release.model_card import write_card
 from sft_recipes.training.announce import banner, next_steps
 from sft_recipes.training.arguments import (
-    check_settings,
-    has_accelerator,
     launched_processes,
     sft_config,
 )
+from sft_recipes.training.batching import choose_batching
 from sft_recipes.training.callbacks import LogWriter, Preemption
-from sft_recipes.training.checkpoints import check_contract, check_same_run, newest_checkpoint
+from sft_recipes.training.checkpoints import (
+    check_contract,
+    check_same_run,
+    newest_checkpoint,
+    sealed_precision,
+)
 from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
-from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
+from sft_recipes.training.precision import choose_precision, precision_of
 from sft_recipes.training.processes import on_main
 from sft_recipes.training.record import record_failure, record_start, record_state, run_facts
 from sft_recipes.training.run_lock import run_lock
+from sft_recipes.training.settings_checks import check_settings, launched_with
 from sft_recipes.training.trainer import RecipeTrainer
 
 
-def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
+def train(
+    recipe: Recipe, allow_changed: Sequence[str] = (), allow_hub_kernels: bool = False
+) -> Path:
     """Run the recipe to its end, or resume it, and return the run folder.
 
     `allow_changed` names what may differ from the run that is resumed: keys, data, world_size, global_batch_size.
+    `allow_hub_kernels`: the recipe may name attention that is downloaded as native code.
     Raises InputError for anything wrong before training, CheckFailed for a template that would train the wrong thing,
     TrainingFault for a run that went wrong, Preempted for one that a signal ended.
     """
-    check_settings(recipe)
+    check_settings(recipe, allow_hub_kernels=allow_hub_kernels)
     process = _process(recipe)
     before = on_main(lambda: check_same_run(recipe, allow_changed))
     if before.get("state") == "finished":
@@ -84,7 +92,8 @@ def train(recipe: Recipe, allow_changed: Sequence[str] = ()) -> Path:
         facts = run_facts(recipe, process.num_processes, consumption.fingerprint)
         checkpoint = on_main(lambda: _resume_from(recipe, facts, allow_changed))
 
-        trainer = build_trainer(recipe, labeller, data)
+        trainer = build_trainer(recipe, labeller, data, sealed_precision(checkpoint))
+        facts = {**facts, "precision": precision_of(trainer.args)}
         check_active(recipe, trainer)
         if process.is_main_process:
             run_folder.write_json(recipe.output_dir / run_folder.DATA, data.summary)
@@ -116,15 +125,24 @@ def _resume_from(
     return checkpoint
 
 
-def build_trainer(recipe: Recipe, labeller: Labeller, data: PreparedData) -> RecipeTrainer:
-    """The model with its adapter, TRL's arguments, and the trainer that holds them together."""
+def build_trainer(
+    recipe: Recipe, labeller: Labeller, data: PreparedData, resumed: str | None = None
+) -> RecipeTrainer:
+    """The model with its adapter, TRL's arguments, and the trainer that holds them together.
+
+    `resumed`: the precision of the run that goes on, which a recipe that states none keeps.
+    """
     # Transformers holds the arguments weakly and asks them, while a model loads, whether ZeRO-3 is to partition it.
-    arguments = sft_config(recipe, flatten=False)
+    arguments = sft_config(recipe)
     renderer = labeller.renderer
     model = load_model(recipe)
     check_vocabulary(model, renderer.tokenizer)
     agree_on_special_tokens(model, renderer.tokenizer, renderer.stop_ids)
-    config = sft_config(recipe, flatten=_flatten(recipe, model, renderer, data))
+    flatten = choose_batching(recipe, model, renderer.tokenizer.pad_token_id)
+    decided = choose_precision(recipe, model, data.train, resumed)
+    if flatten and not recipe.training.get("packing"):
+        decided["padding_free"] = True
+    config = sft_config(recipe, decided=decided)
     del arguments
     trainer = RecipeTrainer(
         model=model,
@@ -143,31 +161,12 @@ def build_trainer(recipe: Recipe, labeller: Labeller, data: PreparedData) -> Rec
     return trainer
 
 
-def _flatten(recipe: Recipe, model: Any, renderer: ChatRenderer, data: PreparedData) -> bool:
-    """Whether batches are flattened to one sequence without padding; a recipe that packs must be able to."""
-    asked = bool(recipe.training.get("packing") or recipe.training.get("padding_free"))
-    batch_size = int(recipe.training.get("per_device_train_batch_size", 8))
-    if not asked and (
-        has_accelerator() or batch_size < 2 or recipe.training.get("padding_free") is False
-    ):
-        return False
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return asked
-    apart = keeps_rows_apart(model, renderer.tokenizer.pad_token_id)
-    if asked and not apart:
-        key = "packing" if recipe.training.get("packing") else "padding_free"
-        what = f"{type(model).__name__} lets rows of one pack see one another"
-        raise InputError(Problem(recipe.name, key, what, "remove the key"))
-    return asked or (apart and flattening_pays(model, data.train, batch_size))
-
-
 def _process(recipe: Recipe) -> PartialState:
     """This process among those launched; refuses a launch whose processes do not know of one another."""
-    use_cpu = bool(recipe.training.get("use_cpu", not has_accelerator()))
     timeout = timedelta(
         seconds=int(recipe.training.get("ddp_timeout", 1800))
     )  # transformers' default
-    process = PartialState(cpu=use_cpu, timeout=timeout)
+    process = PartialState(cpu=computes_on_cpu(recipe), timeout=timeout)
     if process.num_processes != launched_processes():
         what = (
             f"{launched_processes()} processes were launched, {process.num_processes} work together"
@@ -179,9 +178,7 @@ def _process(recipe: Recipe) -> PartialState:
 
 def check_active(recipe: Recipe, trainer: Any) -> None:
     """Raise InputError if a strategy that was asked for is not what the trainer is about to run."""
-    asked = {
-        name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED")
-    }
+    asked = {name: launched_with(name) for name in ("FSDP", "DEEPSPEED")}
     active = {name: getattr(trainer, f"is_{name.lower()}_enabled") for name in asked}
     asked |= {
         f"{bits}-bit weights": bool(recipe.model.get(f"load_in_{bits}bit")) for bits in (4, 8)
@@ -219,10 +216,13 @@ def save(recipe: Recipe, trainer: RecipeTrainer, consumption: Consumption) -> Pa
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m sft_recipes.training.train --config RECIPE [--key value]`; returns the exit code.
 
-    `--allow_changed KEY,KEY` lets a resumed run differ in these.
+    `--allow_changed KEY,KEY` lets a resumed run differ in these; `--allow_hub_kernels` lets the recipe name attention
+    that is downloaded.
     """
     values = parse_overrides(list(sys.argv[1:] if arguments is None else arguments))
-    path, allowed = values.pop("config", None), str(values.pop("allow_changed", "")).split(",")
+    path = values.pop("config", None)
+    allowed = str(values.pop("allow_changed", "")).split(",")
+    allow_hub_kernels = bool(values.pop("allow_hub_kernels", False))
     recipe: Recipe | None = None
     try:
         if not path:
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 Problem("command line", "--config", "is missing", "add --config RECIPE.yaml")
             )
         recipe = load_recipe(str(path), values)
-        train(recipe, allowed)
+        train(recipe, allowed, allow_hub_kernels)
         if int(os.environ.get("RANK", "0")) == 0:
             push_after_training(recipe)
     except SFTRecipesError as error:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from sft_recipes.errors import InputError
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training import checkpoints
-from sft_recipes.training.arguments import check_settings
+from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.train import train
 from tests.training.tiny import logged
 

@@ -11,9 +11,9 @@ import torch
 
 from sft_recipes.errors import InputError
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.training.arguments import check_settings
-from sft_recipes.training.flattening import flattening_pays, keeps_rows_apart
-from tests.conftest import build_model
+from sft_recipes.training.batching import keeps_rows_apart
+from sft_recipes.training.settings_checks import check_settings
+from tests.conftest import build_model, build_tokenizer
 from tests.training.tiny import gradients, trainer_for
 
 
@@ -29,8 +29,8 @@ def loss_and_norm(trainer: Any) -> tuple[float, float, int]:
     return total, float(norm), batches
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_equals_padded(write_recipe: Callable[..., Path], attention: str) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager", None])
+def test_packed_equals_padded(write_recipe: Callable[..., Path], attention: str | None) -> None:
     """Over the same rows, packing (bfd) and flattening give the summed loss and gradient norm of padded rows."""
     path = write_recipe(attn_implementation=attention, per_device_train_batch_size=4)
     padded = loss_and_norm(trainer_for(path, padding_free=False))
@@ -45,16 +45,16 @@ def test_packed_equals_padded(write_recipe: Callable[..., Path], attention: str)
 def test_attention_keeps_rows_apart(attention: str) -> None:
     """A tiny Llama isolates rows in a flattened batch, and probing leaves its training mode as it was."""
     model = build_model(64, attn_implementation=attention).train()
-    assert keeps_rows_apart(model, 0)
+    assert keeps_rows_apart(model, torch.device("cpu"), 0)
     assert model.training
 
 
-def _mamba() -> Any:
+def _mamba(vocab_size: int = 64) -> Any:
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
     config = MambaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0
+        vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0
     )
     return MambaForCausalLM(config)
 
@@ -66,13 +66,6 @@ class _BlindToPositions(torch.nn.Module):
         super().__init__()
         self.inner = build_model(64)
 
-    @property
-    def device(self) -> torch.device:
-        return self.inner.device
-
-    def get_input_embeddings(self) -> Any:
-        return self.inner.get_input_embeddings()
-
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
         return self.inner(input_ids=input_ids, use_cache=False)
 
@@ -80,46 +73,46 @@ class _BlindToPositions(torch.nn.Module):
 @pytest.mark.parametrize("make", [_mamba, _BlindToPositions])
 def test_leaks_are_found(make: Callable[[], Any]) -> None:
     """A recurrent model and one that ignores position ids let rows see one another, and the probe says so."""
-    assert not keeps_rows_apart(make(), 0)
+    assert not keeps_rows_apart(make(), torch.device("cpu"), 0)
 
 
 @pytest.mark.parametrize("key", ["packing", "padding_free"])
 def test_packing_a_leaking_model_is_refused(
-    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, key: str
+    write_recipe: Callable[..., Path], tmp_path: Path, key: str
 ) -> None:
-    """A recipe that asks to pack a model which leaks is refused by the name of the key; unasked, rows are padded."""
-    monkeypatch.setattr("sft_recipes.training.train.keeps_rows_apart", lambda model, pad: False)
-    with pytest.raises(
-        InputError,
-        match=f"{key}: LlamaForCausalLM lets rows of one pack see one another.*Fix: remove",
-    ):
-        trainer_for(write_recipe(**{key: True}))
-    assert not trainer_for(write_recipe()).padding_free
-
-
-def test_flattening_is_chosen_where_it_saves_work() -> None:
-    """Rows of one length are padded (nothing to save); one long row among short ones makes flattening pay."""
-    from datasets import Dataset
-
-    model = build_model(400)
-    equal = Dataset.from_dict({"input_ids": [[1] * 20] * 64})
-    mixed = Dataset.from_dict(
-        {"input_ids": [[1] * (120 if index % 8 == 0 else 4) for index in range(64)]}
-    )
-    assert not flattening_pays(model, equal, 8)
-    assert flattening_pays(model, mixed, 8)
-
-
-def test_flattening_is_judged_alike_for_models_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operations of a model with billions of parameters overflow no integer: padding that wastes most of a batch is
-    never preferred.
+    """A recipe that packs a model which leaks is refused before its first step, by the name of the key; unasked, the
+    model's rows are padded.
     """
-    from datasets import Dataset
+    tokenizer = build_tokenizer()
+    model = _mamba(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "mamba")
+    path = write_recipe(model_name_or_path=str(tmp_path / "mamba"), **{key: True})
+    refusal = f"{key}: MambaForCausalLM lets rows of one pack see one another.*Fix: remove"
+    with pytest.raises(InputError, match=refusal):
+        trainer_for(path).train()
+    assert not trainer_for(path, **{key: None}).padding_free
 
-    model = build_model(400)
-    monkeypatch.setattr(model, "num_parameters", lambda exclude_embeddings: 8_000_000_000)
-    rows = {"input_ids": [[1] * (2000 if index % 8 == 0 else 100) for index in range(64)]}
-    assert flattening_pays(model, Dataset.from_dict(rows), 8)
+
+@pytest.mark.parametrize(
+    ("keys", "flattened", "attention"),
+    [
+        ({}, True, "varlen_attn"),
+        ({"padding_free": False}, False, "sdpa"),
+        ({"per_device_train_batch_size": 1}, False, "sdpa"),
+        ({"attn_implementation": "eager"}, False, "eager"),
+        ({"attn_implementation": "varlen_attn"}, True, "varlen_attn"),
+        ({"packing": True}, True, "varlen_attn"),
+        ({"packing": True, "attn_implementation": "sdpa"}, True, "sdpa"),
+    ],
+)
+def test_batches_on_a_cpu(
+    write_recipe: Callable[..., Path], keys: dict[str, Any], flattened: bool, attention: str
+) -> None:
+    """On a CPU rows are flattened under attention by rows, unless the recipe says otherwise; stated attention stays."""
+    trainer = trainer_for(write_recipe(**keys))
+    assert trainer.padding_free == flattened
+    assert trainer.model.config._attn_implementation == attention
 
 
 def test_wrapped_packing_is_refused(write_recipe: Callable[..., Path]) -> None:
