@@ -326,7 +326,10 @@ def evaluate(
     max_new_tokens: Annotated[
         int, typer.Option("--max_new_tokens", help="Longest answer, in tokens")
     ] = 256,
-    batch_size: Annotated[int, typer.Option("--batch_size", help="Prompts per batch")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch_size", help="Prompts per batch (default: 64 on CUDA, else 32)"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for metrics, samples and report")
     ] = None,

@@ -98,9 +98,10 @@ class TemplateSettings:
 class EvaluationSettings:
     """Generation-based evaluation. `data` None means the recipe's own eval rows.
 
-    `rows`: how many prompts are generated inside training (all in the standalone command unless `max_rows` there);
-    `batch_size` in prompts per process; `during_training` switches the metrics inside `trainer.evaluate()`, which may
-    take `max_share` of the run's time (null: as much as it takes).
+    `rows`: how many prompts are generated inside training (all in the standalone command unless
+    `max_rows` there); `batch_size` in prompts per process (None: 64 on CUDA, 32 elsewhere);
+    `during_training` switches the metrics inside `trainer.evaluate()`, which may take `max_share`
+    of the run's time (null: as much as it takes).
     """
 
     data: DatasetSource | None = None
@@ -108,7 +109,7 @@ class EvaluationSettings:
     max_share: float | None = 0.05
     rows: int = 32
     max_new_tokens: int = 256
-    batch_size: int = 16
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def evaluate(
     examples: Sequence[Example],
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None,
     template_segments: Sequence[str] = (),
     progress: bool = True,
 ) -> Evaluation:

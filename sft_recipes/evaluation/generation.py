@@ -4,6 +4,7 @@ The ids of the prompt go to `model.generate` as they are, so nothing is tokenise
 decided on ids too: it ends before the first stop id, whatever the padding token is.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from accelerate.utils import gather_object
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from sft_recipes.errors import InputError, Problem
 
@@ -39,15 +42,18 @@ def generate(
     *,
     stop_ids: Sequence[int],
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None = None,
     names: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[Generation]:
     """Answer each prompt (ids) greedily; the result is in input order and the same on every process.
 
-    `batch_size` counts prompts per process. `names` say where each prompt comes from, for errors. `model` is not
-    wrapped in DDP; its modes and generation config and the random state are as before afterwards. Raises InputError for
-    empty prompts, prompts that leave no room for `max_new_tokens`, and missing stop ids.
+    `batch_size` counts prompts per process (None: `default_batch_size`). Where one does not fit
+    into the device's memory it is halved, unless the model is sharded: then every process has to
+    make the same calls. `names` say where each prompt comes from, for errors. `model` is not
+    wrapped in DDP; its modes and generation config and the random state are as before afterwards.
+    Raises InputError for empty prompts, prompts that leave no room for `max_new_tokens`, and
+    missing stop ids.
     """
     check_prompts(model, prompts, max_new_tokens, names)
     if not stop_ids:
@@ -74,22 +80,40 @@ def generate(
         pad_token_id=stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         use_cache=True,
     )
+    size = batch_size or default_batch_size()
+    sharded = state.num_processes > 1 and _is_sharded(model)
     done: list[tuple[int, Generation]] = []
     hidden = not progress or not state.is_main_process
     with (
         _generation_mode(model, config),
         tqdm(total=rounds, desc="generating", disable=hidden, leave=False) as bar,
     ):
-        for start in range(0, rounds, batch_size):
-            indices = shard[start : start + batch_size]
-            answers = _generate_batch(model, [prompts[index] for index in indices], config)
-            done += [
-                (index, _cut(ids, stop_ids, tokenizer))
-                for index, ids in zip(indices, answers, strict=True)
-            ]
+        while len(done) < rounds:
+            indices = shard[len(done) : len(done) + size]
+            batch = [prompts[index] for index in indices]
+            answers = _generate_batch(model, batch, config, may_fail=size > 1 and not sharded)
+            if answers is None:
+                size //= 2
+                bar.write(
+                    f"a batch of {len(batch)} prompts did not fit into memory, going on with {size}"
+                )
+                continue
+            for index, ids in zip(indices, answers, strict=True):
+                done.append((index, _cut(ids, stop_ids, tokenizer)))
             bar.update(len(indices))
     by_index: dict[int, Generation] = dict(gather_object(done[:own]))
     return [by_index[index] for index in range(len(prompts))]
+
+
+def default_batch_size() -> int:
+    """Prompts per process and batch. Decoding on a GPU waits for kernels to start, not for arithmetic, so more fit."""
+    return 64 if torch.cuda.is_available() else 32
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether a forward pass gathers parameters from other processes, as transformers sees it."""
+    fsdp2 = any(hasattr(parameter, "to_local") for parameter in model.parameters())
+    return bool(fsdp2 or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
 
 
 def check_prompts(
@@ -140,9 +164,25 @@ def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
 
 
 def _generate_batch(
+    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig, may_fail: bool = False
+) -> list[list[int]] | None:
+    """Generated ids of one left-padded batch, `[batch, new]` as lists, prompt removed.
+
+    None if memory did not suffice and `may_fail`: what the attempt held is freed by then.
+    """
+    try:
+        return _decode(model, prompts, config)
+    except torch.OutOfMemoryError:
+        if not may_fail:
+            raise
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def _decode(
     model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> list[list[int]]:
-    """Generated ids of one left-padded batch, `[batch, new]` as lists, prompt removed."""
     pad = partial(pad_sequence, batch_first=True, padding_side="left")
     rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
     ids, mask = (
@@ -151,7 +191,8 @@ def _generate_batch(
     )
     # synced_gpus is left to transformers: on exactly under ZeRO-3 and FSDP with more than one process.
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return output[:, ids.shape[1] :].tolist()
+    answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    return answers
 
 
 def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: Any) -> Generation:

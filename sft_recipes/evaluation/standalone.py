@@ -37,7 +37,7 @@ from sft_recipes.evaluation.format_overfitting import (
     format_questions,
 )
 from sft_recipes.evaluation.gate import Bound, check_possible, judge, read_gate
-from sft_recipes.evaluation.generation import check_prompts
+from sft_recipes.evaluation.generation import check_prompts, default_batch_size
 from sft_recipes.evaluation.training_rows import TrainingRows, memorised, read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel, check_vocabulary, load_for_inference
@@ -57,7 +57,7 @@ class EvaluationRequest:
     chat_template: str | None = None
     max_rows: int | None = None
     max_new_tokens: int = 256
-    batch_size: int = 32
+    batch_size: int | None = None
     output: Path | None = None
     gate: str | None = None
     format_overfitting: bool = False
@@ -395,6 +395,6 @@ def _info(
         "chat_template_kwargs": renderer.chat_template_kwargs,
         "decoding": "greedy",
         "max_new_tokens": request.max_new_tokens,
-        "batch_size": request.batch_size,
+        "batch_size": request.batch_size or default_batch_size(),
         "stop_ids": list(renderer.stop_ids),
     }

@@ -11,7 +11,7 @@ from sft_recipes.data.loading import read_held_out
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.evaluator import evaluate
-from sft_recipes.evaluation.generation import check_prompts
+from sft_recipes.evaluation.generation import check_prompts, default_batch_size
 from sft_recipes.messages import Example
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.trainer import GenerationMetrics, RecipeTrainer
@@ -37,11 +37,13 @@ def generation_metrics(
     prompts = [renderer.prompt_ids(example.messages[:-1], example.tools) for example in examples]
     check_prompts(model, prompts, settings.max_new_tokens, [example.where for example in examples])
 
+    one_batch = settings.batch_size or default_batch_size()
+
     def metrics(model: Any, rehearsal: bool = False) -> Mapping[str, float]:
         evaluation = evaluate(
             model,
             renderer,
-            examples[: settings.batch_size] if rehearsal else examples,
+            examples[:one_batch] if rehearsal else examples,
             max_new_tokens=2 if rehearsal else settings.max_new_tokens,
             batch_size=settings.batch_size,
             template_segments=renderer.template_segments,

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name torch users know
 from datasets import Dataset
 
 from sft_recipes.devices import computes_on_cpu, cpu_has_bf16
@@ -24,6 +25,7 @@ LEAST_GAIN = 1.2
 # bfloat16 keeps 8 bits of a number. A loss further off than this is no rounding.
 LOSS_TOLERANCE = 0.02
 TRIAL_TOKENS = 512
+TRIAL_POSITIONS = 64
 
 
 def choose_precision(
@@ -79,12 +81,18 @@ def bfloat16_pays(model: Any, rows: Dataset) -> bool:
 def _timed_pass(
     model: Any, batch: torch.Tensor, autocast: AbstractContextManager[Any]
 ) -> tuple[float, float]:
-    """(seconds, loss) of a pass forward and back to the embeddings: gradients of weights would take their memory."""
-    embedded = model.get_input_embeddings()(batch).detach().requires_grad_()
+    """(seconds, loss) of a pass forward and back to the embeddings: gradients of weights would take their memory.
+
+    The output layer sees a part of the positions, as in training, where only answers have a loss.
+    """
+    embedded: list[torch.Tensor] = []
+    embedding = model.get_input_embeddings()
     started = time.perf_counter()
-    with autocast:
-        loss = model(inputs_embeds=embedded, labels=batch, use_cache=False).loss
-    torch.autograd.grad(loss, embedded)
+    with autocast, embedding.register_forward_hook(lambda *parts: embedded.append(parts[-1])):
+        hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[:, -TRIAL_POSITIONS - 1 : -1])
+        loss = F.cross_entropy(logits[0].float(), batch[0, -TRIAL_POSITIONS:])
+    torch.autograd.grad(loss, embedded[0])
     return time.perf_counter() - started, loss.item()
 
 

@@ -230,3 +230,26 @@ def test_two_processes_answer_as_one(make_model, tokenizer, tmp_path: Path) -> N
     ]
     assert outputs[0]["ids"] == outputs[1]["ids"] == expected
     assert outputs[0]["calls"] == outputs[1]["calls"] == 2 + 2 + 1
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    make_model, tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where memory runs out for more than two prompts, all are answered as by a model with room, and it is said."""
+    model = make_model()
+    expected = run(model, tokenizer)
+    real = model.generate
+
+    def small(*, input_ids: torch.Tensor, **settings: Any) -> Any:
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(input_ids=input_ids, **settings)
+
+    monkeypatch.setattr(model, "generate", small)
+    assert run(model, tokenizer, batch_size=6) == expected
+    assert (
+        "a batch of 6 prompts did not fit into memory, going on with 3" in capsys.readouterr().out
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        monkeypatch.setattr(model, "generate", lambda **_: small(input_ids=torch.zeros(3, 1)))
+        run(model, tokenizer, batch_size=1)
