@@ -1,97 +1,143 @@
 """Run everything that needs a GPU on this machine and print a table: passed, failed or skipped, and why.
 
-    python scripts/gpu_tests.py [more arguments for pytest]
+    python scripts/gpu_tests.py [-n 6] [--limit 170] [more arguments for pytest]
 
-Strategies run on as many GPUs as there are. Exit code: 0 all that could run passed, 1 something failed, 4 nothing ran.
+Each test runs in a process of its own, `-n` of them at a time, and is printed when it ends: what is
+stopped in the middle has shown what it knew. Strategies run on as many GPUs as there are. Exit code:
+0 all that could run passed, 1 something failed, 4 nothing ran.
 """
 
+import argparse
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = {"failure": "FAILED", "error": "FAILED", "skipped": "skipped"}
+LONGEST_REASON = 160
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One test: its name, what became of it, seconds, and the first line of why."""
 
     name: str
     result: str
     seconds: float
-    why: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.name:40} {self.result:7} {self.seconds:6.1f} s  {self.why}"
+        return text[: 58 + LONGEST_REASON].rstrip()
+
+
+def short_name(test: str) -> str:
+    """What stands in brackets behind a parametrized test, or the test's own name."""
+    return test.partition("[")[2].rstrip("]") or test.rpartition("::")[2]
 
 
 def read_rows(report: str) -> list[Row]:
     """The tests of a JUnit XML report as pytest writes it."""
     rows = []
     for case in ElementTree.fromstring(report).iter("testcase"):
-        ends = {child.tag: child.get("message") or "" for child in case}
-        result = next((tag for tag in ("failure", "error", "skipped") if tag in ends), "passed")
-        name = case.get("name", "").partition("[")[2].rstrip("]") or case.get("name", "")
-        why = next(iter(ends.get(result, "").strip().splitlines()), "")
-        shown = {"failure": "FAILED", "error": "FAILED"}.get(result, result)
-        rows.append(Row(name, shown, float(case.get("time", 0)), why))
+        result, why = "passed", ""
+        for child in case:
+            if child.tag in RESULTS:
+                result = RESULTS[child.tag]
+                lines = (child.get("message") or "").strip().splitlines()
+                why = lines[0] if lines else ""
+        rows.append(Row(short_name(case.get("name", "")), result, float(case.get("time", 0)), why))
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows, aligned, and their sum."""
-    width = max((len(row.name) for row in rows), default=0)
-    lines = [
-        f"{row.name:{width}}  {row.result:7}  {row.seconds:7.1f} s  {row.why[:160]}".rstrip()
-        for row in rows
-    ]
+    """The rows, and how many of them ended how."""
     counts = Counter(row.result for row in rows)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            ", ".join(f"{counts[name]} {name}" for name in ("passed", "FAILED", "skipped")),
-        ]
-    )
+    ends = [f"{counts[result]} {result}" for result in ("passed", "FAILED", "skipped")]
+    return "\n".join([*map(str, rows), "", ", ".join(ends)])
 
 
 def exit_code(rows: Sequence[Row]) -> int:
     """1 if something failed, 4 if nothing ran, else 0."""
     results = {row.result for row in rows}
-    return 1 if "FAILED" in results else 0 if "passed" in results else 4
+    if "FAILED" in results:
+        return 1
+    return 0 if "passed" in results else 4
 
 
-def gpus() -> str:
+def devices() -> str:
     """The GPUs by name, in words."""
     import torch
 
     names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    found = ", ".join(f"{count} x {name}" for name, count in names.items()) or "no GPU"
-    return f"{found}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+    listed = ", ".join(f"{count} x {name}" for name, count in names.items()) or "no GPU"
+    return f"{listed}; torch {torch.__version__}, CUDA {torch.version.cuda}"
+
+
+def pytest_command(*arguments: str) -> list[str]:
+    """pytest by the Python that runs this script."""
+    return [sys.executable, "-m", "pytest", "-q", *arguments]
+
+
+def collect(arguments: Sequence[str]) -> list[str]:
+    """The tests that need a GPU, in their order. Raises SystemExit with pytest's words if it cannot list them."""
+    command = pytest_command("--collect-only", "-m", "gpu", *arguments)
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    tests = [line for line in listed.stdout.splitlines() if "::" in line]
+    if listed.returncode not in (0, 5):
+        sys.exit(listed.stdout + listed.stderr)
+    return tests
+
+
+def run_test(test: str, folder: Path, limit: float) -> Row:
+    """Run one test; its whole group of processes is killed after `limit` seconds."""
+    report = Path(tempfile.mkdtemp(dir=folder)) / "report.xml"
+    command = pytest_command("-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", test)
+    with subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return Row(short_name(test), "FAILED", limit, "not done within the limit")
+    if not report.is_file():
+        lines = output.strip().splitlines() or [""]
+        return Row(short_name(test), "FAILED", 0.0, f"exit code {process.returncode}: {lines[-1]}")
+    return read_rows(report.read_text(encoding="utf-8"))[0]
 
 
 def main() -> int:
-    """Run pytest, then print what it found."""
-    print(gpus(), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.xml")
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            f"--junitxml={report}",
-            *sys.argv[1:],
-        ]
-        code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
-        if not report.is_file():
-            return code or 1
-        rows = read_rows(report.read_text(encoding="utf-8"))
-    print(f"\n{table(rows)}")
-    return exit_code(rows) or (code if code not in (0, 5) else 0)
+    """Run the tests, print each as it ends, then all in their order."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-n", type=int, default=1, help="tests at a time")
+    parser.add_argument("--limit", type=float, default=170, help="seconds for one test")
+    options, arguments = parser.parse_known_args()
+    print(devices(), flush=True)
+    tests = collect(arguments)
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.n) as pool:
+        running = {pool.submit(run_test, test, Path(folder), options.limit): test for test in tests}
+        for future in as_completed(running):
+            row = future.result()
+            rows[running[future]] = row
+            print(row, flush=True)
+    ordered = [rows[test] for test in tests]
+    print(f"\n{table(ordered)}")
+    return exit_code(ordered)
 
 
 if __name__ == "__main__":

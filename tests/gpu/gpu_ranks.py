@@ -28,6 +28,8 @@ def note(recipe: Any, trainer: Any) -> None:
         "fsdp": any(hasattr(one, "to_local") for one in parameters),
         "zero": engine.zero_optimization_stage() if engine is not None else None,
         "attention": trainer.model.config._attn_implementation,
+        "workers": trainer.args.dataloader_num_workers,
+        "dtype": str(trainer.model.dtype).removeprefix("torch."),
         "autocast": "bf16" if trainer.args.bf16 else None,
         "four_bit": bool(getattr(trainer.model, "is_loaded_in_4bit", False)),
         "share_held": sum(one.numel() for one in held)

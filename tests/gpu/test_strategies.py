@@ -18,18 +18,34 @@ from typing import Any
 import pytest
 import torch
 
+from sft_recipes.evaluation.generation import generate
+from tests.conftest import build_model, build_tokenizer
+
 REPOSITORY = Path(__file__).parents[2]
 GPUS = torch.cuda.device_count()
 # Eight rows a step are dealt to 1, 2, 4 or 8 processes.
 PROCESSES = max((count for count in (1, 2, 4, 8) if count <= GPUS), default=1)
 
-FLOAT32 = {"bf16": False}
+# Under LoRA the frozen base is bfloat16 on a GPU unless the recipe says otherwise.
+FLOAT32 = {"bf16": False, "dtype": "float32"}
 # Without dropout, whose random numbers are each rank's own.
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 BF16_LORA = {**LORA, "dtype": "bfloat16", "bf16": True}
 QLORA = {**BF16_LORA, "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"}
-PACKED = {"packing": True, "max_length": 128, "dtype": "bfloat16", "bf16": True}
+NOT_QUANTIZED = {"load_in_4bit": None, "bnb_4bit_quant_storage": None}
+BF16 = {"dtype": "bfloat16", "bf16": True}
+PACKED = {**BF16, "packing": True, "max_length": 128, "num_train_epochs": 4}
+FLATTENED = {**BF16, "padding_free": True}
+VARLEN = {"attn_implementation": "varlen_attn"}
+SDPA = {"attn_implementation": "sdpa"}
+EAGER = {"attn_implementation": "eager"}
 FLASH = {"attn_implementation": "flash_attention_2"}
+EVALUATED = {
+    "eval_split": 8,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "evaluation": {"max_new_tokens": 4, "max_share": None},
+}
 
 
 @dataclass(frozen=True)
@@ -49,31 +65,92 @@ class Case:
 
 
 # bfloat16 keeps 8 bits of a number: losses near 6 are compared to about one part in a hundred.
-CASES = {
-    "one GPU, float32, equals the CPU": Case("single", FLOAT32, {"autocast": None}, {"use_cpu": True}),
-    "one GPU, LoRA, equals the CPU": Case("single", {**FLOAT32, **LORA}, {"autocast": None}, {"use_cpu": True}),
-    "one GPU, bf16": Case("single", {"bf16": True}, {"autocast": "bf16"}, FLOAT32, 1e-2),
-    "one GPU, packed": Case("single", PACKED, {"attention": "sdpa"}, {"attn_implementation": "eager"}, 1e-2),
-    "one GPU, packed, flash attention": Case(
-        "single", {**PACKED, **FLASH}, {"attention": "flash_attention_2"}, {"attn_implementation": "sdpa"}, 1e-2,
-        needs=("flash_attn",),
+ROUNDED = 1e-2
+QUANTIZED = 5e-2
+ONE_GPU = {
+    "one GPU, float32, equals the CPU": Case(
+        "single", FLOAT32, {"autocast": None, "workers": 2}, {"use_cpu": True}
+    ),
+    "one GPU, LoRA, equals the CPU": Case(
+        "single", {**FLOAT32, **LORA}, {"autocast": None}, {"use_cpu": True}
+    ),
+    "one GPU, LoRA, base in bf16": Case(
+        "single", LORA, {"autocast": "bf16", "dtype": "bfloat16"}, FLOAT32, ROUNDED
+    ),
+    "one GPU, bf16": Case("single", {"bf16": True}, {"autocast": "bf16"}, FLOAT32, ROUNDED),
+    "one GPU, evaluated on the way": Case(
+        "single", {**EVALUATED, **FLOAT32}, {"autocast": None}, {"use_cpu": True}
+    ),
+    "one GPU, packed, varlen": Case(
+        "single", {**PACKED, **VARLEN}, {"attention": "varlen_attn"}, SDPA, ROUNDED
+    ),
+    "one GPU, flattened, varlen": Case(
+        "single", {**FLATTENED, **VARLEN}, {"attention": "varlen_attn"}, SDPA, ROUNDED
+    ),
+    "one GPU, packed, varlen, LoRA": Case(
+        "single", {**PACKED, **LORA, **VARLEN}, {"attention": "varlen_attn"}, SDPA, ROUNDED
+    ),
+    "one GPU, packed, varlen under autocast": Case(
+        "single",
+        {**PACKED, **VARLEN, "dtype": "float32"},
+        {"attention": "varlen_attn", "dtype": "float32"},
+        SDPA,
+        ROUNDED,
+    ),
+    "one GPU, packed, sdpa": Case(
+        "single", {**PACKED, **SDPA}, {"attention": "sdpa"}, EAGER, ROUNDED
     ),
     "one GPU, QLoRA": Case(
-        "single", QLORA, {"four_bit": True}, {"load_in_4bit": None, "bnb_4bit_quant_storage": None}, 5e-2,
-        needs=("bitsandbytes",),
+        "single", QLORA, {"four_bit": True}, NOT_QUANTIZED, QUANTIZED, needs=("bitsandbytes",)
     ),
+}
+STRATEGIES = {
     "DDP, NCCL": Case("ddp", FLOAT32, {"backend": "nccl"}, gpus=2),
     "DDP, LoRA": Case("ddp", {**FLOAT32, **LORA}, {"backend": "nccl"}, gpus=2),
-    "DDP, QLoRA": Case("ddp", QLORA, {"backend": "nccl", "four_bit": True}, {}, 1e-2, 2, ("bitsandbytes",)),
+    "DDP, packed, varlen": Case(
+        "ddp", {**PACKED, **VARLEN}, {"attention": "varlen_attn"}, SDPA, ROUNDED, gpus=2
+    ),
+    "DDP, QLoRA": Case(
+        "ddp",
+        QLORA,
+        {"backend": "nccl", "four_bit": True},
+        {},
+        ROUNDED,
+        gpus=2,
+        needs=("bitsandbytes",),
+    ),
     "FSDP2": Case("fsdp2", FLOAT32, {"fsdp": True}),
     "FSDP2, LoRA": Case("fsdp2", {**FLOAT32, **LORA}, {"fsdp": True}),
-    "FSDP2, QLoRA": Case("fsdp2_qlora", QLORA, {"fsdp": True, "four_bit": True}, {}, 1e-2, 2, ("bitsandbytes",)),
+    "FSDP2, packed, varlen": Case(
+        "fsdp2", {**PACKED, **VARLEN}, {"fsdp": True, "attention": "varlen_attn"}, SDPA, ROUNDED
+    ),
+    "FSDP2, QLoRA": Case(
+        "fsdp2_qlora",
+        QLORA,
+        {"fsdp": True, "four_bit": True},
+        {},
+        ROUNDED,
+        gpus=2,
+        needs=("bitsandbytes",),
+    ),
     "ZeRO-1": Case("zero1", FLOAT32, {"zero": 1}, needs=("deepspeed",)),
     "ZeRO-2": Case("zero2", FLOAT32, {"zero": 2}, needs=("deepspeed",)),
     "ZeRO-3": Case("zero3", FLOAT32, {"zero": 3}, needs=("deepspeed",)),
     "ZeRO-3, LoRA": Case("zero3", {**FLOAT32, **LORA}, {"zero": 3}, needs=("deepspeed",)),
+}
+# What compiles native code at its first use, or is built for few machines, comes last.
+RISKY = {
+    "one GPU, packed, flash attention": Case(
+        "single",
+        {**PACKED, **FLASH},
+        {"attention": "flash_attention_2"},
+        SDPA,
+        ROUNDED,
+        needs=("flash_attn",),
+    ),
     "ZeRO-3, offload": Case("zero3_offload", FLOAT32, {"zero": 3}, needs=("deepspeed",)),
-}  # fmt: skip
+}
+CASES = {**ONE_GPU, **STRATEGIES, **RISKY}
 SHARDED = ("fsdp2", "zero3", "zero3_offload")
 
 
@@ -96,7 +173,11 @@ def launch(config: str, path: Path, processes: int, *overrides: str) -> None:
         *("--num_processes", str(processes), "--main_process_port", str(port)),
         *(str(Path(__file__).with_name("gpu_ranks.py")), "--config", str(path), *overrides),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    # Behind what is there: an offline machine may find its packages by it.
+    paths = [os.environ.get("PYTHONPATH", ""), str(REPOSITORY)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    if processes == 1 and GPUS > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = "0"
     done = subprocess.run(
         command,
         cwd=path.parent,
@@ -113,6 +194,17 @@ def losses(run: Path) -> dict[int, float]:
     """The loss of each step; the last word counts where a step was logged twice."""
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+def take_back(run: Path) -> None:
+    """As after a crash: the steps behind the first checkpoint are gone."""
+    for checkpoint in run.glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-2":
+            shutil.rmtree(checkpoint)
+    for file in [*run.glob("*.safetensors"), run / "run.lock"]:
+        file.unlink(missing_ok=True)
+    state = run / "run_state.json"
+    state.write_text(state.read_text().replace('"finished"', '"running"'))
 
 
 def compare(
@@ -152,13 +244,7 @@ def compare(
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=case.tolerance)
     assert list(run.glob("*.safetensors")), "no weights were saved"
 
-    # As after a crash: the steps behind the first checkpoint are gone.
-    for checkpoint in [path for path in run.glob("checkpoint-*") if path.name != "checkpoint-2"]:
-        shutil.rmtree(checkpoint)
-    for file in [*run.glob("*.safetensors"), run / "run.lock"]:
-        file.unlink(missing_ok=True)
-    state = run / "run_state.json"
-    state.write_text(state.read_text().replace('"finished"', '"running"'))
+    take_back(run)
     launch(case.config, path, processes)
     assert losses(run) == pytest.approx(found, rel=case.tolerance), "the resumed steps differ"
     assert list(run.glob("*.safetensors"))
@@ -177,16 +263,60 @@ def test_trains_what_one_process_trains(
     compare(case, write_recipe, tmp_path, processes, {"device": "cuda", **case.active})
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(GPUS == 0, reason="needs 1 GPU, found 0")
+@pytest.mark.parametrize("keys", [FLOAT32, {**PACKED, **VARLEN}], ids=["float32", "packed, varlen"])
+def test_resumed_bit_for_bit(
+    keys: dict[str, Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With `full_determinism: true` the weights of a resumed run are those of the uninterrupted one, bit for bit."""
+    path = write_recipe(**keys, full_determinism=True, save_strategy="steps", save_steps=2)
+    launch("single", path, 1)
+    run = tmp_path / "run"
+    before = (run / "model.safetensors").read_bytes()
+    take_back(run)
+    launch("single", path, 1)
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(GPUS == 0, reason="needs 1 GPU, found 0")
+def test_answers_of_a_batch_that_did_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where 4,096 prompts do not fit into a hundredth of the memory, all are answered, as one by one."""
+    model = build_model(400, hidden_size=256, num_hidden_layers=8, max_position_embeddings=2048)
+    model = model.to("cuda")
+    tokenizer = build_tokenizer()
+    prompts = [[3 + index % 300, 5, 7] * 100 for index in range(4096)]
+    settings: dict[str, Any] = {"stop_ids": [1], "max_new_tokens": 2, "progress": False}
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        answers = generate(model, tokenizer, prompts, batch_size=4096, **settings)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "did not fit into memory" in capsys.readouterr().out
+    for prompt, answer in list(zip(prompts, answers, strict=True))[::1024]:
+        assert generate(model, tokenizer, [prompt], batch_size=1, **settings) == [answer]
+
+
+PACKED_IN_FLOAT32 = {"packing": True, "max_length": 128, "num_train_epochs": 4, "bf16": False}
+ON_CPU = {
+    "LoRA": Case("single", LORA, {}, tolerance=1e-5),
+    "two processes": Case("ddp_cpu", {}, {}, tolerance=1e-5, gpus=2),
+    "evaluated on the way": Case("single", EVALUATED, {}, tolerance=1e-5),
+    "packed": Case("single", PACKED_IN_FLOAT32, {"attention": "varlen_attn"}, SDPA, 1e-5),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "processes"), [("single", 1), ("ddp_cpu", 2)])
+@pytest.mark.parametrize("name", ON_CPU)
 def test_the_comparison_itself_works(
-    config: str,
-    processes: int,
+    name: str,
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same comparison on CPU, so that the first machine with a GPU does not find faults of the tests."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    case = Case(config, LORA if processes == 1 else {}, {}, tolerance=1e-5)
-    compare(case, write_recipe, tmp_path, processes, {"device": "cpu", "fsdp": False, "zero": None})
+    case = ON_CPU[name]
+    active = {"device": "cpu", "fsdp": False, "zero": None, **case.active}
+    compare(case, write_recipe, tmp_path, case.gpus, active)
