@@ -139,8 +139,17 @@ def masking_collator(collate: Callable[..., Any], pad_token_id: int) -> Callable
 
 def attend_across_packed_rows() -> None:
     """A patch: attention that overlooks where one row of a pack ends, as a kernel without sequence bounds does."""
+    import torch
     from transformers import masking_utils
 
+    from sft_recipes.training import varlen_attention
+
+    by_row = varlen_attention._row_by_row
+
+    def as_one_row(query: Any, key: Any, value: Any, _: Any, *rest: Any) -> Any:
+        return by_row(query, key, value, torch.tensor([0, query.shape[2]]), *rest)
+
+    varlen_attention._row_by_row = as_one_row
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
 
 

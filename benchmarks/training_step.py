@@ -24,8 +24,8 @@ from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.recipe_keys import make_recipe
-from sft_recipes.training.flattening import flattening_pays
 from sft_recipes.training.trainer import RecipeTrainer
+from sft_recipes.training.varlen_attention import use_varlen
 
 BATCH = 4
 
@@ -40,10 +40,12 @@ def build(
 ) -> Any:
     """A trainer of the given kind on a fresh model, the same weights each time."""
     model = small_model(vocab_size, hidden=size, layers=4 if size < 512 else 12)
-    flat = kind is RecipeTrainer and flattening_pays(model, data.train, BATCH)
+    flattened = kind is RecipeTrainer
+    if flattened:
+        use_varlen(model)
     config = SFTConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, activation_checkpointing=False, max_length=None,
-        per_device_train_batch_size=BATCH, padding_free=flat, dataloader_pin_memory=False, disable_tqdm=True,
+        per_device_train_batch_size=BATCH, padding_free=flattened, dataloader_pin_memory=False, disable_tqdm=True,
     )  # fmt: skip
     return kind(model, args=config, train_dataset=data.train, processing_class=tokenizer)
 

@@ -161,15 +161,20 @@ def test_packing_not_isolated(base_folder: Path, monkeypatch: pytest.MonkeyPatch
     """With the patch rows of one pack see one another, without it they do not."""
     from transformers import AutoModelForCausalLM, masking_utils
 
-    from sft_recipes.training.flattening import keeps_rows_apart
+    from sft_recipes.training import varlen_attention
+    from sft_recipes.training.batching import keeps_rows_apart
 
-    monkeypatch.setattr(
-        masking_utils, "find_packed_sequence_indices", masking_utils.find_packed_sequence_indices
-    )
-    model = AutoModelForCausalLM.from_pretrained(base_folder)
-    assert keeps_rows_apart(model, 1)
+    # Put back at the end what the patch replaces.
+    find = masking_utils.find_packed_sequence_indices
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", find)
+    monkeypatch.setattr(varlen_attention, "_row_by_row", varlen_attention._row_by_row)
+    by_mask, by_row = (AutoModelForCausalLM.from_pretrained(base_folder) for _ in range(2))
+    varlen_attention.use_varlen(by_row)
+    for model in (by_mask, by_row):
+        assert keeps_rows_apart(model, model.device, 1)
     fault_injections.attend_across_packed_rows()
-    assert not keeps_rows_apart(model, 1)
+    for model in (by_mask, by_row):
+        assert not keeps_rows_apart(model, model.device, 1)
 
 
 def test_loss_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
