@@ -95,12 +95,12 @@ def change_rows(change: RowChange) -> Callable[[], None]:
                 {"input_ids": [pair[0] for pair in pairs], "labels": [pair[1] for pair in pairs]}
             )
 
-        def build_on_changed(recipe: Any, labeller: Any, data: Any, resumed: Any = None) -> Any:
+        def build_on_changed(recipe: Any, labeller: Any, data: Any, *rest: Any) -> Any:
             held_out = changed(data.eval, labeller.renderer) if data.eval is not None else None
             train_rows = changed(data.train, labeller.renderer)
-            return build(recipe, labeller, replace(data, train=train_rows, eval=held_out), resumed)
+            return build(recipe, labeller, replace(data, train=train_rows, eval=held_out), *rest)
 
-        train.build_trainer = build_on_changed
+        setattr(train, "build_trainer", build_on_changed)  # noqa: B010 - a patch
 
     return patch
 
@@ -111,8 +111,8 @@ def mask_padding_that_is_eos() -> None:
 
     build = train.build_trainer
 
-    def build_with_collator(recipe: Any, labeller: Any, data: Any, resumed: Any = None) -> Any:
-        trainer = build(recipe, labeller, data, resumed)
+    def build_with_collator(recipe: Any, labeller: Any, data: Any, *rest: Any) -> Any:
+        trainer = build(recipe, labeller, data, *rest)
         renderer = labeller.renderer
         renderer.tokenizer.pad_token = renderer.tokenizer.eos_token
         trainer.data_collator = masking_collator(
@@ -120,7 +120,7 @@ def mask_padding_that_is_eos() -> None:
         )
         return trainer
 
-    train.build_trainer = build_with_collator
+    setattr(train, "build_trainer", build_with_collator)  # noqa: B010 - a patch
 
 
 def masking_collator(collate: Callable[..., Any], pad_token_id: int) -> Callable[..., Any]:
@@ -149,7 +149,7 @@ def attend_across_packed_rows() -> None:
     def as_one_row(query: Any, key: Any, value: Any, _: Any, *rest: Any) -> Any:
         return by_row(query, key, value, torch.tensor([0, query.shape[2]]), *rest)
 
-    varlen_attention._row_by_row = as_one_row
+    setattr(varlen_attention, "_row_by_row", as_one_row)  # noqa: B010 - a patch, not an assignment
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
 
 
