@@ -1,6 +1,7 @@
 """What a run says before it starts and after it ends, in plain words; the words are in the `.jinja` files here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,24 @@ TEXTS = jinja2.Environment(
 TEXTS.filters["repr"] = repr
 
 
+@dataclass(frozen=True, slots=True)
+class UsualRange:
+    """What a number usually is, both ends included."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether it lies within."""
+        return self.low <= value <= self.high
+
+
+# The chapter's ranges; LoRA takes about ten times the rate of full fine-tuning (TRL docs, peft_integration; "LoRA
+# Without Regret", Thinking Machines 2025).
+LEARNING_RATE = {"full fine-tuning": UsualRange(1e-5, 5e-5), "LoRA": UsualRange(1e-4, 5e-4)}
+EPOCHS = UsualRange(1, 3)
+
+
 def banner(
     recipe: Recipe,
     renderer: ChatRenderer,
@@ -26,40 +45,95 @@ def banner(
     checks: Sequence[TemplateCheck],
 ) -> str:
     """The start banner, the ledger of the data included."""
-    config, rows = trainer.model.config.get_text_config(), data.summary["train"]
-    notes = unusual(
-        recipe, trainer.args, rows["longest"], getattr(config, "max_position_embeddings", None)
-    )
+    config = trainer.model.config.get_text_config()
+    rows = data.summary["train"]
+    context = getattr(config, "max_position_embeddings", None)
+    args = trainer.args
     values = {
         "recipe": recipe,
         "renderer": renderer,
         "trainer": trainer,
-        "args": trainer.args,
+        "args": args,
         "config": config,
+        "rows": rows,
+        "eval": data.summary["eval"],
+        "checks": checks,
+        "notes": unusual(recipe, args, rows["longest"], context),
+        "method": training_method(recipe),
+        "template": template_name(recipe, renderer),
+        "steps": planned_steps(args, len(trainer.train_dataset)),
+        "batch": rows_a_step(args),
+        "autocast": autocast_name(args),
     }
-    values |= {"rows": rows, "eval": data.summary["eval"], "checks": checks, "notes": notes}
-    text = TEXTS.get_template("banner.txt.jinja").render(
-        values, ledger=ledger_lines(data.summary["sources"])
-    )
-    return text.rstrip()
+    ledger = ledger_lines(data.summary["sources"])
+    return TEXTS.get_template("banner.txt.jinja").render(values, ledger=ledger).rstrip()
+
+
+def training_method(recipe: Recipe) -> str:
+    """QLoRA, LoRA or full fine-tuning, in words."""
+    if recipe.model.get("load_in_4bit"):
+        return "QLoRA (4-bit base)"
+    return "LoRA" if recipe.model.get("use_peft") else "full fine-tuning"
+
+
+def template_name(recipe: Recipe, renderer: ChatRenderer) -> str:
+    """The template as the recipe names it; without a name, whose it is."""
+    if recipe.template.chat_template:
+        return recipe.template.chat_template
+    return "instruction" if "### Instruction:" in renderer.template_text else "own"
+
+
+def rows_a_step(args: Any) -> int:
+    """Rows (or packs) of an optimizer step over all processes."""
+    per_device: int = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return per_device * int(args.world_size)
+
+
+def planned_steps(args: Any, rows: int) -> int:
+    """Optimizer steps of the whole run over so many rows (or packs)."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    an_epoch = -(-rows // rows_a_step(args))
+    return round(an_epoch * args.num_train_epochs)
+
+
+def autocast_name(args: Any) -> str:
+    """The precision of autocast, or no."""
+    if args.bf16:
+        return "bf16"
+    return "fp16" if args.fp16 else "no"
 
 
 def unusual(recipe: Recipe, args: Any, longest: int, context: Any) -> list[str]:
-    """What lies outside the chapter's ranges or the model's `context` (None or text: not known), in words."""
-    values = {
-        "lora": bool(recipe.model.get("use_peft")),
-        "args": args,
-        "longest": longest,
-        "context": context,
-    }
-    return TEXTS.get_template("unusual.txt.jinja").render(values).splitlines()
+    """What lies outside the usual ranges or the model's `context` (None or text: not known), in words."""
+    method = "LoRA" if recipe.model.get("use_peft") else "full fine-tuning"
+    usual_rate = LEARNING_RATE[method]
+    notes = []
+    if not usual_rate.holds(args.learning_rate):
+        usual = f"outside the usual {usual_rate.low:g} to {usual_rate.high:g} for {method}"
+        notes.append(f"learning_rate {args.learning_rate:g} is {usual}")
+    if args.max_steps <= 0 and not EPOCHS.holds(args.num_train_epochs):
+        usual = f"outside the usual {EPOCHS.low:g} to {EPOCHS.high:g}"
+        notes.append(f"num_train_epochs {args.num_train_epochs:g} is {usual}")
+    if args.train_sampling_strategy == "group_by_length":
+        notes.append(
+            "train_sampling_strategy group_by_length: a resumed run does not repeat bit for bit"
+        )
+    if not args.max_grad_norm:
+        notes.append("max_grad_norm is 0: gradients are not clipped")
+    if isinstance(context, int) and longest > context:
+        notes.append(
+            f"the longest row has {longest:,} tokens, the model's context is {context:,}: lower max_length"
+        )
+    return notes
 
 
 def next_steps(recipe: Recipe, trainer: Any) -> str:
     """What to do with a finished run."""
-    values = {
+    values: Mapping[str, Any] = {
         "folder": recipe.output_dir,
         "base": recipe.model_name,
-        "seconds": trainer.generation_seconds,
+        "times_generated": len(trainer.generation_seconds),
+        "seconds": sum(trainer.generation_seconds),
     }
     return TEXTS.get_template("next_steps.txt.jinja").render(values)

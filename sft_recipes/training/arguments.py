@@ -1,6 +1,5 @@
 """TRL's `SFTConfig` for a recipe: its keys verbatim, what it leaves open decided here and announced."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +8,10 @@ from trl import SFTConfig
 from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
+from sft_recipes.training.processes import launched_processes
 
 # Batches are put together beside the training process, where a device waits for them. On a CPU it computes itself.
 LOADER_WORKERS = 2
-
-
-def launched_processes() -> int:
-    """How many processes the launcher says it started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def sft_config(
@@ -33,7 +28,7 @@ def sft_config(
         # TRL's default, stated by its new name: the old one warns.
         "activation_checkpointing": True,
         "bf16": accelerator_has_bf16(recipe) and not given.get("fp16", False),
-        "data_seed": given.get("seed", 42),
+        "data_seed": given.get("seed", SFTConfig.seed),
         "dataloader_pin_memory": not use_cpu,
         "dataloader_num_workers": 0 if use_cpu else LOADER_WORKERS,
         **(decided or {}),
@@ -53,13 +48,18 @@ def sft_config(
         raise InputError(problem) from error
 
 
+def batch_per_device(recipe: Recipe) -> int:
+    """Rows of a micro-batch on one device."""
+    stated = recipe.training.get("per_device_train_batch_size")
+    return int(stated or SFTConfig.per_device_train_batch_size)
+
+
 def accumulation_steps(recipe: Recipe, processes: int | None = None) -> int:
     """Accumulation as stated, or derived from `global_batch_size`, the batch per device and the processes."""
     if recipe.global_batch_size is None:
-        return int(recipe.training.get("gradient_accumulation_steps", 1))
-    per_step = int(recipe.training.get("per_device_train_batch_size", 8)) * (
-        processes or launched_processes()
-    )
+        stated = recipe.training.get("gradient_accumulation_steps")
+        return int(stated or SFTConfig.gradient_accumulation_steps)
+    per_step = batch_per_device(recipe) * (processes or launched_processes())
     if recipe.global_batch_size % per_step:
         what = f"{recipe.global_batch_size} rows do not divide by {per_step} (batch per device x processes)"
         fix = "choose a multiple, or another per_device_train_batch_size"

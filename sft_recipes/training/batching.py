@@ -10,7 +10,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
-from sft_recipes.training.settings_checks import launched_with
+from sft_recipes.training.arguments import batch_per_device
+from sft_recipes.training.processes import launched_with
 from sft_recipes.training.varlen_attention import VARLEN, supports_varlen, use_varlen
 
 FLASH = "flash_attention_2"
@@ -28,7 +29,7 @@ def choose_batching(recipe: Recipe, model: Any, pad_token_id: int) -> bool:
     training = recipe.training
     stated = recipe.model.get("attn_implementation")
     asked = bool(training.get("packing") or training.get("padding_free"))
-    alone = int(training.get("per_device_train_batch_size", 8)) == 1
+    alone = batch_per_device(recipe) == 1
     padded = not asked and (training.get("padding_free") is False or alone)
     on_cpu = computes_on_cpu(recipe)
     if stated == VARLEN and (padded or not (asked or on_cpu)):

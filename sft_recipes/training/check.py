@@ -1,7 +1,6 @@
 """What can be checked before a weight is loaded, and what a run will take: steps, tokens, parameters, memory, disk.
 
-Weights, gradients and optimizer states are counted exactly on a model without memory (torch's meta device);
-activations are an estimate with its formula printed. All sizes are per device, for the processes planned for.
+All sizes are per device, for the processes planned for; how memory is estimated stands in `memory.py`.
 """
 
 import tempfile
@@ -11,29 +10,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import yaml
+from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import pack_dataset
+from trl import SFTConfig, pack_dataset
 
+from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.opening import not_loadable, open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
+from sft_recipes.devices import computes_on_cpu
 from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_files import launch_config
 from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import launched_processes, sft_config
 from sft_recipes.training.measure import measure_steps
+from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory, read_strategy
 from sft_recipes.training.settings_checks import check_settings
+from sft_recipes.training.varlen_attention import supports_varlen
 
-# What a stage of ZeRO splits over the processes, and every later one (Rajbhandari et al. 2020).
-_FIRST_STAGE = {"weights": 3, "gradients": 2, "optimizer": 1}
-# bitsandbytes NF4: half a byte a weight and a float32 scale per 64 weights, or that scale in 8 bits again.
-_NF4, _NF4_NESTED = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
+# bitsandbytes NF4: half a byte a weight and a float32 scale for 64 of them, or that scale in 8 bits again.
+_NF4 = 0.5 + 4 / 64
+_NF4_NESTED = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Batches looked at for the largest one. That of thousands is hardly larger: their sums are close together.
+_SAMPLED_BATCHES = 64
+# Attention of transformers that is given a mask over the whole sequence.
+_MASKED_ATTENTION = ("sdpa", "eager")
 
 
 def check_recipe(
@@ -50,11 +57,9 @@ def check_recipe(
     process. `measure` trains that many steps for nothing but their time and memory. Returns plain data: `recipe`,
     `data` as in data.json, `checks`, `plan` by readable names, `notes`.
     """
-    strategy = (
-        read_strategy(launch_config(launch), processes)
-        if launch
-        else Strategy(processes=launched_processes())
-    )
+    strategy = Strategy(processes=launched_processes())
+    if launch:
+        strategy = read_strategy(launch_config(launch), processes)
     check_settings(
         recipe,
         strategy.processes,
@@ -76,13 +81,13 @@ def check_recipe(
         notes.append(
             "no parameter of the experts is trained; lora_target_parameters names fused ones"
         )
-    found = {
+    return {
+        "recipe": str(recipe.path or recipe.name),
         "data": data.summary,
         "checks": [asdict(check) for check in checks],
         "plan": planned,
         "notes": notes,
     }
-    return {"recipe": str(recipe.path or recipe.name), **found}
 
 
 def check_text(result: Mapping[str, Any]) -> str:
@@ -92,72 +97,47 @@ def check_text(result: Mapping[str, Any]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """How a launch spreads a model, by the `stage` of ZeRO that splits as much (0: nothing is split).
-
-    `master_weights`: DeepSpeed keeps 16-bit weights and gradients, and float32 weights beside the optimizer's states.
-    `offloaded`: what lies in the host's memory instead.
-    """
-
-    name: str = "one process"
-    processes: int = 1
-    stage: int = 0
-    master_weights: bool = False
-    offloaded: tuple[str, ...] = ()
-
-
-def read_strategy(config: Path, processes: int | None) -> Strategy:
-    """The strategy of an accelerate config, read as `accelerate launch` reads it."""
-    content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    count = processes or int(content.get("num_processes") or 1)
-    name, kind = f"{config.stem} on {count} processes", content.get("distributed_type")
-    if kind == "FSDP":
-        return Strategy(
-            name,
-            count,
-            3 if content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True) else 2,
-        )
-    if kind != "DEEPSPEED":
-        return Strategy(name, count)
-    deepspeed: Mapping[str, Any] = content["deepspeed_config"]
-    keys = {"weights": "offload_param_device", "optimizer": "offload_optimizer_device"}
-    offloaded = tuple(part for part, key in keys.items() if deepspeed.get(key, "none") != "none")
-    return Strategy(
-        name, count, int(deepspeed["zero_stage"]), master_weights=True, offloaded=offloaded
-    )
-
-
 def make_plan(
-    recipe: Recipe, data: PreparedData, config: Any, strategy: Strategy
+    recipe: Recipe, data: PreparedData, config: SFTConfig, strategy: Strategy
 ) -> dict[str, Any]:
-    """The plan as plain values by readable names; `config` is the run's SFTConfig."""
-    batch = (
+    """The plan as plain values by readable names; `config` is the run's."""
+    counts = data.summary["train"]
+    rows_a_step = (
         config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.processes
     )
-    counts = data.summary["train"]
-    sequences, content = counts["rows"], {}
-    if config.packing:
-        packed = pack_dataset(data.train, config.max_length, config.packing_strategy)
-        sequences = len(packed)
-        content = {"share of each pack filled": counts["tokens"] / (sequences * config.max_length)}
-    per_epoch = -(-sequences // batch)
-    steps = config.max_steps if config.max_steps > 0 else round(per_epoch * config.num_train_epochs)
-    return {
+    plan: dict[str, Any] = {
         "rows": counts["rows"],
         "tokens": counts["tokens"],
         "trained tokens": counts["trained_tokens"],
         "longest row": counts["longest"],
-        "rows a step": batch,
-        "tokens a step": round(counts["tokens"] / max(per_epoch, 1)),
-        "steps": steps,
-        **content,
-        **_sizes(recipe, config, counts["longest"], strategy),
+        "rows a step": rows_a_step,
     }
+    sequences = counts["rows"]
+    pack_length = config.max_length if config.packing else None
+    if pack_length:
+        sequences = len(pack_dataset(data.train, pack_length, config.packing_strategy))
+    per_epoch = -(-sequences // rows_a_step)
+    plan["tokens a step"] = round(counts["tokens"] / max(per_epoch, 1))
+    plan["steps"] = round(per_epoch * config.num_train_epochs)
+    if config.max_steps > 0:
+        plan["steps"] = config.max_steps
+    if pack_length:
+        plan["share of each pack filled"] = counts["tokens"] / (sequences * pack_length)
+    model = meta_model(recipe)
+    plan |= _parameters(model)
+    plan["strategy"] = strategy.name
+    batch = largest_batch(data.train, counts["longest"], config, plan_layout(recipe, model))
+    memory = estimate_memory(model, config, batch, strategy, quantized_width(recipe))
+    plan |= _memory(memory, batch)
+    plan["bytes a checkpoint"] = memory.checkpoint
+    return plan
 
 
 def meta_model(recipe: Recipe) -> Any:
-    """The recipe's model with its adapter, shapes only. Raises InputError if its config cannot be read."""
+    """The recipe's model with its adapter: shapes and types, no memory; weights that would be quantized are not.
+
+    Raises InputError if its config cannot be read.
+    """
     try:
         revision = recipe.model.get("model_revision", "main")
         config = AutoConfig.from_pretrained(
@@ -166,92 +146,113 @@ def meta_model(recipe: Recipe) -> Any:
     except (OSError, ValueError) as error:
         raise not_loadable(recipe.model_name, "config", error) from error
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        dtype = getattr(torch, model_dtype(recipe))
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         freeze_unfed_encoders(model)
         lora = lora_config(recipe, model)
         if lora is not None:
-            model = get_peft_model(model, lora, autocast_adapter_dtype=False)
+            model = get_peft_model(model, lora)
+    if quantized_width(recipe) is not None:
+        # TRL trains adapters on quantized weights in bfloat16, others in float32.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
     return model
 
 
-def _sizes(recipe: Recipe, config: Any, longest: int, strategy: Strategy) -> dict[str, Any]:
-    model = meta_model(recipe)
-    text = model.config.get_text_config()
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    trained = {
-        name: sizes[name] for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
-    by_layer: Counter[str] = Counter()
-    for name, size in trained.items():
-        by_layer[
-            next((part for part in reversed(name.split(".")) if part.endswith("proj")), "other")
-        ] += size
-    # Of a mixture: `all-linear` may pass fused experts by.
-    experts = [trained.get(name, 0) for name in sizes if ".experts." in name]
-    count = by_layer.total()
-    width = getattr(torch, model_dtype(recipe)).itemsize
-    quantized = _quantized_width(recipe)
-    trained_width = 2 if quantized else 4 if recipe.model.get("use_peft") else width
-    master = strategy.master_weights and (config.bf16 or config.fp16)
-    width, trained_width = (2, 2) if master else (width, trained_width)
-    # Quantization covers the weights of the linear layers, except the output head.
-    linear = (name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear))
-    widths = {f"{name}.weight": quantized or width for name in linear if "lm_head" not in name}
-    frozen = sum(
-        size * widths.get(name, width) for name, size in sizes.items() if name not in trained
-    )
-    optimizer = config.optim.value
-    states = 2 if "8bit" in optimizer else 2 * trained_width if "adam" in optimizer else 0
-    states = 12 if master and "adam" in optimizer else states
-    activations, formula = _activations(config, text, longest)
-    parts = {
-        "weights": frozen + count * trained_width,
-        "gradients": count * trained_width,
-        "optimizer": count * states,
-    }
-    split = [name for name in parts if strategy.stage >= _FIRST_STAGE[name]]
-    parts |= {name: parts[name] / strategy.processes for name in split}
-    elsewhere = {name: round(parts.pop(name)) for name in strategy.offloaded}
-    return {
-        "model context": getattr(text, "max_position_embeddings", "not recorded"),
-        "parameters": sum(sizes.values()),
-        "trained parameters": count,
-        "trained by layer": dict(by_layer.most_common()),
-        **({"trained in experts": sum(experts)} if experts else {}),
-        "strategy": strategy.name,
-        "bytes a device": {
-            name: round(amount) for name, amount in {**parts, "activations": activations}.items()
-        },
-        **({"bytes in host memory": elsewhere} if elsewhere else {}),
-        "activations": f"an estimate: {formula}",
-        "bytes a checkpoint": count * (trained_width + states),
-    }
-
-
-def _quantized_width(recipe: Recipe) -> float | None:
+def quantized_width(recipe: Recipe) -> float | None:
     """Bytes of a quantized weight, or None where nothing is quantized."""
-    four_bit = _NF4_NESTED if recipe.model.get("use_bnb_nested_quant") else _NF4
-    return (
-        1.0
-        if recipe.model.get("load_in_8bit")
-        else four_bit
-        if recipe.model.get("load_in_4bit")
-        else None
-    )
+    if recipe.model.get("load_in_8bit"):
+        return 1.0
+    if not recipe.model.get("load_in_4bit"):
+        return None
+    return _NF4_NESTED if recipe.model.get("use_bnb_nested_quant") else _NF4
 
 
-def _activations(config: Any, text: Any, longest: int) -> tuple[float, str]:
-    """(bytes, formula): Korthikanti et al. 2022, without the attention matrix that sdpa does not keep."""
-    tokens = (config.max_length if config.packing else longest) * config.per_device_train_batch_size
-    wide = 1 if config.bf16 or config.fp16 else 2
-    layer = 34 * tokens * text.hidden_size * wide
-    if not config.activation_checkpointing:
-        return (
-            layer * text.num_hidden_layers,
-            f"34 x {tokens:,.0f} tokens x hidden x layers x {wide}",
-        )
-    kept = 2 * wide * tokens * text.hidden_size * text.num_hidden_layers
-    return (
-        kept + layer,
-        f"({2 * wide} x layers + 34 x {wide}) x {tokens:,.0f} tokens x hidden, checkpointing on",
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How rows share a batch.
+
+    `flattened`: one after another in one sequence, without padding. `masked`: attention is given a mask over it.
+    """
+
+    flattened: bool
+    masked: bool
+
+
+def plan_layout(recipe: Recipe, model: Any) -> Layout:
+    """What `choose_batching` will choose, as far as that is known without running the model."""
+    training = recipe.training
+    stated = recipe.model.get("attn_implementation")
+    on_cpu = computes_on_cpu(recipe)
+    needs_mask = bool(supports_varlen(model, "cpu" if on_cpu else "cuda"))
+    if stated:
+        needs_mask = stated in _MASKED_ATTENTION
+    if training.get("packing") or training.get("padding_free"):
+        return Layout(flattened=True, masked=needs_mask)
+    padded = training.get("padding_free") is False or stated
+    if on_cpu and not padded and not needs_mask:
+        return Layout(flattened=True, masked=False)
+    return Layout(flattened=False, masked=stated is None or needs_mask)
+
+
+def largest_batch(rows: Dataset, longest: int, config: SFTConfig, layout: Layout) -> Batch:
+    """The largest micro-batch of `rows` (input_ids, labels), the `longest` of which has so many tokens.
+
+    Padded it is known; else it is the largest of a fixed sample of shuffled batches.
+    """
+    size = min(config.per_device_train_batch_size, len(rows))
+    order = np.random.default_rng(0).permutation(len(rows))[: _SAMPLED_BATCHES * size]
+    sample = rows.select(order).with_format("arrow")[:]
+    lengths = np.asarray(sample.column("input_ids").combine_chunks().value_lengths())
+    labels = np.asarray(sample.column("labels").combine_chunks().flatten())
+    trained = np.add.reduceat(labels != IGNORE_INDEX, np.cumsum(lengths) - lengths, dtype=np.int64)
+    batch_starts = np.arange(0, len(order), size)
+    trained_tokens = int(np.add.reduceat(trained, batch_starts).max())
+    if not layout.flattened:
+        # Without padding attention is causal by itself.
+        mask = size * longest**2 if layout.masked and size > 1 else 0
+        return Batch(size * longest, trained_tokens, mask)
+    tokens = int(np.add.reduceat(lengths, batch_starts, dtype=np.int64).max())
+    if config.packing:
+        tokens = config.per_device_train_batch_size * int(config.max_length or 0)
+        trained_tokens = round(tokens * int(trained.sum()) / int(lengths.sum()))
+    return Batch(tokens, trained_tokens, tokens**2 if layout.masked else 0)
+
+
+def _parameters(model: Any) -> dict[str, Any]:
+    """The model's context, how many parameters it has, how many are trained, and in which layers."""
+    parameters = dict(model.named_parameters())
+    trained_by_layer: Counter[str] = Counter()
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            projections = [part for part in name.split(".") if part.endswith("proj")]
+            trained_by_layer[projections[-1] if projections else "other"] += parameter.numel()
+    facts: dict[str, Any] = {
+        "model context": getattr(
+            model.config.get_text_config(), "max_position_embeddings", "not recorded"
+        ),
+        "parameters": sum(parameter.numel() for parameter in parameters.values()),
+        "trained parameters": trained_by_layer.total(),
+        "trained by layer": dict(trained_by_layer.most_common()),
+    }
+    # Of a mixture: `all-linear` may pass fused experts by.
+    experts = [parameter for name, parameter in parameters.items() if ".experts." in name]
+    if experts:
+        trained = [parameter.numel() for parameter in experts if parameter.requires_grad]
+        facts["trained in experts"] = sum(trained)
+    return facts
+
+
+def _memory(memory: Memory, batch: Batch) -> dict[str, Any]:
+    """The estimate by the plan's names."""
+    sizes: dict[str, Any] = {
+        "bytes a device": memory.by_name(),
+        "bytes at peak, estimated": memory.peak,
+    }
+    if memory.offloaded:
+        sizes["bytes in host memory"] = memory.in_host_memory()
+    sizes["activations"] = (
+        f"an estimate for {batch.tokens:,} tokens a batch, {batch.trained_tokens:,} of them trained"
     )
+    return sizes

@@ -90,7 +90,7 @@ def rehearse_evaluation(trainer: RecipeTrainer) -> None:
             callback.on_predict(
                 trainer.args, trainer.state, trainer.control
             )  # closes the bar of this evaluation
-    trainer._metrics["eval"].clear()
+    trainer.forget_evaluation()
     trainer.model_wrapped.train()
     best = "eval_" + str(trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
     if best not in names:

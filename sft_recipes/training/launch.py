@@ -19,7 +19,7 @@ from sft_recipes.recipe import parse_overrides
 from sft_recipes.recipe_files import launch_config
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.checkpoints import check_same_run
-from sft_recipes.training.run_lock import lock_holder, require_unlocked
+from sft_recipes.training.record import lock_holder, require_unlocked
 
 
 def launch_training(

@@ -15,8 +15,7 @@ from datasets import Dataset
 
 from sft_recipes.devices import computes_on_cpu, cpu_has_bf16
 from sft_recipes.recipe import Recipe
-from sft_recipes.training.processes import on_main
-from sft_recipes.training.settings_checks import launched_with
+from sft_recipes.training.processes import launched_with, on_main
 
 # Smaller models were never faster, and a trial would cost more than it saves.
 SMALLEST_MODEL = 50_000_000

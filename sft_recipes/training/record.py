@@ -1,24 +1,93 @@
-"""What a run writes about itself: the recipe as set, the environment, and where it stands."""
+"""What a run writes about itself: its lock, the recipe as set, the environment, and where it stands."""
 
+import contextlib
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
+from trl import SFTConfig
 
 import sft_recipes
 from sft_recipes import run_folder
-from sft_recipes.errors import Preempted, SFTRecipesError
+from sft_recipes.errors import InputError, Preempted, Problem, SFTRecipesError
 from sft_recipes.recipe import Recipe
-from sft_recipes.training.arguments import accumulation_steps, launched_processes
+from sft_recipes.training.arguments import accumulation_steps, batch_per_device
+from sft_recipes.training.processes import launched_processes
 
 _LIBRARIES = (
-    "torch transformers trl peft accelerate datasets tokenizers bitsandbytes deepspeed".split()
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "bitsandbytes",
+    "deepspeed",
 )
+# The holder touches its lock at every step; on another host that is the only sign of life.
+STALE_SECONDS = 3600
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the folder's `run.lock`. Raises InputError if another process holds it, or if nothing can be written here.
+
+    A lock is stale if its process has ended on this host, or was not touched for an hour on another.
+    """
+    path = folder / run_folder.LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_unlocked(folder)
+        path.unlink(missing_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+    except OSError as error:  # also where another process took it a moment ago
+        what = f"{path.name} cannot be written ({error.strerror})"
+        fix = "choose a folder that can be, start one run"
+        raise InputError(Problem(str(folder), "output_dir", what, fix)) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def lock_holder(folder: Path) -> tuple[int, str] | None:
+    """Process id and host of the run that is training in the folder, or None. A stale lock is announced."""
+    path = folder / run_folder.LOCK
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    content = json.loads(text or '{"pid": 0, "host": "a host it did not name"}')
+    pid, host = content["pid"], content["host"]
+    age = time.time() - path.stat().st_mtime
+    if host == socket.gethostname():
+        # A restarted container may give this process the number of the one that held the lock.
+        alive = psutil.pid_exists(pid) and pid != os.getpid()
+    else:
+        alive = age < STALE_SECONDS
+    if alive:
+        return pid, host
+    print(f"{path} of process {pid} on {host} is stale, last touched {age:.0f} s ago")
+    return None
+
+
+def require_unlocked(folder: Path) -> None:
+    """Raise InputError if a run is training in the folder."""
+    if holder := lock_holder(folder):
+        what = f"process {holder[0]} on {holder[1]} is training here"
+        fix = f"wait for it or use another output_dir; if it is gone, delete {folder / run_folder.LOCK}"
+        raise InputError(Problem(str(folder), "output_dir", what, fix))
 
 
 def record_start(recipe: Recipe, allowed_changes: Mapping[str, Any]) -> None:
@@ -43,15 +112,19 @@ def record_state(recipe: Recipe, state: str, **details: Any) -> None:
     """Write `run_state.json`: running, finished, failed or preempted."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     before = run_folder.read_state(recipe.output_dir)
-    kept = {"allowed_changes": before.get("allowed_changes", {})}
-    run_folder.write_json(
-        recipe.output_dir / run_folder.RUN_STATE, {"state": state, "time": now, **kept, **details}
-    )
+    content = {
+        "state": state,
+        "time": now,
+        "allowed_changes": before.get("allowed_changes", {}),
+        **details,
+    }
+    run_folder.write_json(recipe.output_dir / run_folder.RUN_STATE, content)
 
 
 def environment() -> dict[str, Any]:
     """Versions, devices and processes; what is not installed is left out."""
-    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    packages = importlib.metadata.distributions()
+    installed = {package.name: package.version for package in packages}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "sft_recipes": sft_recipes.__version__,
@@ -65,9 +138,11 @@ def environment() -> dict[str, Any]:
 
 def run_facts(recipe: Recipe, processes: int, data: str) -> dict[str, Any]:
     """What a checkpoint's manifest says about its run; `data` is the fingerprint of the rows to train."""
-    batch = int(recipe.training.get("per_device_train_batch_size", 8)) * accumulation_steps(
-        recipe, processes
-    )
-    seed = int(recipe.training.get("seed", 42))
-    rows = {"data": data, "world_size": processes, "global_batch_size": batch * processes}
-    return {**rows, "seed": seed, "versions": environment()["versions"]}
+    batch = batch_per_device(recipe) * accumulation_steps(recipe, processes)
+    return {
+        "data": data,
+        "world_size": processes,
+        "global_batch_size": batch * processes,
+        "seed": int(recipe.training.get("seed", SFTConfig.seed)),
+        "versions": environment()["versions"],
+    }

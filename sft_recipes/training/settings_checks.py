@@ -1,7 +1,6 @@
 """What a recipe asks for that would have no effect, or that this machine cannot do: refused before anything is read."""
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +14,8 @@ from sft_recipes.evaluation.gate import parse_gate
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import IDLE, NEEDS
 from sft_recipes.release.hub import require_token
-from sft_recipes.training.arguments import accumulation_steps, launched_processes
+from sft_recipes.training.arguments import accumulation_steps
+from sft_recipes.training.processes import launched_processes, launched_with
 
 # transformers' name of a kernel on the Hub: owner/repository, perhaps @revision, perhaps :function.
 _HUB_KERNEL = re.compile(r"[^/@:]+/[^/@:]+(?:@(?P<revision>[^:]+))?(?::.+)?")
@@ -56,11 +56,6 @@ def check_settings(
     if recipe.values.get("gate") is not None:
         parse_gate(recipe.values["gate"], recipe.name)
     accumulation_steps(recipe, processes)
-
-
-def launched_with(strategy: str) -> bool:
-    """Whether the launcher asked for FSDP or DEEPSPEED."""
-    return os.environ.get(f"ACCELERATE_USE_{strategy}") == "true"
 
 
 def _data_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -9,7 +9,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch users know
 from datasets import Dataset
 from safetensors import SafetensorError
-from trl import SFTTrainer
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.errors import InputError, Problem, TrainingFault
@@ -25,66 +25,85 @@ from sft_recipes.training.batching import keeps_rows_apart
 from sft_recipes.training.callbacks import Preemption
 from sft_recipes.training.checkpoints import begin_save, require_space, rotate, seal
 from sft_recipes.training.consumption import Consumption
+from sft_recipes.training.precision import precision_of
 from sft_recipes.training.processes import on_main
+from sft_recipes.upstream.trainer import TrainerWithMoments
 
 GenerationMetrics = Callable[[Any], Mapping[str, float]]
 SHOWN_ROWS = 8
 
 # Names under which architectures scale or cap their logits; TRL knows them all, so its loss is used there.
-_LOGIT_TRANSFORMS = "final_logit_softcapping logit_scale output_multiplier lm_head_multiplier logits_scaling".split()
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
 
 
-class RecipeTrainer(SFTTrainer):
+@dataclass(frozen=True)
+class Guards:
+    """What watches over a run; a trainer without them just trains.
+
+    `checkpoint`: where the run goes on. `facts`: what a checkpoint's manifest says about the run. `rehearse` is called
+    before a first step: what would break the first evaluation, hours later, breaks there.
+    """
+
+    preemption: Preemption | None = None
+    consumption: Consumption | None = None
+    checkpoint: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    rehearse: Callable[[Any], None] | None = None
+
+
+class RecipeTrainer(TrainerWithMoments):
     """TRL's trainer for rows that already carry labels.
 
     `generation_metrics(model)` is called on every rank in `evaluate()` and returns plain numbers by name; where that
     would take more than `generation_share` of the whole run's time, it waits for a later evaluation (None: never).
-    `rehearsal` is called before a first step; `facts` is what a checkpoint's manifest says about the run.
     """
 
-    generation_metrics: GenerationMetrics | None = None
-    generation_share: float | None = None
-    rehearsal: Callable[[], None] | None = None
-    preemption: Preemption | None = None
-    consumption: Consumption | None = None
-    facts: Mapping[str, Any] = {}
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        guards: Guards | None = None,
+        generation_metrics: GenerationMetrics | None = None,
+        generation_share: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        # Lists of Python numbers took up to 12 times as long to put a batch together (benchmarks/gpu).
+        # Lists of Python numbers took 1.1 to 12 times as long to put a batch together, most where
+        # rows are packed (benchmarks/gpu measures it).
         self.train_dataset = _as_arrays(self.train_dataset)
         self.eval_dataset = _as_arrays(self.eval_dataset)
         # Transformers would remove any folder with a checkpoint's name, and only look at its time.
-        self._keep_checkpoints, self.args.save_total_limit = self.args.save_total_limit, None
+        self._checkpoints_kept = self.args.save_total_limit
+        self.args.save_total_limit = None
         self.trained_positions_only = self._can_skip_untrained_positions()
+        self.generation_metrics = generation_metrics
+        self.generation_share = generation_share
+        self.generation_seconds: list[float] = []
         self._finite_losses: list[
             torch.Tensor
         ] = []  # of each micro-step since the last optimizer step
         self._sum_at_start: torch.Tensor | None = None
-        self._first_step: tuple[float, int] | None = (
-            None  # when this process began its first step, and which it was
-        )
-        self.generation_seconds: list[float] = []
-
-    def secure(
-        self,
-        facts: Mapping[str, Any],
-        preemption: Preemption,
-        consumption: Consumption,
-        checkpoint: Path | None,
-    ) -> None:
-        """Before `train()`: what its checkpoints say, what ends it early, what counts rows, from `checkpoint` on."""
-        self.facts, self.preemption, self.consumption = facts, preemption, consumption
-        self.add_callback(preemption)
-        if checkpoint is not None:
-            self._total_train_tokens = consumption.load(
-                checkpoint, self.accelerator.is_main_process
-            )
+        # When this process began its first step, and which one it was.
+        self._first_step: tuple[float, int] | None = None
+        self._guards = guards or Guards()
+        self.consumption = self._guards.consumption
+        if self._guards.preemption is not None:
+            self.add_callback(self._guards.preemption)
+        if self.consumption is not None and self._guards.checkpoint is not None:
+            is_main = self.accelerator.is_main_process
+            self.tokens_seen = self.consumption.load(self._guards.checkpoint, is_main)
 
     @property
     def _core(self) -> Any:
         """The unwrapped model; the library's annotation allows None, which a built trainer never has."""
         return self.model
+
+    # -- the loss ------------------------------------------------------------------------------------------------
 
     def _can_skip_untrained_positions(self) -> bool:
         """Whether the plain cross-entropy over trained positions equals TRL's loss here, and TRL's is the slow one."""
@@ -112,44 +131,59 @@ class RecipeTrainer(SFTTrainer):
         # A batch without any label still has to pass through the model on every rank; one position is enough.
         trained[0, 0] |= ~trained.any()
         targets = targets[trained]
-        passed_on = {key: value for key, value in inputs.items() if key != "labels"}
+        without_labels = dict(inputs)
+        del without_labels["labels"]
         # In front of the output layer, not around the model: DDP and DeepSpeed see the forward pass they expect.
         head = self._core.get_output_embeddings()
         with head.register_forward_pre_hook(lambda _, hidden: (hidden[0][trained], *hidden[1:])):
-            outputs = model(**passed_on, use_cache=False)
-        total = F.cross_entropy(
-            outputs.logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-        count = (
-            (targets != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-        )
+            outputs = model(**without_labels, use_cache=False)
+        logits = outputs.logits
+        total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        count: Any = num_items_in_batch
+        if count is None:
+            count = (targets != IGNORE_INDEX).sum()
         loss = total / torch.as_tensor(count).clamp(min=1)
         # As in TRL: the count is over all ranks, and DDP averages gradients over them.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
-        self._record_metrics(inputs, outputs.logits, targets)
+        self._note_accuracy(inputs, logits, targets)
         return (loss, outputs) if return_outputs else loss
 
-    def _record_metrics(
+    def _note_accuracy(
         self, inputs: Mapping[str, Any], logits: torch.Tensor, targets: torch.Tensor
     ) -> None:
         """The numbers TRL logs beside the loss: token accuracy and tokens seen."""
-        mode = "train" if self._core.training else "eval"
         trained = targets != IGNORE_INDEX
-        correct = ((logits.detach().argmax(dim=-1) == targets) & trained).sum()
-        tokens = (
-            inputs["attention_mask"].sum()
-            if "attention_mask" in inputs
-            else inputs["input_ids"].numel()
+        correct = (logits.detach().argmax(dim=-1) == targets) & trained
+        tokens = inputs["input_ids"].numel()
+        if "attention_mask" in inputs:
+            tokens = inputs["attention_mask"].sum()
+        counts = torch.tensor(
+            [int(correct.sum()), int(trained.sum()), int(tokens)], device=logits.device
         )
-        counts = torch.tensor([int(correct), int(trained.sum()), int(tokens)], device=logits.device)
-        counts = self.accelerator.gather_for_metrics(counts[None]).sum(dim=0)
-        self._metrics[mode]["mean_token_accuracy"].append(
-            (counts[0] / counts[1].clamp(min=1)).item()
+        correct_count, trained_count, token_count = (
+            self.accelerator.gather_for_metrics(counts[None]).sum(dim=0).tolist()
         )
-        if mode == "train":
-            self._total_train_tokens += int(counts[2])
-        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        self.note_batch(correct_count / max(trained_count, 1), token_count)
+
+    # -- the guard of every step ---------------------------------------------------------------------------------
+
+    def before_first_step(self) -> None:
+        """What cannot be asked before the model is where it is trained."""
+        if self.padding_free:
+            self._require_rows_apart()
+        if self.state.global_step == 0 and self._guards.rehearse is not None:
+            self._guards.rehearse(self)
+
+    def _require_rows_apart(self) -> None:
+        """Raise InputError if rows of one flattened batch see one another."""
+        pad_token_id: Any = self.processing_class.pad_token_id  # type: ignore[union-attr]
+        if keeps_rows_apart(self.model_wrapped, self.args.device, pad_token_id):
+            return
+        key = "packing" if getattr(self.args, "packing", False) else "padding_free"
+        name = type(self.accelerator.unwrap_model(self.model)).__name__
+        what = f"{name} lets rows of one pack see one another"
+        raise InputError(Problem("recipe", key, what, "remove the key"))
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -164,157 +198,151 @@ class RecipeTrainer(SFTTrainer):
         self._finite_losses.append(torch.isfinite(loss.detach()).all())
         return loss
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        # Transformers calls this once before each optimizer step, with gradients already averaged over ranks; the
-        # losses are each rank's own, so their verdict is shared before anyone steps, and with it whether to stop.
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        broken = ~torch.stack(self._finite_losses)
-        asked = self.preemption is not None and self.preemption.asked
-        votes = torch.zeros(3, device=broken.device)
-        votes[0], votes[1] = broken.any(), asked
+    def before_optimizer_step(self, gradient_norm: Any) -> None:
+        """Raise TrainingFault on all ranks for a step that would spoil the weights, and agree on whether to stop.
+
+        Gradients are already averaged over ranks; losses and rows are each rank's own, so their verdict is shared
+        before anyone steps.
+        """
+        not_finite = ~torch.stack(self._finite_losses)
+        preemption = self._guards.preemption
+        votes = torch.zeros(3, device=not_finite.device)
+        votes[0] = not_finite.any()
+        if preemption is not None:
+            votes[1] = preemption.asked
         if self.consumption is not None:
             votes[2] = self.consumption.strangers
-        loss_broken, stop, strangers = (
-            self.accelerator.reduce(votes, reduction="sum").int().tolist()
-        )
+        losses, stop, strangers = self.accelerator.reduce(votes, reduction="sum").int().tolist()
         if strangers:
             raise TrainingFault(
                 f"step {self.state.global_step + 1}: {strangers} rows in it have other ids or labels than prepared "
                 "and checked. This run ends and nothing was saved. Fix: use the versions in constraints.txt, and train "
                 "without what changes rows between preparation and model."
             )
-        # With fp16 an infinite norm is routine: the loss scaler leaves the step out and lowers its scale.
-        scaled = norm is None or self.accelerator.mixed_precision == "fp16"
-        if loss_broken or not (scaled or bool(torch.isfinite(torch.as_tensor(norm)).all())):
-            self._refuse_step(
-                "loss" if loss_broken else "gradient norm", broken | (not loss_broken)
-            )
+        if losses:
+            self._refuse_step("loss", not_finite)
+        if not self._is_sound(gradient_norm):
+            self._refuse_step("gradient norm", torch.ones_like(not_finite))
         self._finite_losses.clear()
         if self.consumption is not None:
             self.consumption.step.clear()
-        if self.preemption is not None:
-            self.preemption.agreed |= stop
-        return norm
+        if preemption is not None:
+            preemption.agreed |= stop
+
+    def _is_sound(self, gradient_norm: Any) -> bool:
+        # With fp16 an infinite norm is routine: the loss scaler leaves the step out and lowers its scale.
+        if gradient_norm is None or self.accelerator.mixed_precision == "fp16":
+            return True
+        return bool(torch.isfinite(torch.as_tensor(gradient_norm)).all())
 
     def _refuse_step(self, what: str, guilty: torch.Tensor) -> None:
+        """Raise TrainingFault. `guilty`: of each micro-step of this rank, whether its rows are to be named."""
         # DeepSpeed's engine steps inside backward, before this is called.
-        taken = (
-            "This run ends and"
-            if self.is_deepspeed_enabled
-            else "No weight was changed by this step and"
-        )
-        rows = (
-            self.consumption.rows_of_step(guilty.tolist()) if self.consumption is not None else []
-        )
+        taken = "No weight was changed by this step and"
+        if self.is_deepspeed_enabled:
+            taken = "This run ends and"
+        rows: Sequence[str] = []
+        if self.consumption is not None:
+            rows = self.consumption.rows_of_step(guilty.tolist())
+        shown = ", ".join(rows[:SHOWN_ROWS])
+        if len(rows) > SHOWN_ROWS:
+            shown += " ..."
         raise TrainingFault(
             f"step {self.state.global_step + 1}: the {what} is not finite. {taken} nothing was saved. "
-            f"Its {len(rows)} rows: {', '.join(rows[:SHOWN_ROWS])}{' ...' * (len(rows) > SHOWN_ROWS)}. "
+            f"Its {len(rows)} rows: {shown}. "
             "Fix: lower learning_rate, check these rows, or train in float32."
         )
+
+    # -- saving --------------------------------------------------------------------------------------------------
 
     def _sum_of_weights(self) -> torch.Tensor:
         """Over what is trained, of this rank's part where it is partitioned. No weight that is not finite hides in it,
         and no update leaves it as it was.
         """
-        parts = [
-            getattr(one, "ds_tensor", one).detach()
-            for one in self._core.parameters()
-            if one.requires_grad
-        ]
-        parts = [one.to_local() if hasattr(one, "to_local") else one for one in parts]
-        exact = (
-            torch.float32 if self.accelerator.device.type == "mps" else torch.float64
-        )  # which MPS has not
-        return torch.stack(
-            [one.sum(dtype=exact).to(self.accelerator.device) for one in parts]
-        ).sum()
+        device = self.accelerator.device
+        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
+        sums = []
+        for parameter in self._core.parameters():
+            if parameter.requires_grad:
+                held = _part_of_this_rank(parameter).detach()
+                sums.append(held.sum(dtype=exact).to(device))
+        return torch.stack(sums).sum()
 
-    def _require_sound_weights(self, changed: bool) -> None:
+    def _require_sound_weights(self, at_the_end: bool) -> None:
         """Raise TrainingFault on all ranks if a weight is not finite or, at the end, if all steps changed nothing."""
-        now, start = self._sum_of_weights(), self._sum_at_start
-        votes = torch.stack(
-            [
-                ~now.isfinite(),
-                torch.ones_like(now) if start is None or not changed else now != start,
-            ]
+        now = self._sum_of_weights()
+        changed = torch.ones_like(now)
+        # Early steps of a warm-up may change nothing.
+        if at_the_end and self._sum_at_start is not None:
+            changed = (now != self._sum_at_start).to(now.dtype)
+        votes = torch.stack([(~now.isfinite()).to(now.dtype), changed])
+        broken, any_changed = (self.accelerator.reduce(votes, reduction="sum") > 0).tolist()
+        if broken:
+            what = "a weight is not finite"
+            fix = "lower learning_rate or train in float32"
+        elif not any_changed:
+            what = "no weight has changed since the start"
+            fix = "raise learning_rate or set dtype: float32"
+        else:
+            return
+        raise TrainingFault(
+            f"step {self.state.global_step}: {what}. Nothing was saved. Fix: {fix}."
         )
-        broken, any_changed = (self.accelerator.reduce(votes.float(), reduction="sum") > 0).tolist()
-        if broken or not any_changed:
-            what = "a weight is not finite" if broken else "no weight has changed since the start"
-            fix = (
-                "lower learning_rate or train in float32"
-                if broken
-                else "raise learning_rate or set dtype: float32"
-            )
-            raise TrainingFault(
-                f"step {self.state.global_step}: {what}. Nothing was saved. Fix: {fix}."
-            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """TRL's, once the weights are sound."""
-        self._require_sound_weights(
-            changed=not _internal_call
-        )  # early steps of a warm-up may change nothing
-        with self._written():
+        self._require_sound_weights(at_the_end=not _internal_call)
+        with self._write_errors_named():
             super().save_model(output_dir, _internal_call=_internal_call)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        total = None if self.consumption is None else self.consumption.total(self.accelerator)
-        on_main(lambda: begin_save(folder, self._bytes()))
-        with self._written():
-            super()._save_checkpoint(model, trial)
-            if (
-                self.consumption is not None
-                and total is not None
-                and self.accelerator.is_main_process
-            ):
-                self.consumption.save(folder, total, self._total_train_tokens)
+    @contextlib.contextmanager
+    def around_checkpoint(self, folder: Path) -> Iterator[None]:
+        """Mark the folder as unfinished before its first file, and seal it after the last."""
+        total = None
+        if self.consumption is not None:
+            total = self.consumption.total(self.accelerator)
+        on_main(lambda: begin_save(folder, self._checkpoint_bytes()))
+        with self._write_errors_named():
+            yield
+            is_main = self.accelerator.is_main_process
+            if self.consumption is not None and total is not None and is_main:
+                self.consumption.save(folder, total, self.tokens_seen)
             self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                seal(folder, {**self.facts, "step": self.state.global_step})
-                rotate(folder.parent, self._keep_checkpoints, self.state.best_model_checkpoint)
+            if is_main:
+                facts = {
+                    **self._guards.facts,
+                    "precision": precision_of(self.args),
+                    "step": self.state.global_step,
+                }
+                seal(folder, facts)
+                rotate(folder.parent, self._checkpoints_kept, self.state.best_model_checkpoint)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._first_step is None and self.padding_free:
-            self._require_rows_apart()
-        if self.state.global_step == 0 and self.rehearsal is not None:
-            self.rehearsal()
-        # A run resumed after its last step would take one more of them.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-
-    def _require_rows_apart(self) -> None:
-        """Raise InputError if rows of one flattened batch see one another; asked of the model as it is trained."""
-        pad_token_id: Any = self.processing_class.pad_token_id  # type: ignore[union-attr]
-        if not keeps_rows_apart(self.model_wrapped, self.args.device, pad_token_id):
-            key = "packing" if getattr(self.args, "packing", False) else "padding_free"
-            what = f"{type(self.accelerator.unwrap_model(self.model)).__name__} lets rows of one pack see one another"
-            raise InputError(Problem("recipe", key, what, "remove the key"))
-
-    def _bytes(self) -> int:
+    def _checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: all weights or the adapter's, and two moments of those that are trained."""
-        sizes = [(getattr(one, "ds_numel", one.numel()), one) for one in self._core.parameters()]
-        saved = [
-            (size, one)
-            for size, one in sizes
-            if one.requires_grad or not hasattr(self._core, "peft_config")
-        ]
-        return sum(size * (one.element_size() + 8 * one.requires_grad) for size, one in saved)
+        only_adapter = hasattr(self._core, "peft_config")
+        total = 0
+        for parameter in self._core.parameters():
+            size = getattr(parameter, "ds_numel", parameter.numel())
+            if parameter.requires_grad:
+                total += size * (parameter.element_size() + 8)
+            elif not only_adapter:
+                total += size * parameter.element_size()
+        return total
 
     @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
+    def _write_errors_named(self) -> Iterator[None]:
         """A file that cannot be written ends the run with a message; torch and safetensors say it as they like."""
         try:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
-            require_space(Path(str(self.args.output_dir)), self._bytes())
-            text = (
-                f"step {self.state.global_step}: saving to {self.args.output_dir} failed: {error}"
-            )
+            folder = Path(str(self.args.output_dir))
+            require_space(folder, self._checkpoint_bytes())
+            text = f"step {self.state.global_step}: saving to {folder} failed: {error}"
             raise TrainingFault(
                 f"{text}. Earlier checkpoints are intact. Fix: mend that and run it again."
             ) from error
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation loss plus generation metrics, under the same prefix."""
@@ -322,10 +350,9 @@ class RecipeTrainer(SFTTrainer):
         if self.generation_metrics is not None and self._has_time_to_generate():
             prefix = kwargs.get("metric_key_prefix", "eval")
             started = time.monotonic()
-            generated = {
-                f"{prefix}_{name}": value
-                for name, value in self.generation_metrics(self.model).items()
-            }
+            generated = {}
+            for name, value in self.generation_metrics(self.model).items():
+                generated[f"{prefix}_{name}"] = value
             self.generation_seconds.append(time.monotonic() - started)
             metrics.update(generated)
             self.log(generated)
@@ -337,20 +364,26 @@ class RecipeTrainer(SFTTrainer):
         The first time is always taken, since nothing is known yet, and so is every time where the best model depends
         on it. All ranks come to the same answer.
         """
-        if self.generation_share is None or self._first_step is None or not self.generation_seconds:
+        unknown = self._first_step is None or not self.generation_seconds
+        if self.generation_share is None or unknown:
             return True
-        started, first = self._first_step
-        spent, once = sum(self.generation_seconds), self.generation_seconds[-1]
+        started, first_step = self._first_step or (0.0, 0)
+        spent = sum(self.generation_seconds)
+        next_time = self.generation_seconds[-1]
         training = time.monotonic() - started - spent
-        whole = training * (self.state.max_steps - first) / max(self.state.global_step - first, 1)
-        too_much = torch.tensor(
-            float(spent + once > self.generation_share * (whole + spent + once))
-        )
-        return not self.accelerator.reduce(
-            too_much.to(self.accelerator.device), reduction="sum"
-        ).item()
+        steps_taken = max(self.state.global_step - first_step, 1)
+        whole = training * (self.state.max_steps - first_step) / steps_taken
+        too_much = spent + next_time > self.generation_share * (whole + spent + next_time)
+        vote = torch.tensor(float(too_much), device=self.accelerator.device)
+        return not self.accelerator.reduce(vote, reduction="sum").item()
 
 
 def _as_arrays(rows: Any) -> Any:
     """The rows as numpy arrays, where there are rows; several eval sets by name stay a mapping."""
     return rows.with_format("numpy") if isinstance(rows, Dataset) else rows
+
+
+def _part_of_this_rank(parameter: Any) -> Any:
+    """What this rank holds of a parameter: FSDP2 keeps it behind `to_local`, ZeRO-3 in `ds_tensor`."""
+    held = getattr(parameter, "ds_tensor", parameter)
+    return held.to_local() if hasattr(held, "to_local") else held
