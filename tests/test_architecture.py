@@ -27,6 +27,7 @@ LAYERS = (
     ("audit", "evaluation", "release"),
     ("models", "report"),
     ("data", "devices"),
+    ("upstream",),
 )
 FOUNDATION = (
     "recipe",

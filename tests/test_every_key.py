@@ -39,7 +39,7 @@ from sft_recipes.recipe_keys import (
     make_recipe,
     trl_keys,
 )
-from sft_recipes.training import evaluate_while_training, settings_checks, train
+from sft_recipes.training import evaluate_while_training, processes, settings_checks, train
 from tests.conftest import build_model
 
 MODEL_KEYS, TRAINING_KEYS = trl_keys()
@@ -535,7 +535,7 @@ def test_timeout_reaches_the_process_group(
     """ddp_timeout is given to the process group when it is made; the group that TRL finds it does not change."""
     seen: dict[str, Any] = {}
     monkeypatch.setattr(
-        train,
+        processes,
         "PartialState",
         lambda **settings: seen.update(settings) or SimpleNamespace(num_processes=1),
     )
@@ -545,7 +545,7 @@ def test_timeout_reaches_the_process_group(
         "output_dir": "run",
         "ddp_timeout": 7200,
     }
-    train._process(make_recipe(values))
+    processes.join_processes(make_recipe(values))
     assert seen["timeout"] == timedelta(seconds=7200)
 
 

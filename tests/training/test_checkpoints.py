@@ -18,7 +18,7 @@ from sft_recipes.errors import InputError, TrainingFault
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training import checkpoints
 from sft_recipes.training import train as page
-from sft_recipes.training.run_lock import STALE_SECONDS, lock_holder, run_lock
+from sft_recipes.training.record import STALE_SECONDS, lock_holder, run_lock
 from sft_recipes.training.train import main, train
 from sft_recipes.training.trainer import RecipeTrainer
 from tests.conftest import instruction_rows

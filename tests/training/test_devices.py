@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from trl import SFTConfig
 
 from sft_recipes import models
 from sft_recipes.cli import main as command_line
@@ -71,9 +72,12 @@ def test_workers_put_batches_together_where_a_device_waits(
     """Two loader workers beside an accelerator, none on a CPU, and as many as the recipe says if it says so."""
     assert sft_config(load_recipe(write_recipe())).dataloader_num_workers == 0
     built: dict[str, Any] = {}
-    monkeypatch.setattr(
-        "sft_recipes.training.arguments.SFTConfig", lambda **keys: built.update(keys)
-    )
+
+    class Recorded(SFTConfig):
+        def __init__(self, **keys: Any) -> None:
+            built.update(keys)
+
+    monkeypatch.setattr("sft_recipes.training.arguments.SFTConfig", Recorded)
     monkeypatch.setattr("sft_recipes.training.arguments.computes_on_cpu", lambda _: False)
     sft_config(load_recipe(write_recipe()))
     assert built["dataloader_num_workers"] == 2
