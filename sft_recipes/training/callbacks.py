@@ -30,8 +30,7 @@ class LogWriter(TrainerCallback):
         if not state.is_world_process_zero or not self._path.exists():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("}\n") and '"train_runtime"' not in line]
-        kept = [line for line in kept if 0 < state.global_step >= json.loads(line)["step"]]
+        kept = [line for line in lines if _is_before(line, state.global_step)]
         run_folder.write_text(self._path, "".join(kept))
 
     def on_log(
@@ -41,12 +40,18 @@ class LogWriter(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         entry = {"step": state.global_step, "epoch": state.epoch, **logs}
-        plain = {
-            key: value if isinstance(value, (int, float, str)) else str(value)
-            for key, value in entry.items()
-        }
+        plain = {}
+        for key, value in entry.items():
+            plain[key] = value if isinstance(value, (int, float, str)) else str(value)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
+
+
+def _is_before(line: str, step: int) -> bool:
+    """Whether a line of the log is whole and tells of a step before the one that comes next."""
+    if not line.endswith("}\n") or '"train_runtime"' in line:
+        return False
+    return step > 0 and int(json.loads(line)["step"]) <= step
 
 
 class Preemption(TrainerCallback):

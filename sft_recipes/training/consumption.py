@@ -19,7 +19,7 @@ from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.reading.json_reader import display_path
 from sft_recipes.data.row_fingerprint import multipliers
-from sft_recipes.messages import place
+from sft_recipes.messages import place as row_place
 from sft_recipes.recipe import Recipe
 
 FILE = "consumption.npz"
@@ -30,54 +30,56 @@ class Consumption:
     """Counts of the documents that this process trained, by row of the prepared data."""
 
     def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
-        device = (
-            torch.device("cpu") if device.type == "mps" else device
-        )  # which lacks some operations on integers
+        if device.type == "mps":  # which lacks some operations on integers
+            device = torch.device("cpu")
         self._stored = data.folder / "train.arrow"
         self._sources = [display_path(Path(source.path)) for source in recipe.data.datasets]
         self._factors = torch.from_numpy(multipliers(data.summary["train"]["longest"])).to(device)
         rows = torch.from_numpy(data.fingerprints)
-        self.fingerprint = hashlib.sha256(
-            rows.numpy().tobytes()
-        ).hexdigest()  # of all rows, in their order
-        self._keys, self._occurrences = torch.unique(rows, return_counts=True)
-        self._keys = self._keys.to(device)
+        # Of all rows, in their order.
+        self.fingerprint = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
+        keys, self._occurrences = torch.unique(rows, return_counts=True)
+        self._keys = keys.to(device)
         # The last one counts documents that are no row.
-        self._counts = torch.zeros(len(self._keys) + 1, dtype=torch.int64, device=device)
-        self.step: list[
-            torch.Tensor
-        ] = []  # of each micro-step since the last optimizer step, the places in `_keys`
+        self._counts = torch.zeros(len(keys) + 1, dtype=torch.int64, device=device)
+        # Of each micro-step since the last optimizer step: the places of its documents in `_keys`.
+        self.step: list[torch.Tensor] = []
 
-    def count(self, inputs: Mapping[str, torch.Tensor]) -> None:
+    def count(self, inputs: Mapping[str, Any]) -> None:
         """Count a batch as the model gets it, padded or flattened. Stays on its device and never waits for it."""
-        tensors = {name: one for name, one in inputs.items() if isinstance(one, torch.Tensor)}
-        inputs = {name: one.to(self._counts.device) for name, one in tensors.items()}
-        ids, labels = inputs["input_ids"], inputs["labels"]
-        real = inputs.get("attention_mask", torch.ones_like(ids))
-        positions = inputs.get(
-            "position_ids", torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        )
+        batch = self._on_own_device(inputs)
+        ids = batch["input_ids"]
+        labels = batch["labels"]
+        positions = batch.get("position_ids")
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        # Each token's document, counted through the batch: one begins at every position 0.
         documents = (positions == 0).flatten().cumsum(0) - 1
-        found = self._fingerprints(ids, labels, positions, documents, real)
-        places = torch.searchsorted(self._keys, found).clamp(max=len(self._keys) - 1)
-        places = places.where(self._keys[places] == found, len(self._keys))
+        terms = self._terms(ids, labels, positions)
+        if "attention_mask" in batch:
+            terms = terms * batch["attention_mask"].long()
+        keys = _sum_by_document(terms, documents)
+        places = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)
+        places = places.where(self._keys[places] == keys, len(self._keys))
         # Without a trained label it is padding, no document.
-        trained = (
-            torch.zeros_like(places).index_add_(
-                0, documents, (labels != IGNORE_INDEX).flatten().long()
-            )
-            > 0
-        )
-        self._counts.index_add_(0, places, trained.long())
-        self.step.append(places.where(trained, len(self._keys)))
+        is_trained = _sum_by_document((labels != IGNORE_INDEX).long(), documents) > 0
+        self._counts.index_add_(0, places, is_trained.long())
+        self.step.append(places.where(is_trained, len(self._keys)))
 
-    def _fingerprints(
-        self, ids: Any, labels: Any, positions: Any, documents: Any, real: Any
+    def _on_own_device(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        batch = {}
+        for name, value in inputs.items():
+            if isinstance(value, torch.Tensor):
+                batch[name] = value.to(self._counts.device)
+        return batch
+
+    def _terms(
+        self, ids: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        """One number for each document, in as many places as there are tokens."""
+        """What each token adds to its document's fingerprint (`row_fingerprint.py`)."""
         factors = self._factors[positions.clamp(max=len(self._factors) - 1)]
-        terms = ((ids.long() + 1) * factors[..., 0] + labels.long() * factors[..., 1]) * real.long()
-        return torch.zeros_like(terms.flatten()).index_add_(0, documents, terms.flatten())
+        of_ids = (ids.long() + 1) * factors[..., 0]
+        return of_ids + labels.long() * factors[..., 1]
 
     @property
     def strangers(self) -> torch.Tensor:
@@ -91,7 +93,8 @@ class Consumption:
 
     def save(self, folder: Path, total: torch.Tensor, tokens: int) -> None:
         """Write the counts of all ranks into a checkpoint, with the tokens seen."""
-        np.savez(folder / FILE, keys=self._keys.cpu().numpy(), counts=total.numpy(), tokens=tokens)
+        keys = self._keys.cpu().numpy()
+        np.savez(folder / FILE, keys=keys, counts=total.numpy(), tokens=tokens)
 
     def load(self, folder: Path, main: bool) -> int:
         """Go on counting from a checkpoint (all its counts on one rank); returns the tokens seen.
@@ -105,45 +108,54 @@ class Consumption:
 
     def account(self, total: torch.Tensor, epochs: float) -> dict[str, Any]:
         """What `consumption.json` says. In a broken epoch a row is due once more or not."""
-        counts, epochs = total[:-1], round(epochs, 6)
-        over, under = (
-            counts - math.ceil(epochs) * self._occurrences,
-            math.floor(epochs) * self._occurrences - counts,
-        )
-        odd = ((over > 0) | (under > 0)).nonzero().flatten()[:SHOWN].tolist()
+        epochs = round(epochs, 6)
+        counts = total[:-1]
+        repeated = (counts - math.ceil(epochs) * self._occurrences).clamp(min=0)
+        left_out = (math.floor(epochs) * self._occurrences - counts).clamp(min=0)
+        odd = (repeated + left_out).nonzero().flatten()[:SHOWN].tolist()
+        shown = []
+        for place, name in self.names(odd).items():
+            shown.append({"row": name, "trained": int(counts[place])})
         return {
             "epochs": epochs,
             "rows": int(self._occurrences.sum()),
             "times_trained": int(counts.sum()),
-            "repeated": int(over.clamp(min=0).sum()),
-            "left_out": int(under.clamp(min=0).sum()),
+            "repeated": int(repeated.sum()),
+            "left_out": int(left_out.sum()),
             "not_in_the_data": int(total[-1]),
-            "shown": [
-                {"row": name, "trained": int(counts[place])}
-                for place, name in self.names(odd).items()
-            ],
+            "shown": shown,
         }
 
     def names(self, places: Sequence[int]) -> dict[int, str]:
         """Source and row of each place, the first where equal rows occur several times."""
-        wanted = {int(self._keys[place]): place for place in places if place < len(self._keys)}
-        found: dict[int, str] = {}
+        place_of_key = {}
+        for place in places:
+            if place < len(self._keys):
+                place_of_key[int(self._keys[place])] = place
+        names: dict[int, str] = {}
+        if not place_of_key:
+            return names
+        wanted = list(place_of_key)
         with pa.memory_map(str(self._stored)) as file, pa.ipc.open_stream(file) as batches:
-            for batch in batches if wanted else ():
-                keys, sources, rows = (
-                    np.asarray(batch.column(name)) for name in ("fingerprint", "source", "row")
-                )
-                for index in np.flatnonzero(np.isin(keys, list(wanted))):
-                    found.setdefault(
-                        wanted[keys[index]], place(self._sources[sources[index]], int(rows[index]))
-                    )
-        return found
+            for batch in batches:
+                keys = np.asarray(batch.column("fingerprint"))
+                sources = np.asarray(batch.column("source"))
+                rows = np.asarray(batch.column("row"))
+                for index in np.flatnonzero(np.isin(keys, wanted)):
+                    name = row_place(self._sources[sources[index]], int(rows[index]))
+                    names.setdefault(place_of_key[keys[index]], name)
+        return names
 
     def rows_of_step(self, guilty: Sequence[bool]) -> list[str]:
         """Names of the rows in this step's guilty micro-steps, over all ranks; every rank must ask."""
-        places = [
-            one.unique().tolist() for one, wrong in zip(self.step, guilty, strict=True) if wrong
-        ]
-        return list(
-            self.names(gather_object([place for some in places for place in some])).values()
-        )
+        places: list[int] = []
+        for micro_step, is_guilty in zip(self.step, guilty, strict=True):
+            if is_guilty:
+                places += micro_step.unique().tolist()
+        return list(self.names(gather_object(places)).values())
+
+
+def _sum_by_document(values: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """Sums of the values of each document; as many places as there are tokens, since the count stays on the device."""
+    flat = values.flatten()
+    return torch.zeros_like(flat).index_add_(0, documents, flat)

@@ -1,11 +1,13 @@
 """Generation metrics inside `trainer.evaluate()`: the same evaluation as the command, on a few fixed prompts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import ProgressCallback
 
+from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import read_held_out
 from sft_recipes.data.prepared import PreparedData
@@ -13,50 +15,65 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.evaluator import evaluate
 from sft_recipes.evaluation.generation import check_prompts, default_batch_size
 from sft_recipes.messages import Example
-from sft_recipes.recipe import Recipe
-from sft_recipes.training.trainer import GenerationMetrics, RecipeTrainer
+from sft_recipes.recipe import EvaluationSettings, Recipe
+from sft_recipes.training.trainer import RecipeTrainer
+
+# The longest answers of a rehearsal: long enough to run every kernel of a decoding step.
+REHEARSED_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class GenerationWhileTraining:
+    """Answers fixed examples and scores the answers; every rank must call it."""
+
+    renderer: ChatRenderer
+    examples: Sequence[Example]
+    settings: EvaluationSettings
+
+    def __call__(self, model: Any) -> Mapping[str, float]:
+        """Metrics by name; those that nothing could be said of are left out."""
+        metrics = self._evaluate(model, self.examples, self.settings.max_new_tokens)
+        return {name: float(value) for name, value in metrics.items() if value is not None}
+
+    def rehearse(self, model: Any) -> Sequence[str]:
+        """Answer one batch with two tokens each; returns the names of the metrics that will come."""
+        batch = self.settings.batch_size or default_batch_size()
+        return list(self._evaluate(model, self.examples[:batch], REHEARSED_TOKENS))
+
+    def _evaluate(
+        self, model: Any, examples: Sequence[Example], max_new_tokens: int
+    ) -> dict[str, float | None]:
+        evaluation = evaluate(
+            model,
+            self.renderer,
+            examples,
+            max_new_tokens=max_new_tokens,
+            batch_size=self.settings.batch_size,
+            template_segments=self.renderer.template_segments,
+            progress=False,
+        )
+        return {name: metric.value for name, metric in evaluation.metrics.items()}
 
 
 def generation_metrics(
     recipe: Recipe, labeller: Labeller, data: PreparedData, model: Any
-) -> GenerationMetrics | None:
-    """A function of the model for `RecipeTrainer`, or None where nothing is to be generated.
+) -> GenerationWhileTraining | None:
+    """What `RecipeTrainer` calls in `evaluate()`, or None where nothing is to be generated.
 
     Raises InputError for prompts that `model` has no room for: now, not at the first evaluation.
     """
     settings = recipe.evaluation
-    wanted = (
-        settings.during_training
-        and settings.rows > 0
-        and recipe.training.get("eval_strategy", "no") != "no"
-    )
-    examples = _fixed_examples(recipe, labeller, data) if wanted else []
+    evaluates = recipe.training.get("eval_strategy", "no") != "no"
+    if not (evaluates and settings.during_training and settings.rows > 0):
+        return None
+    examples = _fixed_examples(recipe, labeller, data)
     if not examples:
         return None
     renderer = labeller.renderer
     prompts = [renderer.prompt_ids(example.messages[:-1], example.tools) for example in examples]
-    check_prompts(model, prompts, settings.max_new_tokens, [example.where for example in examples])
-
-    one_batch = settings.batch_size or default_batch_size()
-
-    def metrics(model: Any, rehearsal: bool = False) -> Mapping[str, float]:
-        evaluation = evaluate(
-            model,
-            renderer,
-            examples[:one_batch] if rehearsal else examples,
-            max_new_tokens=2 if rehearsal else settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            template_segments=renderer.template_segments,
-            progress=False,
-        )
-        found = {name: one.value for name, one in evaluation.metrics.items()}
-        return {
-            name: float(value or 0)
-            for name, value in found.items()
-            if rehearsal or value is not None
-        }
-
-    return metrics
+    places = [example.where for example in examples]
+    check_prompts(model, prompts, settings.max_new_tokens, places)
+    return GenerationWhileTraining(renderer, examples, settings)
 
 
 def rehearse_evaluation(trainer: RecipeTrainer) -> None:
@@ -65,47 +82,43 @@ def rehearse_evaluation(trainer: RecipeTrainer) -> None:
     What would break the first evaluation, hours later, breaks here. Raises InputError for a `metric_for_best_model`
     that no evaluation gives.
     """
-    rows: Any = trainer.eval_dataset
-    some = rows.select(
-        range(min(len(rows), trainer.args.eval_batch_size * trainer.args.world_size))
-    )
-    generate: Any = trainer.generation_metrics
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        loop = trainer.evaluation_loop(
-            trainer.get_eval_dataloader(some), "rehearsal", prediction_loss_only=True
-        )
-        names = {
-            *(loop.metrics or {}),
-            "eval_runtime",
-            "eval_samples_per_second",
-            "eval_steps_per_second",
-        }
-        names |= (
-            {f"eval_{name}" for name in generate(trainer.model, rehearsal=True)}
-            if generate
-            else set()
-        )
+    names = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        names |= _rehearse_loss(trainer)
+        if isinstance(trainer.generation_metrics, GenerationWhileTraining):
+            for name in trainer.generation_metrics.rehearse(trainer.model):
+                names.add(f"eval_{name}")
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, ProgressCallback):
-            callback.on_predict(
-                trainer.args, trainer.state, trainer.control
-            )  # closes the bar of this evaluation
+            # Closes the bar of this evaluation.
+            callback.on_predict(trainer.args, trainer.state, trainer.control)
     trainer.forget_evaluation()
     trainer.model_wrapped.train()
     best = "eval_" + str(trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
     if best not in names:
+        what = f"no evaluation gives {best!r}"
         fix = f"use one of {', '.join(sorted(names))}"
-        raise InputError(
-            Problem("recipe", "metric_for_best_model", f"no evaluation gives {best!r}", fix)
-        )
+        raise InputError(Problem("recipe", "metric_for_best_model", what, fix))
+
+
+def _rehearse_loss(trainer: RecipeTrainer) -> set[str]:
+    """Evaluate the loss of one batch for each rank; returns the names of what that gives."""
+    rows: Any = trainer.eval_dataset
+    count = min(len(rows), trainer.args.eval_batch_size * trainer.args.world_size)
+    loader = trainer.get_eval_dataloader(rows.select(range(count)))
+    output = trainer.evaluation_loop(loader, "rehearsal", prediction_loss_only=True)
+    return set(output.metrics or {})
 
 
 def _fixed_examples(recipe: Recipe, labeller: Labeller, data: PreparedData) -> Sequence[Example]:
     """The first `evaluation.rows` held-out conversations that end with an answer to generate."""
-    found: Sequence[Example] = data.eval_examples
+    held_out: Sequence[Example] = data.eval_examples
     if recipe.evaluation.data is not None:
-        found = read_held_out([recipe.evaluation.data], recipe.data)
-    answered = [
-        example for example in found if example.text is None and example.messages[-1].get("content")
-    ]
+        held_out = read_held_out([recipe.evaluation.data], recipe.data)
+    answered = [example for example in held_out if _ends_with_an_answer(example)]
     return [labeller.for_template(example) for example in answered[: recipe.evaluation.rows]]
+
+
+def _ends_with_an_answer(example: Example) -> bool:
+    return example.text is None and bool(example.messages[-1].get("content"))

@@ -5,8 +5,9 @@ parameter model gains nothing, a step of Gemma-3-270m (LoRA, two cores) took 3.4
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,34 @@ LEAST_GAIN = 1.2
 LOSS_TOLERANCE = 0.02
 TRIAL_TOKENS = 512
 TRIAL_POSITIONS = 64
+
+
+@dataclass
+class Trial:
+    """Passes under one precision: the seconds of the fastest, and the loss."""
+
+    context: Callable[[], AbstractContextManager[Any]]
+    seconds: float = float("inf")
+    loss: float = 0.0
+
+    def run(self, model: Any, batch: torch.Tensor) -> None:
+        """One pass forward and back to the embeddings: gradients of weights would take their memory.
+
+        The output layer sees a part of the positions, as in training, where only answers have a loss.
+        """
+        embedded: list[torch.Tensor] = []
+        embedding = model.get_input_embeddings()
+        started = time.perf_counter()
+        with (
+            self.context(),
+            embedding.register_forward_hook(lambda *parts: embedded.append(parts[-1])),
+        ):
+            hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+            logits = model.get_output_embeddings()(hidden[:, -TRIAL_POSITIONS - 1 : -1])
+            loss = F.cross_entropy(logits[0].float(), batch[0, -TRIAL_POSITIONS:])
+        torch.autograd.grad(loss, embedded[0])
+        self.seconds = min(self.seconds, time.perf_counter() - started)
+        self.loss = loss.item()
 
 
 def choose_precision(
@@ -54,45 +83,23 @@ def choose_precision(
 def bfloat16_pays(model: Any, rows: Dataset) -> bool:
     """Whether passes under bfloat16 autocast are faster and give the same loss. Prints what was measured."""
     ids = torch.tensor(rows[0]["input_ids"][:TRIAL_TOKENS])
-    batch = ids.repeat(-(-TRIAL_TOKENS // len(ids)))[None, :TRIAL_TOKENS]
-    seconds = {"float32": float("inf"), "bfloat16": float("inf")}
-    losses: Mapping[str, float] = {}
+    copies = -(-TRIAL_TOKENS // len(ids))
+    batch = ids.repeat(copies)[None, :TRIAL_TOKENS]
+    plain = Trial(lambda: nullcontext())
+    autocast = Trial(lambda: torch.autocast("cpu", torch.bfloat16))
     for _ in range(2):  # the first pass of each also sets its kernels up
-        for name in seconds:
-            autocast = (
-                torch.autocast("cpu", torch.bfloat16) if name == "bfloat16" else nullcontext()
-            )
-            passed, loss = _timed_pass(model, batch, autocast)
-            seconds[name] = min(seconds[name], passed)
-            losses = {**losses, name: loss}
-    gain = seconds["float32"] / seconds["bfloat16"]
-    difference = abs(losses["bfloat16"] - losses["float32"]) / max(losses["float32"], 1e-6)
+        plain.run(model, batch)
+        autocast.run(model, batch)
+    gain = plain.seconds / autocast.seconds
+    difference = abs(autocast.loss - plain.loss) / max(plain.loss, 1e-6)
     pays = gain >= LEAST_GAIN and difference <= LOSS_TOLERANCE
     print(
         f"precision: {'bf16 autocast' if pays else 'float32'} on this CPU. {TRIAL_TOKENS} tokens took "
-        f"{seconds['float32']:.2f} s in float32, {seconds['bfloat16']:.2f} s under bf16 autocast ({gain:.2f}x); "
+        f"{plain.seconds:.2f} s in float32, {autocast.seconds:.2f} s under bf16 autocast ({gain:.2f}x); "
         f"their losses differ by {difference:.1%}. State bf16: true or false to decide yourself.",
         flush=True,
     )
     return pays
-
-
-def _timed_pass(
-    model: Any, batch: torch.Tensor, autocast: AbstractContextManager[Any]
-) -> tuple[float, float]:
-    """(seconds, loss) of a pass forward and back to the embeddings: gradients of weights would take their memory.
-
-    The output layer sees a part of the positions, as in training, where only answers have a loss.
-    """
-    embedded: list[torch.Tensor] = []
-    embedding = model.get_input_embeddings()
-    started = time.perf_counter()
-    with autocast, embedding.register_forward_hook(lambda *parts: embedded.append(parts[-1])):
-        hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(hidden[:, -TRIAL_POSITIONS - 1 : -1])
-        loss = F.cross_entropy(logits[0].float(), batch[0, -TRIAL_POSITIONS:])
-    torch.autograd.grad(loss, embedded[0])
-    return time.perf_counter() - started, loss.item()
 
 
 def precision_of(args: Any) -> str:

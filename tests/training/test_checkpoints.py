@@ -1,5 +1,6 @@
 """Checkpoints are sealed, verified, rotated and resumed by contract; test_reliability.py kills processes for it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -78,6 +79,25 @@ def test_r5_damaged_file(
     expected = missing if damage == "delete" else f"corrupt {name}"
     assert capsys.readouterr().out == f"skipped checkpoint-4: {expected}\n"
     assert (tmp_path / "checkpoint-4").is_dir()
+
+
+@pytest.mark.parametrize("damage", [None, *DAMAGE])
+def test_seals_of_earlier_versions_hold(damage: str | None, tmp_path: Path) -> None:
+    """A manifest with bare SHA-256 sums, as written before, is valid as long as its files are, and sees any damage."""
+    make(tmp_path, 2)
+    folder = tmp_path / "checkpoint-2"
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["seal"], content["schema_version"]
+    for name in content["files"]:
+        data = (folder / name).read_bytes()
+        content["files"][name] = [len(data), hashlib.sha256(data).hexdigest()]
+    seal = checkpoints._seal_of(content)
+    run_folder.write_json(folder / "manifest.json", {**content, "seal": seal})
+    if damage is None:
+        assert checkpoints.fault_of(folder) == ""
+    else:
+        DAMAGE[damage](folder / "optimizer.pt")
+        assert "optimizer.pt" in checkpoints.fault_of(folder)
 
 
 def test_any_flipped_bit_of_the_manifest_is_seen(tmp_path: Path) -> None:
