@@ -13,6 +13,7 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import batch_per_device
 from sft_recipes.training.processes import launched_with
 from sft_recipes.training.varlen_attention import VARLEN, supports_varlen, use_varlen
+from sft_recipes.upstream.attention import attention_of, takes_row_boundaries
 
 FLASH = "flash_attention_2"
 # Attention that isolates rows gave differences of 2e-7 in float32 on every backend tried; leaks are far larger.
@@ -43,7 +44,7 @@ def choose_batching(recipe: Recipe, model: Any, pad_token_id: int) -> bool:
         return False
     if supports_varlen(model):
         return False
-    before = model.config._attn_implementation
+    before = attention_of(model)
     use_varlen(model)
     if keeps_rows_apart(model, model.device, pad_token_id):
         return True
@@ -56,20 +57,25 @@ def set_attention(recipe: Recipe, model: Any) -> None:
     else torch's own kernel; where neither can run, transformers' default with a mask over the whole batch.
     """
     stated = recipe.model.get("attn_implementation")
-    device = "cpu" if computes_on_cpu(recipe) else "cuda"
-    reason = supports_varlen(model, device)
-    if stated == VARLEN and reason:
-        fix = "remove the key"
-        raise InputError(Problem(recipe.name, "attn_implementation", f"{VARLEN}: {reason}", fix))
-    if stated == VARLEN:
-        use_varlen(model)
-    if stated:
-        return
+    device = _device_type(recipe)
     half = device == "cpu" or _computes_in_half(recipe, model)
-    if device == "cuda" and half and is_flash_attn_2_available() and model._supports_flash_attn:
+    reason = supports_varlen(model, device)
+    if not reason and not half:
+        reason = "its kernel takes numbers of 16 bits, set bf16: true"
+    if stated == VARLEN and reason:
+        what = f"{VARLEN}: {reason}"
+        raise InputError(Problem(recipe.name, "attn_implementation", what, "remove the key"))
+    flash = device == "cuda" and is_flash_attn_2_available() and takes_row_boundaries(model)
+    if stated is None and flash and half:
         model.set_attn_implementation(FLASH)
-    elif half and not reason:
+    elif stated == VARLEN or (stated is None and not reason):
         use_varlen(model)
+
+
+def _device_type(recipe: Recipe) -> str:
+    if computes_on_cpu(recipe):
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps"
 
 
 def _computes_in_half(recipe: Recipe, model: Any) -> bool:

@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sft_recipes.upstream.attention import takes_row_boundaries
+
 VARLEN = "varlen_attn"
 # Of the flash attention kernel behind torch's function.
 LARGEST_HEAD = 256
@@ -56,7 +58,7 @@ def supports_varlen(model: Any, device: str | None = None) -> str:
         return "torch before 2.11 has no such kernel"
     if device not in ("cpu", "cuda"):
         return f"not made for {device}"
-    if not getattr(model, "_supports_flash_attn", False):
+    if not takes_row_boundaries(model):
         return "the model does not take row boundaries"
     if any(name.endswith("sinks") for name, _ in model.named_parameters()):
         return "the model has attention sinks"

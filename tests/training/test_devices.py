@@ -266,3 +266,10 @@ def test_a_resumed_run_keeps_its_precision(
     monkeypatch.setattr(precision, "bfloat16_pays", lambda *_: pytest.fail("tried again"))
     page.train(recipe)
     assert logged(recipe.output_dir) == whole and len(trial) == 1
+
+
+def test_stated_varlen_on_cuda_needs_16_bits(write_recipe: Callable[..., Path], cuda: None) -> None:
+    """The kernel on CUDA takes no float32: said before the model runs, not by the kernel."""
+    keys = {"packing": True, "bf16": False, "attn_implementation": "varlen_attn"}
+    with pytest.raises(InputError, match="varlen_attn: its kernel takes numbers of 16 bits"):
+        set_attention(load_recipe(write_recipe(**keys)), build_model(64, hidden_size=64))
