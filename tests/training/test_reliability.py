@@ -299,17 +299,24 @@ def test_r7_stopped_by_a_signal(
 
 
 def test_r7_second_signal_aborts(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    """A second signal, four seconds after the first, ends the process at once; a sealed checkpoint is still there."""
+    """A second signal, four seconds after the first, ends the process at once, by that signal and within the step:
+    the checkpoint that the first would have written is not there, the one before it is, and the run goes on from it.
+    """
     path = write_recipe(**STEPS)
+    # The fault that is installed last comes first: the signal, and then the process stands still.
     hang = Fault("forward", nth=8, before=True, signal=signal.SIGSTOP)
-    run = start(path, faults=[Fault("forward", nth=8, before=True, signal=signal.SIGTERM), hang])
+    first = Fault("forward", nth=8, before=True, signal=signal.SIGTERM)
+    run = start(path, faults=[hang, first])
     time.sleep(0.2)
     until(lambda: (tmp_path / "run/checkpoint-6/manifest.json").is_file(), run)
     time.sleep(4.5)
-    run.send(signal.SIGCONT)
-    time.sleep(0.01)
+    # It waits for the process to go on, and is the first thing that it gets then.
     run.send(signal.SIGTERM)
-    assert run.wait()[0] in (-signal.SIGTERM, 75)
+    run.send(signal.SIGCONT)
+    assert run.wait() == [-signal.SIGTERM]
+    assert (tmp_path / "run/checkpoint-6/manifest.json").is_file()
+    assert not (tmp_path / "run/checkpoint-8").exists()
+    finish(path)
 
 
 def test_r8_killed_rank(
