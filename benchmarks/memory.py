@@ -2,9 +2,10 @@
 
     python -m benchmarks.memory [--models DIR,DIR] [--json FILE] [--shapes NAME,NAME]
 
-Each shape is trained for two steps in a process of its own, from the recipe on. Measured is by how much its resident
-memory grows at most from right before the model is loaded, so what the libraries take is not in it. glibc gives large
-blocks back at once here; with its defaults the peak of a flattened batch was 1.58 GB instead of 1.38 GB.
+Each shape is trained for two steps in a process of its own, from the recipe on. Measured is by how
+much its resident memory grows at most from right before the model is loaded, so what the libraries
+take is not in it. glibc gives large blocks back at once here; with its defaults the peak of a
+flattened batch was 1.58 GB instead of 1.38 GB.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Shape:
-    """A recipe to measure: a model of `MODELS` or in a folder, `rows` to train on, and the recipe's keys.
+    """A recipe to measure: a model of `MODELS` or in a folder, `rows` to train on, and its keys.
 
     Where there are as many rows as a batch holds, both steps train the same batch.
     """
@@ -61,7 +62,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Result:
-    """Bytes estimated and measured for a shape, the estimate's parts, and seconds of its training."""
+    """Bytes estimated and measured for a shape, the estimate's parts, seconds of training."""
 
     name: str
     estimated: int
@@ -106,7 +107,9 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 SHORT = Words(20, 300)
+LONG = Words(1500, 1900)
 ANSWER = Words(10, 60)
+LONG_ANSWER = Words(100, 150)
 FULL: Mapping[str, Any] = {"per_device_train_batch_size": 8, "bf16": False}
 LORA: Mapping[str, Any] = {"use_peft": True, "lora_r": 16, "dtype": "float32"}
 CHECKPOINTING: Mapping[str, Any] = {"activation_checkpointing": True}
@@ -114,13 +117,13 @@ SHAPES = (
     Shape("full", "94M", 8, SHORT, ANSWER, FULL),
     Shape("full, checkpointing", "94M", 8, SHORT, ANSWER, {**FULL, **CHECKPOINTING}),
     Shape("full, bf16 autocast", "94M", 8, SHORT, ANSWER, {**FULL, "bf16": True}),
-    Shape("wide vocabulary, full", "wide", 4, SHORT, Words(100, 150), {**FULL, **CHECKPOINTING}),
-    Shape("wide vocabulary, LoRA", "wide", 4, SHORT, Words(100, 150), {**FULL, **LORA}),
+    Shape("wide vocabulary, full", "wide", 4, SHORT, LONG_ANSWER, {**FULL, **CHECKPOINTING}),
+    Shape("wide vocabulary, LoRA", "wide", 4, SHORT, LONG_ANSWER, {**FULL, **LORA}),
     Shape(
         "4 x 2,048 padded, checkpointing",
         "narrow",
         4,
-        Words(1500, 1900),
+        LONG,
         ANSWER,
         {**FULL, **CHECKPOINTING, "padding_free": False, "per_device_train_batch_size": 4},
     ),
@@ -160,7 +163,7 @@ def run_shape(shape: Shape, folder: Path) -> Result:
 
 
 def _write_recipe_keys(shape: Shape, folder: Path) -> dict[str, Any]:
-    """Write rows, and tokenizer and weights of a random model; return the keys of a recipe that trains them."""
+    """Write rows, tokenizer and weights of a random model; return the keys of their recipe."""
     model = shape.model
     if model in MODELS:
         model = str(chatml_tokenizer(folder / "model"))
@@ -240,7 +243,7 @@ def _warm_up() -> None:
 
 
 def resident_bytes(name: str) -> int:
-    """What this process holds of main memory (VmRSS), or held at most since the last reset (VmHWM)."""
+    """Main memory of this process: VmRSS now, VmHWM at most since the last reset."""
     line = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(encoding="utf-8"), re.M)
     if line is None:
         raise RuntimeError(f"{STATUS} has no {name}")
@@ -251,10 +254,8 @@ def print_table(results: Sequence[Result]) -> None:
     """One line for each shape."""
     print(f"{'shape':40} {'estimate':>10} {'measured':>10} {'ratio':>6} {'seconds':>8}")
     for result in results:
-        print(
-            f"{result.name:40} {result.estimated / MEGA:7,.0f} MB {result.measured / MEGA:7,.0f} MB "
-            f"{result.ratio:6.2f} {result.seconds:8.1f}"
-        )
+        sizes = f"{result.estimated / MEGA:7,.0f} MB {result.measured / MEGA:7,.0f} MB"
+        print(f"{result.name:40} {sizes} {result.ratio:6.2f} {result.seconds:8.1f}")
     outside = [result for result in results if abs(result.ratio - 1) > WANTED_WITHIN]
     print(f"within {WANTED_WITHIN:.0%}: {len(results) - len(outside)} of {len(results)}")
 

@@ -1,17 +1,18 @@
-"""What can be checked before a weight is loaded, and what a run will take: steps, tokens, parameters, memory, disk.
+"""What can be checked before a weight is loaded, and what a run will take of time, memory and disk.
 
-All sizes are per device, for the processes planned for; how memory is estimated stands in `memory.py`.
+All sizes are per device, for the processes planned for; `memory.py` says how memory is estimated.
 """
 
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,16 +29,17 @@ from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_files import launch_config
 from sft_recipes.training.announce import TEXTS, unusual
-from sft_recipes.training.arguments import launched_processes, sft_config
+from sft_recipes.training.arguments import batch_per_device, launched_processes, sft_config
 from sft_recipes.training.measure import measure_steps
-from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory, read_strategy
+from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.varlen_attention import supports_varlen
 
-# bitsandbytes NF4: half a byte a weight and a float32 scale for 64 of them, or that scale in 8 bits again.
+# bitsandbytes NF4: half a byte a weight and a float32 scale for 64 of them, or that scale in 8 bits
+# again.
 _NF4 = 0.5 + 4 / 64
 _NF4_NESTED = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Batches looked at for the largest one. That of thousands is hardly larger: their sums are close together.
+# Batches looked at for the largest one. Of thousands it is hardly larger: their sums are close.
 _SAMPLED_BATCHES = 64
 # Attention of transformers that is given a mask over the whole sequence.
 _MASKED_ATTENTION = ("sdpa", "eager")
@@ -51,11 +53,12 @@ def check_recipe(
     progress: bool = True,
     allow_hub_kernels: bool = False,
 ) -> dict[str, Any]:
-    """Label all rows, run the template checks, and plan the steps. Raises what training would raise.
+    """Label all rows, check the template, and plan the steps. Raises what training would raise.
 
-    `launch` (an accelerate config, or the name of one that ships) and `processes` plan for another launch than this
-    process. `measure` trains that many steps for nothing but their time and memory. Returns plain data: `recipe`,
-    `data` as in data.json, `checks`, `plan` by readable names, `notes`.
+    `launch` (an accelerate config, or the name of one that ships) and `processes` plan for another
+    launch than this process. `measure` trains that many steps for their time and memory only.
+    Returns plain data: `recipe`, `data` as in data.json, `checks`, `plan` by readable names and
+    `notes`.
     """
     strategy = Strategy(processes=launched_processes())
     if launch:
@@ -97,6 +100,32 @@ def check_text(result: Mapping[str, Any]) -> str:
     )
 
 
+def read_strategy(config: Path, processes: int | None) -> Strategy:
+    """The strategy of an accelerate config, read as `accelerate launch` reads it."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    count = processes or int(content.get("num_processes") or 1)
+    name = f"{config.stem} on {count} processes"
+    kind = content.get("distributed_type")
+    if kind == "FSDP":
+        reshards = content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True)
+        return Strategy(name, count, stage=3 if reshards else 2)
+    if kind != "DEEPSPEED":
+        return Strategy(name, count)
+    deepspeed: Mapping[str, Any] = content["deepspeed_config"]
+    offloaded = []
+    if deepspeed.get("offload_param_device", "none") != "none":
+        offloaded.append("weights")
+    if deepspeed.get("offload_optimizer_device", "none") != "none":
+        offloaded.append("optimizer")
+    return Strategy(
+        name,
+        count,
+        stage=int(deepspeed["zero_stage"]),
+        master_weights=True,
+        offloaded=tuple(offloaded),
+    )
+
+
 def make_plan(
     recipe: Recipe, data: PreparedData, config: SFTConfig, strategy: Strategy
 ) -> dict[str, Any]:
@@ -134,7 +163,7 @@ def make_plan(
 
 
 def meta_model(recipe: Recipe) -> Any:
-    """The recipe's model with its adapter: shapes and types, no memory; weights that would be quantized are not.
+    """The recipe's model with its adapter: shapes and types, no memory, nothing quantized.
 
     Raises InputError if its config cannot be read.
     """
@@ -173,7 +202,8 @@ def quantized_width(recipe: Recipe) -> float | None:
 class Layout:
     """How rows share a batch.
 
-    `flattened`: one after another in one sequence, without padding. `masked`: attention is given a mask over it.
+    `flattened`: one after another in one sequence, without padding. `masked`: attention is given a
+    mask over it.
     """
 
     flattened: bool
@@ -190,14 +220,15 @@ def plan_layout(recipe: Recipe, model: Any) -> Layout:
         needs_mask = stated in _MASKED_ATTENTION
     if training.get("packing") or training.get("padding_free"):
         return Layout(flattened=True, masked=needs_mask)
-    padded = training.get("padding_free") is False or stated
+    alone = batch_per_device(recipe) == 1
+    padded = training.get("padding_free") is False or stated or alone
     if on_cpu and not padded and not needs_mask:
         return Layout(flattened=True, masked=False)
     return Layout(flattened=False, masked=stated is None or needs_mask)
 
 
 def largest_batch(rows: Dataset, longest: int, config: SFTConfig, layout: Layout) -> Batch:
-    """The largest micro-batch of `rows` (input_ids, labels), the `longest` of which has so many tokens.
+    """The largest micro-batch of `rows` (input_ids, labels); `longest`: tokens of the longest row.
 
     Padded it is known; else it is the largest of a fixed sample of shuffled batches.
     """
@@ -210,24 +241,29 @@ def largest_batch(rows: Dataset, longest: int, config: SFTConfig, layout: Layout
     batch_starts = np.arange(0, len(order), size)
     trained_tokens = int(np.add.reduceat(trained, batch_starts).max())
     if not layout.flattened:
-        # Without padding attention is causal by itself.
-        mask = size * longest**2 if layout.masked and size > 1 else 0
-        return Batch(size * longest, trained_tokens, mask)
+        padded = Batch(size * longest, trained_tokens)
+        # A row alone needs no padding, and attention is causal by itself.
+        if layout.masked and size > 1:
+            return replace(padded, mask_elements=size * longest**2)
+        return padded
     tokens = int(np.add.reduceat(lengths, batch_starts, dtype=np.int64).max())
     if config.packing:
         tokens = config.per_device_train_batch_size * int(config.max_length or 0)
         trained_tokens = round(tokens * int(trained.sum()) / int(lengths.sum()))
-    return Batch(tokens, trained_tokens, tokens**2 if layout.masked else 0)
+    if layout.masked:
+        return Batch(tokens, trained_tokens, tokens**2)
+    return Batch(tokens, trained_tokens)
 
 
 def _parameters(model: Any) -> dict[str, Any]:
-    """The model's context, how many parameters it has, how many are trained, and in which layers."""
+    """The model's context, and how many parameters are there and are trained, by layer."""
     parameters = dict(model.named_parameters())
     trained_by_layer: Counter[str] = Counter()
     for name, parameter in parameters.items():
         if parameter.requires_grad:
             projections = [part for part in name.split(".") if part.endswith("proj")]
-            trained_by_layer[projections[-1] if projections else "other"] += parameter.numel()
+            layer = projections[-1] if projections else "other"
+            trained_by_layer[layer] += parameter.numel()
     facts: dict[str, Any] = {
         "model context": getattr(
             model.config.get_text_config(), "max_position_embeddings", "not recorded"

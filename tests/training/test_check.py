@@ -19,19 +19,19 @@ from tests.training.tiny import trainer_for
 def test_memory_is_what_one_step_allocates(
     keys: dict[str, Any], write_recipe: Callable[..., Path]
 ) -> None:
-    """Parameters, trained parameters, and bytes of weights, gradients and optimizer equal those after one step."""
+    """Parameters, trained ones, and bytes of weights, gradients and optimizer states equal those
+    after one step; the peak is between these and all parts together.
+    """
     path = write_recipe(max_steps=1, **keys)
     planned = check_recipe(load_recipe(path), progress=False)["plan"]
     trainer = trainer_for(path)
     trainer.train()
     parameters = list(trainer.model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    states = [
-        value
-        for state in trainer.optimizer.state.values()
-        for name, value in state.items()
-        if name != "step"  # a counter, not a tensor the size of the weights
-    ]
+    states = []
+    for state in trainer.optimizer.state.values():
+        # Its counter of steps is no tensor the size of the weights.
+        states += [value for name, value in state.items() if name != "step"]
     assert planned["parameters"] == sum(parameter.numel() for parameter in parameters)
     assert planned["trained parameters"] == sum(parameter.numel() for parameter in trained)
     assert sum(planned["trained by layer"].values()) == planned["trained parameters"]
@@ -40,6 +40,8 @@ def test_memory_is_what_one_step_allocates(
     assert sizes["gradients"] == sum(parameter.nbytes for parameter in trained)
     assert sizes["optimizer"] == sum(value.nbytes for value in states)
     assert sizes["activations"] > 0
+    kept = sizes["weights"] + sizes["gradients"] + sizes["optimizer"]
+    assert kept <= planned["bytes at peak, estimated"] <= sum(sizes.values())
 
 
 def test_packs_are_counted_as_they_are_trained(write_recipe: Callable[..., Path]) -> None:
@@ -73,8 +75,8 @@ CONFIGS = {
 def test_a_launch_splits_what_its_strategy_splits(
     name: str, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Weights, gradients and optimizer states of one device are those of one process over the strategy's shares, and
-    four processes take four times the rows a step.
+    """Weights, gradients and optimizer states of one device are those of one process over the
+    strategy's shares, and four processes take four times the rows a step.
     """
     text, shares = CONFIGS[name]
     config = tmp_path / f"{name}.yaml"
@@ -96,7 +98,10 @@ def test_offloaded_states_lie_in_host_memory(
     """What a ZeRO config offloads is counted for the host, not for the device."""
     config = tmp_path / "offload.yaml"
     config.write_text(
-        "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n  offload_optimizer_device: cpu\n"
+        "distributed_type: DEEPSPEED\n"
+        "deepspeed_config:\n"
+        "  zero_stage: 3\n"
+        "  offload_optimizer_device: cpu\n"
     )
     recipe = load_recipe(write_recipe())
     optimizer = check_recipe(recipe, progress=False)["plan"]["bytes a device"]["optimizer"]
@@ -137,18 +142,28 @@ def test_offloaded_states_lie_in_host_memory(
 def test_what_is_unusual_is_said(
     lora: bool, changed: dict[str, Any], context: Any, notes: list[str]
 ) -> None:
-    """What lies outside the chapter's ranges, or ten times them for LoRA, gets a line; what is inside gets none."""
-    usual = {"learning_rate": 2e-5, "num_train_epochs": 1, "max_steps": -1, "max_grad_norm": 1.0}
-    args = SimpleNamespace(**{**usual, "train_sampling_strategy": "random", **changed})
+    """What lies outside the chapter's ranges, or ten times them for LoRA, gets a line; what is
+    inside gets none.
+    """
+    usual = {
+        "learning_rate": 2e-5,
+        "num_train_epochs": 1,
+        "max_steps": -1,
+        "max_grad_norm": 1.0,
+        "train_sampling_strategy": "random",
+    }
+    args = SimpleNamespace(**(usual | changed))
     recipe: Any = SimpleNamespace(model={"use_peft": lora})
     said = unusual(recipe, args, 256, context)
-    assert len(said) == len(notes) and all(
-        one.startswith(note) for one, note in zip(said, notes, strict=True)
-    )
+    assert len(said) == len(notes)
+    for line, note in zip(said, notes, strict=True):
+        assert line.startswith(note)
 
 
 def test_measured_steps_leave_no_trace(write_recipe: Callable[..., Path]) -> None:
-    """`measure` reports time and memory of real steps, scales them to those planned, and touches no run folder."""
+    """`measure` reports time and memory of real steps, scales them to those planned, and touches no
+    run folder.
+    """
     recipe = load_recipe(write_recipe(max_steps=50))
     plan = check_recipe(recipe, measure=2, progress=False)["plan"]
     seconds, hours = (
