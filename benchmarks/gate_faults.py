@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks.fault_injections import FAULTS, QUICKSTART, Fault, read_rows
 from sft_recipes.data.chat_templates import load_chat_template
 from sft_recipes.evaluation.gate import ALPHA, read_gate
-from sft_recipes.evaluation.metrics import BINARY_METRICS
+from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.statistics import proportion
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,7 +110,8 @@ def broken_limits(log: Path, gate: Path = GATE) -> list[str]:
     broken = []
     for bound in read_gate(gate):
         if (
-            bound.metric in BINARY_METRICS
+            bound.metric in METRICS
+            and METRICS[bound.metric].is_yes_or_no
             and bound.metric in logged
             and not (bound.by or bound.compared_with)
         ):

@@ -1,21 +1,30 @@
-"""This evaluation beside others on the same rows: differences pair by pair, and what differs in recipe and data."""
+"""This evaluation beside others on the same rows: paired differences, and what else differs."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sft_recipes import run_folder
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.evaluator import Evaluation, by_task_type, compare, read_evaluation
+from sft_recipes.evaluation.evaluator import (
+    METRICS_FILE,
+    Evaluation,
+    by_task_type,
+    compare,
+    estimates_as_json,
+    read_evaluation,
+)
+from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.messages import Example
 from sft_recipes.recipe import read_yaml, rebase_paths
 from sft_recipes.statistics import PairedDifference, paired_difference
 
 _ASKED_AS = ("max_new_tokens", "batch_size", "decoding", "template_sha256", "chat_template_kwargs")
+# Of a training curve; more are not seen in a figure of that width.
 _POINTS = 500
 
 Facts = Mapping[str, Mapping[str, Any]]
@@ -23,7 +32,10 @@ Facts = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class System:
-    """A system that answered the same rows. `facts`: recipe keys, data and way of asking, where they are known."""
+    """A system that answered the same rows.
+
+    `facts`: recipe keys, data and way of asking, where they are known.
+    """
 
     name: str
     evaluation: Evaluation
@@ -31,108 +43,136 @@ class System:
 
 
 def earlier(folder: str, name: str, examples: Sequence[Example]) -> System:
-    """An evaluation folder, or of a run folder its evaluation called `name`. InputError unless it asked the same."""
-    path = (
-        Path(folder) / run_folder.EVALUATIONS / name
-        if run_folder.is_run_folder(Path(folder))
-        else Path(folder)
-    )
-    found = read_evaluation(path)
-    if [row["messages"] for row in found.rows] != [
-        [dict(one) for one in example.messages] for example in examples
-    ]:
-        what = f"its {len(found.rows)} rows are other conversations than the {len(examples)} that are asked now"
-        raise InputError(
-            Problem(
-                str(path), "", what, "evaluate both on the same data, under the same system prompt"
-            )
+    """An evaluation folder, or of a run folder its evaluation called `name`.
+
+    Raises InputError unless it asked the same conversations.
+    """
+    path = Path(folder)
+    if run_folder.is_run_folder(path):
+        path = path / run_folder.EVALUATIONS / name
+    evaluation = read_evaluation(path)
+    asked_then = list(map(itemgetter("messages"), evaluation.rows))
+    asked_now = [list(map(dict, example.messages)) for example in examples]
+    if asked_then != asked_now:
+        what = (
+            f"its {len(asked_then)} rows are other conversations "
+            f"than the {len(asked_now)} that are asked now"
         )
-    info = run_folder.read_json(path / "metrics.json")["info"]
-    return System(folder, found, facts_of(path.parent.parent, info))
+        fix = "evaluate both on the same data, under the same system prompt"
+        raise InputError(Problem(str(path), "", what, fix))
+    info = run_folder.read_json(path / METRICS_FILE)["info"]
+    return System(folder, evaluation, facts_of(path.parent.parent, info))
 
 
 def facts_of(run: Path, info: Mapping[str, Any]) -> Facts:
-    """A run's recipe keys (paths absolute), data and way of asking; without a run folder the last only."""
+    """A run's recipe keys (paths absolute), data and way of asking.
+
+    Without a run folder the last only.
+    """
     facts: dict[str, Mapping[str, Any]] = {"evaluation": {key: info.get(key) for key in _ASKED_AS}}
     if (run / run_folder.DATA).is_file():
         data = run_folder.read_json(run / run_folder.DATA)
-        recipe = rebase_paths(read_yaml(run / run_folder.RECIPE)[0], run)
-        facts["recipe"] = {key: value for key, value in recipe.items() if key != "output_dir"}
+        recipe = dict(rebase_paths(read_yaml(run / run_folder.RECIPE)[0], run))
+        recipe.pop("output_dir", None)
+        facts["recipe"] = recipe
         facts["data"] = {"fingerprint": data["fingerprint"], **data["train"]}
     return facts
 
 
 def compare_all(this: System, others: Sequence[System]) -> list[dict[str, Any]]:
-    """For each other system its metrics, the paired differences this - other, and `changed`: [other's, this one's].
+    """For each other system its metrics, the paired differences this - other, and what differs.
 
-    `on_curve`: the same recipe on another number of rows, a point of the learning curve.
+    `changed`: [the other's, this one's] by part and key. `on_curve`: the same recipe on another
+    number of rows, a point of the learning curve.
     """
-    found = []
+    compared = []
     for other in others:
-        changed = {
-            part: {
-                key: pair
-                for key in {**ours, **theirs}
-                if (pair := [theirs.get(key), ours.get(key)])[0] != pair[1]
-            }
-            for part, ours in this.facts.items()
-            if (theirs := other.facts.get(part)) is not None
-        }
-        content: dict[str, Any] = {
+        changed = _changed(this.facts, other.facts)
+        differs_in_rows_only = list(changed.get("recipe", ())) == ["max_rows"]
+        content = {
             "name": other.name,
-            "metrics": other.evaluation.as_json()["metrics"],
+            "metrics": estimates_as_json(other.evaluation.metrics),
+            "differences": estimates_as_json(compare(other.evaluation, this.evaluation)),
+            "changed": changed,
+            "rows_trained": other.facts.get("data", {}).get("rows"),
+            "on_curve": differs_in_rows_only and "rows" in changed["data"],
         }
-        content["differences"] = {
-            name: one.as_json() for name, one in compare(other.evaluation, this.evaluation).items()
-        }
-        content |= {"changed": changed, "rows_trained": other.facts.get("data", {}).get("rows")}
-        is_curve = [*changed.get("recipe", ())] == ["max_rows"] and "rows" in changed["data"]
-        found.append(content | {"on_curve": is_curve})
-    return found
+        compared.append(content)
+    return compared
+
+
+def _changed(ours: Facts, theirs: Facts) -> dict[str, dict[str, list[Any]]]:
+    """[theirs, ours] of every key that differs, by the parts that both know."""
+    changed = {}
+    for part, own in ours.items():
+        if part not in theirs:
+            continue
+        other = theirs[part]
+        differing = {}
+        for key in {**own, **other}:
+            if own.get(key) != other.get(key):
+                differing[key] = [other.get(key), own.get(key)]
+        changed[part] = differing
+    return changed
 
 
 def task_table(
     this: Evaluation, base: Evaluation | None, trained: Mapping[str, int] | None
-) -> dict[str, Any]:
-    """Exact match by task type: paired difference to the base, McNemar's p alone and by Holm, rows in training.
+) -> dict[str, dict[str, Any]]:
+    """Exact match by task type: paired difference to the base, McNemar's p alone and by Holm.
 
-    Without a base the last only; None where the training data is not known.
+    `training_rows` are those of `trained`, None where the training data is not known. Without a
+    base there is nothing else.
     """
-    before, after = ([row["exact_match"] for row in one.rows] for one in (base or this, this))
-    pairs = by_task_type(this.rows, zip(before, after, strict=True))
-    found: dict[str, Any] = {
-        name: {"training_rows": None if trained is None else trained.get(name, 0)} for name in pairs
-    }
-    if base:
-        differences = {name: paired_difference(*zip(*pairs[name], strict=True)) for name in found}
-        adjusted = holm(differences)
-        for name, one in differences.items():
-            found[name] |= {**one.as_json(), "p_holm": adjusted.get(name)}
-    return found
+    exact = METRICS["exact_match"]
+    after = by_task_type(this.rows, exact.of_rows(this.rows))
+    table: dict[str, dict[str, Any]] = {}
+    for name in after:
+        table[name] = {"training_rows": None if trained is None else trained.get(name, 0)}
+    if base is None:
+        return table
+    before = by_task_type(this.rows, exact.of_rows(base.rows))
+    differences = {name: paired_difference(before[name], after[name]) for name in after}
+    adjusted = holm(differences)
+    for name, difference in differences.items():
+        table[name] |= {**difference.as_json(), "p_holm": adjusted.get(name)}
+    return table
 
 
 def holm(differences: Mapping[str, PairedDifference]) -> dict[str, float]:
     """p-values adjusted by Holm's procedure; what has none takes no part."""
-    known = {name: one.p_value for name, one in differences.items() if one.p_value is not None}
-    order = sorted(known, key=lambda name: known[name])
-    steps = [known[name] * (len(order) - index) for index, name in enumerate(order)]
-    return (
-        dict(zip(order, np.minimum(np.maximum.accumulate(steps), 1).tolist(), strict=True))
-        if order
-        else {}
-    )
+    p_values: dict[str, float] = {}
+    for name, difference in differences.items():
+        if difference.p_value is not None:
+            p_values[name] = difference.p_value
+    adjusted = {}
+    largest = 0.0
+    for index, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        # Never below that of a smaller p-value.
+        largest = max(largest, p_values[name] * (len(p_values) - index))
+        adjusted[name] = min(largest, 1.0)
+    return adjusted
 
 
 def training_curves(log: Path) -> dict[str, list[list[float]]]:
-    """`[step, value]` of the loss and of everything evaluated while training, from `log.jsonl`; at most 500 of each."""
+    """`[step, value]` of the loss and of everything evaluated while training, from `log.jsonl`.
+
+    At most 500 points of each.
+    """
     curves: dict[str, dict[int, float]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
-        entry = json.loads(line)
+    for entry in _entries(log):
         for key, value in entry.items():
             # A number that is not finite was written as its name.
             if (key == "loss" or key.startswith("eval_")) and not isinstance(value, str):
                 curves.setdefault(key, {})[entry["step"]] = value
-    points = {
-        key: [list(point) for point in sorted(curve.items())] for key, curve in curves.items()
-    }
-    return {key: curve[:: -(-len(curve) // _POINTS)] for key, curve in points.items()}
+    thinned = {}
+    for key, curve in curves.items():
+        every = math.ceil(len(curve) / _POINTS)
+        thinned[key] = [[step, curve[step]] for step in sorted(curve)[::every]]
+    return thinned
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
+    if log.is_file():
+        for line in log.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)

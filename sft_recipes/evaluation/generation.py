@@ -1,15 +1,15 @@
 """Greedy generation from token ids, in one process or shared among several.
 
-The ids of the prompt go to `model.generate` as they are, so nothing is tokenised twice. What counts as the answer is
-decided on ids too: it ends before the first stop id, whatever the padding token is.
+The ids of the prompt go to `model.generate` as they are, so nothing is tokenised twice. What counts
+as the answer is decided on ids too: it ends before the first stop id, whatever pads the rest.
 """
 
 import gc
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -25,7 +25,7 @@ from sft_recipes.errors import InputError, Problem
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer. `ids` are the generated ids before the stop id; `text` decodes them with control tokens shown.
+    """One answer. `ids` are the generated ids before the stop id; `text` shows control tokens.
 
     `stop_reason` is `eos` or `length`.
     """
@@ -46,7 +46,7 @@ def generate(
     names: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[Generation]:
-    """Answer each prompt (ids) greedily; the result is in input order and the same on every process.
+    """Answer each prompt (ids) greedily; results are in input order, the same on every process.
 
     `batch_size` counts prompts per process (None: `default_batch_size`). Where one does not fit
     into the device's memory it is halved, unless the model is sharded: then every process has to
@@ -57,63 +57,106 @@ def generate(
     """
     check_prompts(model, prompts, max_new_tokens, names)
     if not stop_ids:
-        raise InputError(
-            Problem(
-                "evaluation",
-                "stop_ids",
-                "nothing ends an answer",
-                "give the tokenizer an eos_token",
-            )
-        )
-    state = PartialState()
-    # Longest first: a batch that does not fit into memory fails at once, and batches hold prompts of like length.
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    shard: list[int] = order[state.process_index :: state.num_processes]
-    # Every process makes the same number of calls: parameters sharded by ZeRO-3 or FSDP are gathered in each of them.
-    rounds, own = -(-len(prompts) // state.num_processes), len(shard)
-    shard += order[-1:] * (rounds - own)
+        what = "nothing ends an answer"
+        raise InputError(Problem("evaluation", "stop_ids", what, "give the tokenizer an eos_token"))
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop_ids),
-        # Any id does: padding is masked on the left, and on the right it stands behind a stop id.
-        pad_token_id=stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_token_id=_pad_id(tokenizer, stop_ids),
         use_cache=True,
     )
-    size = batch_size or default_batch_size()
-    sharded = state.num_processes > 1 and _is_sharded(model)
-    done: list[tuple[int, Generation]] = []
-    hidden = not progress or not state.is_main_process
-    with (
-        _generation_mode(model, config),
-        tqdm(total=rounds, desc="generating", disable=hidden, leave=False) as bar,
-    ):
-        while len(done) < rounds:
-            indices = shard[len(done) : len(done) + size]
-            batch = [prompts[index] for index in indices]
-            answers = _generate_batch(model, batch, config, may_fail=size > 1 and not sharded)
-            if answers is None:
+    share = _share_of_this_process(prompts)
+    with _generation_mode(model, config):
+        answers = _answer_in_batches(
+            model,
+            [prompts[index] for index in share.indices],
+            config,
+            batch_size or default_batch_size(),
+            progress,
+        )
+    own = []
+    # The prompts behind `own` were answered only to make as many calls as every other process.
+    for index, ids in zip(share.indices[: share.own], answers, strict=False):
+        own.append((index, _cut(ids, stop_ids, tokenizer)))
+    by_index: dict[int, Generation] = dict(gather_object(own))
+    return [by_index[index] for index in range(len(prompts))]
+
+
+def _pad_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
+    # Any id does: padding is masked on the left, and on the right it stands behind a stop id.
+    if tokenizer.pad_token_id is None:
+        return stop_ids[0]
+    return int(tokenizer.pad_token_id)
+
+
+class _Share(NamedTuple):
+    """The prompts that this process answers, by index; the first `own` of them are its own."""
+
+    indices: list[int]
+    own: int
+
+
+def _share_of_this_process(prompts: Sequence[Sequence[int]]) -> _Share:
+    """Every process gets as many prompts as the others, some of them twice if need be.
+
+    Parameters sharded by ZeRO-3 or FSDP are gathered in each call, so all make as many calls.
+    """
+    state = PartialState()
+    # Longest first: a batch that does not fit into memory fails at once, and batches hold prompts
+    # of like length.
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    indices = order[state.process_index :: state.num_processes]
+    rounds = math.ceil(len(prompts) / state.num_processes)
+    missing = rounds - len(indices)
+    return _Share(indices + order[-1:] * missing, own=len(indices))
+
+
+def _answer_in_batches(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    size: int,
+    progress: bool,
+) -> list[list[int]]:
+    """Generated ids of each prompt, batch by batch; a batch that does not fit is halved."""
+    state = PartialState()
+    is_sharded = state.num_processes > 1 and _is_sharded(model)
+    answers: list[list[int]] = []
+    with tqdm(
+        total=len(prompts),
+        desc="generating",
+        disable=not progress or not state.is_main_process,
+        leave=False,
+    ) as bar:
+        while len(answers) < len(prompts):
+            batch = prompts[len(answers) : len(answers) + size]
+            may_fail = size > 1 and not is_sharded
+            generated = _generate_batch(model, batch, config, may_fail=may_fail)
+            if generated is None:
                 size //= 2
                 bar.write(
                     f"a batch of {len(batch)} prompts did not fit into memory, going on with {size}"
                 )
                 continue
-            for index, ids in zip(indices, answers, strict=True):
-                done.append((index, _cut(ids, stop_ids, tokenizer)))
-            bar.update(len(indices))
-    by_index: dict[int, Generation] = dict(gather_object(done[:own]))
-    return [by_index[index] for index in range(len(prompts))]
+            answers += generated
+            bar.update(len(batch))
+    return answers
 
 
 def default_batch_size() -> int:
-    """Prompts per process and batch. Decoding on a GPU waits for kernels to start, not for arithmetic, so more fit."""
+    """Prompts per process and batch.
+
+    Decoding on a GPU waits for kernels to start, not for arithmetic, so more fit there.
+    """
     return 64 if torch.cuda.is_available() else 32
 
 
 def _is_sharded(model: Any) -> bool:
     """Whether a forward pass gathers parameters from other processes, as transformers sees it."""
-    fsdp2 = any(hasattr(parameter, "to_local") for parameter in model.parameters())
-    return bool(fsdp2 or is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
+    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):  # FSDP 2
+        return True
+    return bool(is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
 
 
 def check_prompts(
@@ -122,37 +165,38 @@ def check_prompts(
     max_new_tokens: int,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Raise InputError for every prompt that is empty or leaves no room for `max_new_tokens` in the model's context."""
+    """Raise InputError for every prompt that is empty or leaves no room for `max_new_tokens`."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     problems = []
-    places = names or [f"prompt {index} (counted from 0)" for index in range(len(prompts))]
-    for where, prompt in zip(places, prompts, strict=True):
+    for index, prompt in enumerate(prompts):
+        where = names[index] if names else f"prompt {index} (counted from 0)"
         if not prompt:
-            problems.append(
-                Problem(
-                    where, "prompt", "it has no tokens", "remove the row or change the template"
-                )
-            )
+            fix = "remove the row or change the template"
+            problems.append(Problem(where, "prompt", "it has no tokens", fix))
         elif limit is not None and len(prompt) + max_new_tokens > limit:
-            what = f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the model's {limit} positions"
-            problems.append(
-                Problem(where, "prompt", what, "shorten or remove the row, or lower max_new_tokens")
+            what = (
+                f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens "
+                f"exceed the model's {limit} positions"
             )
+            fix = "shorten or remove the row, or lower max_new_tokens"
+            problems.append(Problem(where, "prompt", what, fix))
     if problems:
         raise InputError(problems)
 
 
 @contextmanager
 def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """Evaluation mode, which also rests gradient checkpointing, with `config` as the model's own; undone at the end.
+    """Evaluation mode, which also rests gradient checkpointing, with `config` as the model's own.
 
-    transformers fills whatever a given config leaves open from the model's own (a repetition penalty, say), so the
-    model's own has to step aside for the decoding to be plainly greedy.
+    transformers fills whatever a given config leaves open from the model's own (a repetition
+    penalty, say), so the model's own has to step aside for the decoding to be plainly greedy. All
+    of it is undone at the end.
     """
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own_config = owner.generation_config
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         try:
             owner.generation_config = config
             model.eval()
@@ -164,7 +208,10 @@ def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
 
 
 def _generate_batch(
-    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig, may_fail: bool = False
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    may_fail: bool = False,
 ) -> list[list[int]] | None:
     """Generated ids of one left-padded batch, `[batch, new]` as lists, prompt removed.
 
@@ -183,20 +230,32 @@ def _generate_batch(
 def _decode(
     model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> list[list[int]]:
-    pad = partial(pad_sequence, batch_first=True, padding_side="left")
     rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
-    ids, mask = (
-        pad(rows, padding_value=config.pad_token_id),
-        pad([torch.ones_like(row) for row in rows]),
+    ids = pad_sequence(
+        rows,
+        batch_first=True,
+        padding_value=config.pad_token_id,
+        padding_side="left",
     )
-    # synced_gpus is left to transformers: on exactly under ZeRO-3 and FSDP with more than one process.
+    mask = pad_sequence(
+        list(map(torch.ones_like, rows)),
+        batch_first=True,
+        padding_side="left",
+    )
+    # synced_gpus is left to transformers: on exactly under ZeRO-3 and FSDP with several processes.
     output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return answers
 
 
 def _cut(ids: list[int], stop_ids: Sequence[int], tokenizer: Any) -> Generation:
-    end = next((position for position, token in enumerate(ids) if token in stop_ids), None)
-    answer = ids[:end]
+    """The answer before the first stop id."""
+    stop_reason = "length"
+    answer = ids
+    for position, token in enumerate(ids):
+        if token in stop_ids:
+            answer = ids[:position]
+            stop_reason = "eos"
+            break
     text = tokenizer.decode(answer, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return Generation(answer, text, "length" if end is None else "eos")
+    return Generation(answer, text, stop_reason)

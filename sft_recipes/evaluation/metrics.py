@@ -1,36 +1,29 @@
-"""What one answer is worth, and what a list of answers is worth.
+"""Every metric of an evaluation, one record each: this table is the only place that knows them.
 
-`score_row` gives the values of one row, `summarise` turns rows into the metrics of `report/metrics.yaml`. Rows are
-plain dicts, so a saved `samples.jsonl` can be summarised again. No torch here.
+A record says what a metric is called, what it measures, its value for one answer, and how the rows'
+values become one number with its interval. The evaluator, the report, the gate, the training
+callback and the model card read it from here or from `metrics.json`, which carries the words along.
 
-Literal strings that the reference answer contains too are never held against an answer: a document that is meant to
-have a heading "### Input:" does not leak the template.
+To add one, add a record to `METRICS`. Rows are plain dicts, so that a saved `samples.jsonl` can be
+summarised again; a row without a metric's column has no value for it. No torch here.
 """
 
-import json
 import math
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rapidfuzz.distance import LCSseq
 
-from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.constraints import constraints, failed_share, is_json
-from sft_recipes.report.evaluation_report import METRIC_TEXTS, MetricText
-from sft_recipes.response_patterns import (
-    find_next_turn,
-    is_loop,
-    is_repetitive,
-    opener,
-    pattern,
-    repetition,
+from sft_recipes.evaluation.answer import FLAGS, Answer
+from sft_recipes.evaluation.scores import (
+    chapter_completion,
+    chapter_format,
+    chapter_length_ratio,
+    rouge_l,
+    token_f1,
 )
+from sft_recipes.response_patterns import opener, repetition
 from sft_recipes.statistics import (
     CONFIDENCE,
     Estimate,
@@ -39,307 +32,338 @@ from sft_recipes.statistics import (
     proportion_of,
 )
 
-# The metrics that are 0 or 1 in each row: their name over rows and in a row.
-BINARY_METRICS = {
-    "exact_match": "exact_match",
-    "tool_call_exact": "tool_call_exact",
-    "completion_rate": "complete",
-    "format_adherence": "well_formed",
-    "eos_rate": "eos",
-}
-# What is compared in pairs: those, and the scores between 0 and 1.
-PAIRED_METRICS = (*BINARY_METRICS, "token_f1", "rouge_l", "format_adherence_graded")
-ENDED = ("eos", "stop_string")
-# Flags that mean an answer was not brought to its end; `unterminated` is judged from the stop reason.
-INCOMPLETE = ("empty", "loop", "next_turn", "open_structure")
-
-# These take 0.5 from the graded adherence (broken constraints that times their share), the other flags take 1.
-HALF_WEIGHT = ("unterminated", "open_structure", "prompt_echo", "repetitive", "constraint_fail")
-
-ECHO_WORDS = 6
-
-_NO_MARKS = str.maketrans("", "", string.punctuation)
-
 Row = Mapping[str, Any]
+Measure = Callable[[Answer], Any]
+Statistic = Callable[[Sequence[Any], float], Estimate]
+
+# The headings of the report, in its order.
+TASK = "Task and form"
+LENGTH = "Length"
+REPETITION = "Repetition and openers"
+CHAPTER = "The chapter's own: report only, never gated on"
+BUDGET = "Token budget"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer and what it is judged by.
+class Metric:
+    """One metric: its words, its value of an answer, and its number over rows.
 
-    `instruction` is the last user message; `reference` and the token counts are None where there are none. What has no
-    place in an answer: `control_tokens` anywhere, a line of `template_segments`, the template's own text, at the start
-    of a line. `calls_match`: whether it makes the reference's tool calls, None where that has none.
+    `measure` gives an answer's value, None where the answer does not count; it is stored in a row
+    under `column` (a row is `complete`, the rate over rows is `completion_rate`). `statistic` makes
+    one number of the values. `headline`: compared between systems pair by pair and drawn, all of
+    them scores from 0 to 1 that are better when higher. `higher_is_better` None: neither is better.
     """
 
-    instruction: str
-    reference: str | None
-    response: str
-    stop_reason: str
-    expected_format: Mapping[str, Any] | None = None
-    control_tokens: Sequence[str] = ()
-    template_segments: Sequence[str] = ()
-    response_tokens: int | None = None
-    reference_tokens: int | None = None
-    max_new_tokens: int | None = None
-    calls_match: bool | None = None
+    name: str
+    label: str
+    definition: str
+    measure: Measure
+    statistic: Statistic
+    column: str = ""
+    unit: str = "proportion"
+    higher_is_better: bool | None = None
+    group: str = TASK
+    headline: bool = False
 
     @property
-    def expected(self) -> str:
-        """The reference, empty if there is none."""
-        return self.reference or ""
+    def key(self) -> str:
+        """Where a row holds the value."""
+        return self.column or self.name
 
+    @property
+    def is_yes_or_no(self) -> bool:
+        """Whether every row's value is true or false."""
+        return self.statistic is share and self.unit == "proportion"
 
-def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The rows of an evaluation folder's `samples.jsonl`. Raises InputError where one is no sample."""
-    file, rows = folder / "samples.jsonl", []
-    if not file.is_file():
-        raise InputError(
-            Problem(
-                str(folder), "", "there is no samples.jsonl", "name a folder below `evaluations/`"
-            )
+    @property
+    def is_mean_of_rows(self) -> bool:
+        """Whether the difference between two systems is the mean of the rows' differences."""
+        return self.statistic in (share, mean)
+
+    @property
+    def is_unbounded_mean(self) -> bool:
+        """Whether it is a mean whose values may lie beyond 0 and 1."""
+        return self.statistic is mean
+
+    def of_rows(self, rows: Sequence[Row]) -> list[Any]:
+        """The values of scored rows, None where a row has none."""
+        return [row.get(self.key) for row in rows]
+
+    def estimate(self, values: Sequence[Any], confidence: float = CONFIDENCE) -> Estimate:
+        """The number over rows with its interval; None is excluded and counted."""
+        estimate = self.statistic(values, confidence)
+        return replace(
+            estimate,
+            n_excluded=len(values) - estimate.n,
+            unit=self.unit,
+            higher_is_better=self.higher_is_better,
         )
-    # Not `splitlines`: answers may hold other line ends, which JSON leaves as they are.
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-            is_sample = {"messages", "response"} <= rows[-1].keys()
-        except (ValueError, AttributeError):
-            is_sample = False
-        if not is_sample:
-            raise InputError(
-                Problem(f"{file}:{number}", "", "is no sample of an evaluation", "evaluate again")
-            )
-    return rows
+
+    def describe(self, estimate: Estimate) -> dict[str, Any]:
+        """The estimate as plain data, with the words that a reader needs beside it."""
+        return {
+            **estimate.as_json(),
+            "label": self.label,
+            "definition": self.definition,
+            "group": self.group,
+            "headline": self.headline,
+        }
 
 
-def score_row(answer: Answer) -> dict[str, Any]:
-    """All values of one row; None where a value is not defined.
+def share(values: Sequence[Any], confidence: float) -> Estimate:
+    """Mean of values in [0, 1] with Wilson's interval.
 
-    `length_ratio` is in tokens, None without a reference; the `chapter_*` values count words as in the chapter.
+    For scores between 0 and 1 it is wider than need be, but it keeps its coverage where nearly all
+    of them are 0 or 1.
     """
-    flags = [name for name, is_raised in FLAGS.items() if is_raised(answer)]
-    tokens, reference_tokens, budget = (
-        answer.response_tokens,
-        answer.reference_tokens,
-        answer.max_new_tokens,
-    )
-    pair = answer.expected, answer.response
-    compared = {
-        "exact_match": answer.response.strip() == answer.expected.strip(),
-        "token_f1": token_f1(*pair),
-        "rouge_l": rouge_l(*pair),
-        "chapter_length_ratio": chapter_length_ratio(*pair),
-    }
-    weights = dict.fromkeys(HALF_WEIGHT, 0.5)
-    weights["constraint_fail"] *= failed_share(answer.response, answer.expected_format)
-    repeats = [repetition(answer.response, n) for n in (2, 3, 4)]
-    return {
-        "reference": answer.reference,
-        "response": answer.response,
-        "stop_reason": answer.stop_reason,
-        "flags": flags,
-        **(compared if answer.reference is not None else dict.fromkeys(compared)),
-        "tool_call_exact": answer.calls_match,
-        "eos": answer.stop_reason == "eos",
-        "complete": answer.stop_reason in ENDED and not set(INCOMPLETE) & set(flags),
-        "well_formed": not flags,
-        "format_adherence_graded": max(0.0, 1 - sum(weights.get(flag, 1.0) for flag in flags)),
-        "response_tokens": tokens,
-        "reference_tokens": reference_tokens,
-        "length_ratio": tokens / reference_tokens
-        if tokens is not None and reference_tokens
-        else None,
-        "rep_4": repeats[-1],
-        "diversity": None
-        if repeats[-1] is None
-        else math.prod(1 - one for one in repeats if one is not None),
-        "opener": opener(answer.response),
-        "chapter_completion_rate": chapter_completion(answer.instruction, answer.response),
-        "chapter_format_adherence": chapter_format(answer.response),
-        # One token of the budget goes to the terminator.
-        "reference_beyond_budget": None
-        if budget is None or reference_tokens is None
-        else reference_tokens >= budget,
-    }
+    return proportion_of(values, confidence=confidence)
 
 
-def token_f1(reference: str, response: str) -> float:
-    """F1 of the words both texts share, each as often as it occurs in both; two texts without words are alike.
-
-    As for SQuAD, lower case counts and neither ASCII punctuation nor English articles do.
-    """
-    texts = (text.lower().translate(_NO_MARKS) for text in (reference, response))
-    first, second = (re.sub(r"\b(?:a|an|the)\b", " ", text).split() for text in texts)
-    return _f1((Counter(first) & Counter(second)).total(), first, second)
+def mean(values: Sequence[Any], confidence: float) -> Estimate:
+    """Mean with Student's t interval."""
+    return mean_estimate(values, unit="", confidence=confidence)
 
 
-def rouge_l(reference: str, response: str) -> float:
-    r"""F1 of the longest common subsequence of words (`\w+`, case aside); two texts without words are alike."""
-    first, second = (re.findall(r"\w+", text.casefold()) for text in (reference, response))
-    return _f1(LCSseq.similarity(first, second), first, second)
+def median(values: Sequence[Any], confidence: float) -> Estimate:
+    """Median with the percentile bootstrap."""
+    return bootstrap_estimate(_known(values), statistic=np.median, unit="", confidence=confidence)
 
 
-def _f1(shared: int, first: Sequence[str], second: Sequence[str]) -> float:
-    return 2 * shared / (len(first) + len(second)) if first or second else 1.0
-
-
-def leaks_template(answer: Answer) -> bool:
-    """Whether a line of the answer starts with a line of the template's own text."""
-    markers = {
-        line.strip() for segment in answer.template_segments for line in segment.splitlines()
-    }
-    for marker in markers:
-        if len(marker) >= 3 and any(map(str.isalnum, marker)):
-            # A marker that ends in a letter has to end a word: "user" is not the start of "users".
-            boundary = r"(?!\w)" if marker[-1].isalnum() else ""
-            line = re.compile(rf"^[ \t]*{re.escape(marker)}{boundary}", re.MULTILINE)
-            if line.search(answer.response) and not line.search(answer.expected):
-                return True
-    return False
-
-
-def starts_next_turn(answer: Answer) -> bool:
-    """Whether a user's header follows some answer text, unless such lines were asked for or the reference has them."""
-    is_expected = pattern("user_header").search(answer.expected) is not None
-    return not is_expected and bool(find_next_turn(answer.response, answer.instruction))
-
-
-def has_open_structure(answer: Answer) -> bool:
-    """An unclosed code fence, or JSON that does not parse where JSON was expected or begun."""
-    text = answer.response.strip()
-    if text.count("```") % 2:
-        return True
-    if constraints(answer.expected_format).get("json"):
-        return not is_json(text)
-    return re.match(r'\{\s*"|\[\s*[{"]', text) is not None and not is_json(
-        text, prose_may_follow=True
+def evenness(values: Sequence[Any], confidence: float) -> Estimate:
+    """Entropy of the texts over that of n different ones: 0 all alike, 1 all different."""
+    codes = np.unique(_known(values), return_inverse=True)[1]
+    return bootstrap_estimate(
+        codes.tolist(),
+        statistic=_evenness_of_codes,
+        unit="",
+        centred=True,
+        confidence=confidence,
     )
 
 
-def echoes(instruction: str, text: str) -> bool:
-    """Whether the text starts with the whole instruction of at least 6 words."""
-    return len(instruction.split()) >= ECHO_WORDS and text.strip().startswith(instruction.strip())
+def _known(values: Sequence[Any]) -> list[Any]:
+    return [value for value in values if value is not None]
 
 
-# Whether an answer earns the flag; an answer without any is well formed.
-FLAGS: Mapping[str, Callable[[Answer], bool]] = {
-    "empty": lambda a: not a.response.strip(),
-    "special_token_leak": lambda a: any(
-        t in a.response and t not in a.expected for t in a.control_tokens
-    ),
-    "template_leak": leaks_template,
-    "next_turn": starts_next_turn,
-    "loop": lambda a: is_loop(a.response, cut_short=a.stop_reason == "length"),
-    "repetitive": lambda a: is_repetitive(a.response),
-    "unterminated": lambda a: a.stop_reason not in ENDED,
-    "open_structure": has_open_structure,
-    "prompt_echo": lambda a: (
-        echoes(a.instruction, a.response) and not echoes(a.instruction, a.expected)
-    ),
-    "constraint_fail": lambda a: failed_share(a.response, a.expected_format) > 0,
-}
-
-
-def chapter_length_ratio(reference: str, response: str) -> float:
-    """The chapter's `length_ratio`: words of the answer over words of the reference, at least 1."""
-    return len(response.split()) / max(len(reference.split()), 1)
-
-
-def chapter_completion(instruction: str, response: str) -> float | None:
-    """The chapter's `_assess_completion`: share of the instruction's words found in the answer, None without words."""
-    keywords = instruction.lower().split()
-    return (
-        sum(keyword in response.lower() for keyword in keywords) / len(keywords)
-        if keywords
-        else None
-    )
-
-
-def chapter_format(response: str) -> float:
-    """The chapter's `_assess_format`: 0 empty, .5 starts with `### `, else 1."""
-    stripped = response.strip()
-    return 0.0 if not stripped else 0.5 if stripped.startswith("### ") else 1.0
-
-
-def _of_counts(measure: Callable[[Any], float]) -> Callable[..., Any]:
-    """A statistic along an axis from one of how often each code 0, 1, 2 ... occurs."""
-    return lambda codes, axis: np.apply_along_axis(
-        lambda one: measure(np.bincount(one.astype(int))), axis, codes
-    )
+def _evenness_of_codes(codes: Any, axis: int) -> Any:
+    """Evenness along an axis of numbers 0, 1, 2 ... that stand for texts."""
+    return np.apply_along_axis(lambda row: _evenness(np.bincount(row.astype(int))), axis, codes)
 
 
 def _evenness(counts: Any) -> float:
     shares = counts[counts > 0] / counts.sum()
-    return float(abs((shares * np.log(shares)).sum()) / math.log(max(counts.sum(), 2)))
+    entropy = -(shares * np.log(shares)).sum()
+    # The sign of a zero would be printed.
+    return float(abs(entropy) / math.log(max(counts.sum(), 2)))
 
 
-_STATISTICS: Mapping[str, Callable[..., Any]] = {
-    "median": np.median,
-    "geometric_mean": lambda ratios, axis: np.exp(np.log(ratios).mean(axis)),
-    "ratio_of_sums": lambda answers, references, axis: answers.sum(axis) / references.sum(axis),
-    "top_share": _of_counts(lambda counts: counts.max() / counts.sum()),
-    "evenness": _of_counts(_evenness),
-}
-OF_COUNTS = ("top_share", "evenness")
+def against_reference(score: Callable[[str, str], Any]) -> Measure:
+    """A measure of reference and response; an answer without a reference has no value."""
+
+    def measure(answer: Answer) -> Any:
+        if answer.reference is None:
+            return None
+        return score(answer.reference, answer.response)
+
+    return measure
 
 
-def metric_values(row: Row) -> dict[str, Any]:
-    """A scored row's value for each metric, None where the row does not count."""
-    ratio = row["length_ratio"]
-    return {
-        **row,
-        **{name: row.get(key) for name, key in BINARY_METRICS.items()},
-        "length_ratio_finished": None if row["stop_reason"] == "length" else ratio,
-        "length_ratio_geometric": ratio or None,
-        "length_ratio_corpus": None
-        if ratio is None
-        else (row["response_tokens"], row["reference_tokens"]),
-        "length_ratio_outside": None if ratio is None else not 0.5 <= ratio <= 2,
-        **dict.fromkeys(("opener_top1", "opener_entropy"), row.get("opener")),
+def is_exact(reference: str, response: str) -> bool:
+    """Equal, outer white space aside."""
+    return response.strip() == reference.strip()
+
+
+def length_ratio(answer: Answer) -> float | None:
+    """Tokens of the answer over tokens of the reference."""
+    if answer.response_tokens is None or not answer.reference_tokens:
+        return None
+    return answer.response_tokens / answer.reference_tokens
+
+
+def is_reference_too_long(answer: Answer) -> bool | None:
+    """Whether the reference exceeds the token budget, of which the terminator takes one."""
+    if answer.max_new_tokens is None or answer.reference_tokens is None:
+        return None
+    return answer.reference_tokens >= answer.max_new_tokens
+
+
+_TABLE = (
+    Metric(
+        name="exact_match",
+        label="Exact match",
+        definition="Answers equal to the reference, outer whitespace aside.",
+        measure=against_reference(is_exact),
+        statistic=share,
+        higher_is_better=True,
+        headline=True,
+    ),
+    Metric(
+        name="token_f1",
+        label="Token F1",
+        definition="F1 of the words shared with the reference, by count; case, punctuation and "
+        "English articles aside.",
+        measure=against_reference(token_f1),
+        statistic=share,
+        unit="score 0 to 1",
+        higher_is_better=True,
+        headline=True,
+    ),
+    Metric(
+        name="rouge_l",
+        label="ROUGE-L",
+        definition="F1 of the longest subsequence of words shared with the reference, case aside.",
+        measure=against_reference(rouge_l),
+        statistic=share,
+        unit="score 0 to 1",
+        higher_is_better=True,
+        headline=True,
+    ),
+    Metric(
+        name="tool_call_exact",
+        label="Tool calls exact",
+        definition="Answers that make the reference's tool calls, with the same names and "
+        "arguments, and no others.",
+        measure=lambda answer: answer.calls_match,
+        statistic=share,
+        higher_is_better=True,
+        headline=True,
+    ),
+    Metric(
+        name="completion_rate",
+        label="Completion rate",
+        definition="Answers that end by themselves, are not empty, do not loop and leave nothing "
+        "open.",
+        measure=lambda answer: answer.is_complete,
+        statistic=share,
+        column="complete",
+        higher_is_better=True,
+        headline=True,
+    ),
+    Metric(
+        name="format_adherence",
+        label="Format adherence",
+        definition="Answers without any flag.",
+        measure=lambda answer: not answer.flags,
+        statistic=share,
+        column="well_formed",
+        higher_is_better=True,
+        headline=True,
+    ),
+    Metric(
+        name="eos_rate",
+        label="EOS rate",
+        definition="Answers that end with a stop token within the token budget.",
+        measure=lambda answer: answer.stop_reason == "eos",
+        statistic=share,
+        column="eos",
+        higher_is_better=True,
+        headline=True,
+    ),
+    Metric(
+        name="length_ratio",
+        label="Length ratio, median",
+        definition="Tokens of the answer over tokens of the reference.",
+        measure=length_ratio,
+        statistic=median,
+        unit="tokens / reference tokens",
+        group=LENGTH,
+    ),
+    Metric(
+        name="rep_4",
+        label="Repetition, rep-4",
+        definition="Share of the 4-grams of words inside an answer that are repeats, mean.",
+        measure=lambda answer: repetition(answer.response),
+        statistic=share,
+        unit="score 0 to 1",
+        higher_is_better=False,
+        group=REPETITION,
+    ),
+    Metric(
+        name="opener_entropy",
+        label="Evenness of openers",
+        definition="Entropy of the first four words over that of n different ones: 0 all alike, "
+        "1 all different; answers of four words or fewer excluded.",
+        measure=lambda answer: opener(answer.response),
+        statistic=evenness,
+        column="opener",
+        unit="entropy / ln n",
+        group=REPETITION,
+    ),
+    Metric(
+        name="chapter_length_ratio",
+        label="Chapter: length ratio",
+        definition="Mean ratio in words.",
+        measure=against_reference(chapter_length_ratio),
+        statistic=mean,
+        unit="words / reference words",
+        group=CHAPTER,
+    ),
+    Metric(
+        name="chapter_completion_rate",
+        label="Chapter: completion rate",
+        definition="Share of the instruction's words in the answer.",
+        measure=lambda answer: chapter_completion(answer.instruction, answer.response),
+        statistic=mean,
+        unit="keyword share",
+        higher_is_better=True,
+        group=CHAPTER,
+    ),
+    Metric(
+        name="chapter_format_adherence",
+        label="Chapter: format adherence",
+        definition="0 empty, 0.5 starts with ###, else 1.",
+        measure=lambda answer: chapter_format(answer.response),
+        statistic=mean,
+        unit="score 0, 0.5, 1",
+        higher_is_better=True,
+        group=CHAPTER,
+    ),
+    Metric(
+        name="reference_beyond_budget",
+        label="References beyond budget",
+        definition="References too long for max_new_tokens.",
+        measure=is_reference_too_long,
+        statistic=share,
+        group=BUDGET,
+    ),
+)
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
+HEADLINES = [metric for metric in _TABLE if metric.headline]
+
+
+def score_row(answer: Answer) -> dict[str, Any]:
+    """All values of one row: what was answered, its flags, and each metric under its column.
+
+    None where a value is not defined.
+    """
+    row: dict[str, Any] = {
+        "reference": answer.reference,
+        "response": answer.response,
+        "stop_reason": answer.stop_reason,
+        "flags": answer.flags,
+        "response_tokens": answer.response_tokens,
+        "reference_tokens": answer.reference_tokens,
     }
+    for metric in METRICS.values():
+        row[metric.key] = metric.measure(answer)
+    return row
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
-    """Every metric over scored rows. Headlines first; length ratios; then the chapter's own."""
-    values = [metric_values(row) for row in rows]
-    return {
-        name: estimate(metric, [row.get(name) for row in values])
-        for name, metric in METRIC_TEXTS.items()
-    }
-
-
-def estimate(metric: MetricText, values: Sequence[Any], confidence: float = CONFIDENCE) -> Estimate:
-    """The metric's statistic over the rows' values (`metric_values`), None excluded."""
-    if metric.statistic == "share":
-        found = proportion_of(values, confidence=confidence)
-    elif metric.statistic == "mean":
-        found = mean_estimate(values, unit=metric.unit, confidence=confidence)
-    else:
-        present = [value for value in values if value is not None]
-        of_counts, statistic = metric.statistic in OF_COUNTS, _STATISTICS[metric.statistic]
-        columns = (
-            np.unique(present, return_inverse=True)[1]
-            if of_counts
-            else np.asarray(present, dtype=float).T
-        )
-        settings: dict[str, Any] = {
-            "unit": metric.unit,
-            "centred": of_counts,
-            "confidence": confidence,
-        }
-        found = bootstrap_estimate(*np.atleast_2d(columns), statistic=statistic, **settings)
-    excluded = len(values) - found.n
-    return replace(
-        found, n_excluded=excluded, unit=metric.unit, higher_is_better=metric.higher_is_better
-    )
+    """Every metric over scored rows, in the order of the table."""
+    return {name: metric.estimate(metric.of_rows(rows)) for name, metric in METRICS.items()}
 
 
 def summarise_flags(rows: Sequence[Row]) -> dict[str, Estimate]:
     """The share of rows with each flag."""
-    return {
-        flag: proportion_of([flag in row["flags"] for row in rows], higher_is_better=False)
-        for flag in FLAGS
-    }
+    return {name: flag_share(flagged(rows, name)) for name in FLAGS}
+
+
+def flagged(rows: Sequence[Row], flag: str) -> list[bool]:
+    """Whether each row has the flag."""
+    return [flag in row["flags"] for row in rows]
+
+
+def flag_share(values: Sequence[bool], confidence: float = CONFIDENCE) -> Estimate:
+    """The share of rows with a flag: lower is better."""
+    return proportion_of(values, higher_is_better=False, confidence=confidence)

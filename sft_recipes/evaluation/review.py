@@ -1,4 +1,4 @@
-"""Blind human A/B review: a page that does not tell who answered, its sealed key, and the result of the votes."""
+"""Blind human A/B review: a page that does not tell who answered, and the result of the votes."""
 
 import hashlib
 import json
@@ -6,14 +6,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.metrics import read_samples
-from sft_recipes.report.page import macros, visible
-from sft_recipes.run_folder import SCHEMA_VERSION, write_json
+from sft_recipes.evaluation.review_votes import (
+    BASELINE,
+    CANDIDATE,
+    KEY,
+    SYSTEMS,
+    TAGS,
+    TIE,
+    Vote,
+    read_key,
+    read_votes,
+    review_error,
+)
+from sft_recipes.evaluation.samples import SAMPLES, read_samples
+from sft_recipes.messages import visible
+from sft_recipes.report.page import macros
+from sft_recipes.run_folder import write_json
 from sft_recipes.statistics import (
     Estimate,
     bootstrap_estimate,
@@ -22,234 +34,320 @@ from sft_recipes.statistics import (
     sign_test,
 )
 
-Vote = dict[str, Any]
-SYSTEMS = ("candidate", "baseline")
-# What each choice of the page is worth to the answer on the left.
-CHOICES = {
-    "left_much": 1.0,
-    "left": 1.0,
-    "same": 0.5,
-    "right": 0.0,
-    "right_much": 0.0,
-    "both_bad": 0.5,
-}
-TAGS = {tag: tag for tag in ("wrong", "unsafe", "off-format", "too long")}
-ACCEPTABLE = {None: None, True: 1.0, False: 0.0}
+LENGTH_GROUPS = 3
+
+
+class _Side(NamedTuple):
+    """An answer of the page and the keys that mark it, which lie together on a keyboard."""
+
+    name: str
+    number: int
+    acceptable: str
+    not_acceptable: str
+    tags: Mapping[str, str]
+
+
+SIDES = (
+    _Side("A", 0, "a", "s", dict(zip(TAGS, "qwer", strict=True))),
+    _Side("B", 1, "k", "l", dict(zip(TAGS, "uiop", strict=True))),
+)
+
+
+class _Pair(NamedTuple):
+    """The rows of both systems on one prompt, in the order of `SYSTEMS`."""
+
+    candidate: Mapping[str, Any]
+    baseline: Mapping[str, Any]
+
+
+class _Pairs(NamedTuple):
+    """Prompts that were answered differently, and how many were answered alike."""
+
+    different: list[_Pair]
+    alike: int
 
 
 def build(
     candidate: Path, baseline: Path, output: Path, rows: int = 100, seed: int = 0
 ) -> dict[str, Any]:
-    """Write a page of at most `rows` prompts, without those answered alike, and its key; InputError if not paired."""
-    files = [folder / "samples.jsonl" for folder in (candidate, baseline)]
-    samples = [*map(read_samples, (candidate, baseline))]
-    if [row["messages"][:-1] for row in samples[0]] != [row["messages"][:-1] for row in samples[1]]:
-        raise _error(
-            files[1],
-            "messages",
-            f"other prompts than in {files[0]}",
-            "evaluate both on the same data",
-        )
-    pairs = [
-        pair for pair in zip(*samples, strict=True) if pair[0]["response"] != pair[1]["response"]
-    ]
-    if not pairs:
-        raise _error(
-            files[1],
-            "response",
-            f"every answer is that of {files[0]}",
-            "compare systems that differ",
-        )
-    origin = [seed, rows, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)]
-    page, items, sealed = _digest(origin)[:16], [], {}
-    for digest, index in sorted((_digest([*origin, index]), index) for index in range(len(pairs)))[
-        :rows
-    ]:
-        # The page shows the start of the digest. Its last digit, which decides the order, does not follow from that.
-        pair, item, first = pairs[index], digest[:12], int(digest[-1], 16) % 2
-        turns = [
-            (turn["role"], turn.get("content") or json.dumps(turn))
-            for turn in pair[0]["messages"][:-1]
-        ]
-        answers = [visible(pair[which]["response"]) for which in (first, 1 - first)]
-        items.append(
-            {"item": item, "turns": [[*map(visible, turn)] for turn in turns], "answers": answers}
-        )
-        ratio = len(pair[0]["response"]) / max(1, len(pair[1]["response"]))
-        place = {name: pair[0].get(name) for name in ("source", "row")}
-        sealed[item] = {"first": SYSTEMS[first], "length_ratio": ratio, **place}
+    """Write a page of at most `rows` prompts and its key, without prompts answered alike.
+
+    Raises InputError if the two did not answer the same prompts.
+    """
+    pairs = _read_pairs(candidate, baseline)
+    hashes = [_sha256_of(candidate / SAMPLES), _sha256_of(baseline / SAMPLES)]
+    origin = [seed, rows, *hashes]
+    page = _digest(origin)[:16]
+    digests = [_digest([*origin, index]) for index in range(len(pairs.different))]
+    items = []
+    sealed = {}
+    for index in sorted(range(len(digests)), key=digests.__getitem__)[:rows]:
+        pair = pairs.different[index]
+        # The page shows the start of the digest. Its last digit, which decides the order, does not
+        # follow from that.
+        item = digests[index][:12]
+        first = int(digests[index][-1], 16) % 2
+        items.append(_shown(item, pair, first))
+        sealed[item] = _sealed(pair, first)
+
     key = output.with_suffix(".key.json")
-    if key.exists() and _read(key, "review key")["page"] != page:
-        raise _error(key, "page", "is the key of another page", "choose another --output")
-    systems = {"candidate": str(candidate), "baseline": str(baseline), "samples_sha256": origin[2:]}
+    if key.exists() and read_key(key)["page"] != page:
+        raise review_error(key, "page", "is the key of another page", "choose another --output")
     about = {
         "page": page,
         "seed": seed,
-        "systems": systems,
-        "answered_alike": len(samples[0]) - len(pairs),
+        "systems": {
+            "candidate": str(candidate),
+            "baseline": str(baseline),
+            "samples_sha256": hashes,
+        },
+        "answered_alike": pairs.alike,
     }
-    write_json(key, {"kind": "review key", **about, "items": sealed})
-    output.write_text(
-        macros("review.html").page({"page": page, "items": items}, TAGS), encoding="utf-8"
-    )
+    write_json(key, {"kind": KEY, **about, "items": sealed})
+    text = macros("review.html").page({"page": page, "items": items}, SIDES)
+    output.write_text(text, encoding="utf-8")
     return {"output": str(output), "key": str(key), "items": len(items), **about}
+
+
+def _read_pairs(candidate: Path, baseline: Path) -> _Pairs:
+    ours = read_samples(candidate)
+    theirs = read_samples(baseline)
+    if list(map(_prompt, ours)) != list(map(_prompt, theirs)):
+        what = f"other prompts than in {candidate / SAMPLES}"
+        fix = "evaluate both on the same data"
+        raise review_error(baseline / SAMPLES, "messages", what, fix)
+    different = []
+    for pair in map(_Pair, ours, theirs):
+        if pair.candidate["response"] != pair.baseline["response"]:
+            different.append(pair)
+    if not different:
+        what = f"every answer is that of {candidate / SAMPLES}"
+        raise review_error(baseline / SAMPLES, "response", what, "compare systems that differ")
+    return _Pairs(different, len(ours) - len(different))
+
+
+def _prompt(row: Mapping[str, Any]) -> Any:
+    """Everything that was said before the answer."""
+    return row["messages"][:-1]
+
+
+def _shown(item: str, pair: _Pair, first: int) -> dict[str, Any]:
+    """What the page shows of a prompt, the answer of system number `first` before the other."""
+    turns = []
+    for turn in _prompt(pair.candidate):
+        text = turn.get("content") or json.dumps(turn)
+        turns.append([visible(turn["role"]), visible(text)])
+    answers = [visible(pair[first]["response"]), visible(pair[1 - first]["response"])]
+    return {"item": item, "turns": turns, "answers": answers}
+
+
+def _sealed(pair: _Pair, first: int) -> dict[str, Any]:
+    """What only the key says of a prompt."""
+    candidate_length = len(pair.candidate["response"])
+    baseline_length = len(pair.baseline["response"])
+    return {
+        "first": SYSTEMS[first],
+        "length_ratio": candidate_length / max(1, baseline_length),
+        "source": pair.candidate.get("source"),
+        "row": pair.candidate.get("row"),
+        "line": pair.candidate.get("line"),
+    }
 
 
 def score(key_file: Path, vote_files: Sequence[Path]) -> dict[str, Any]:
     """The result of one or several raters' votes; repeated items count for `self_consistency` only.
 
-    Rates are means over items, whose raters are averaged first: they are not independent. A tie is half a win and no
-    part of the sign test. `agreement`: pairs of raters with the same one of candidate, tie, baseline. Length ratios:
-    characters, candidate to baseline. Raises InputError for votes that do not belong to the key.
+    Rates are means over items, whose raters are averaged first: they are not independent. A tie is
+    half a win and no part of the sign test. `agreement`: pairs of raters with the same one of
+    candidate, tie, baseline. Length ratios: characters, candidate to baseline. Raises InputError
+    for votes that do not belong to the key.
     """
-    key, votes = _read(key_file, "review key"), list[Vote]()
-    for file in vote_files:
-        found = _read_votes(file, key)
-        if known := {vote["rater"] for vote in votes} & {vote["rater"] for vote in found}:
-            raise _error(
-                file,
-                "rater",
-                f"{known.pop()!r} voted in another file, too",
-                "give one file of each rater",
-            )
-        votes += found
-    first = [vote for vote in votes if not vote["repeat"]]
-    items = {
-        item: found
-        for item in key["items"]
-        if (found := [vote for vote in first if vote["item"] == item])
-    }
-    credits = {item: [vote["credit"] for vote in found] for item, found in items.items()}
-    signs = Counter(int(np.sign(np.mean(values) - 0.5)) for values in credits.values())
-    left = [vote["credit"] == vote["left"] for vote in first if vote["credit"] != 0.5]
-    once = {(vote["rater"], vote["item"]): vote["credit"] for vote in first}
-    again = [
-        (vote["credit"], once.get((vote["rater"], vote["item"])))
-        for vote in votes
-        if vote["repeat"]
-    ]
-    ratios = {item: key["items"][item]["length_ratio"] for item in credits}
-    thirds = [
-        part for part in np.array_split(sorted(ratios, key=ratios.__getitem__), 3) if len(part)
-    ]
+    key = read_key(key_file)
+    votes = _read_all_votes(vote_files, key)
+    first_votes = [vote for vote in votes if not vote.repeat]
+    by_item = _by_item(first_votes, key["items"])
+    credits = {}
+    for item, own in by_item.items():
+        credits[item] = [vote.credit for vote in own]
+    outcomes = Counter(map(_outcome, credits.values()))
+    decisive = [vote.left_won for vote in first_votes if not vote.is_tie]
     return {
         "systems": key["systems"],
         "answered_alike": key["answered_alike"],
-        "raters": Counter(vote["rater"] for vote in first),
-        "items": {"page": len(key["items"]), "won": signs[1], "lost": signs[-1], "tied": signs[0]},
-        "choices": Counter(vote["choice"] for vote in first),
+        **_tallies(first_votes),
+        "items": {
+            "page": len(key["items"]),
+            "won": outcomes["won"],
+            "lost": outcomes["lost"],
+            "tied": outcomes["tied"],
+        },
         "win_rate": _rate(credits.values()),
-        "p_value": sign_test(signs[1], signs[1] + signs[-1]),
-        "agreement": _rate(
-            [a == b for a, b in combinations(values, 2)] for values in credits.values()
-        ),
+        "p_value": sign_test(outcomes["won"], outcomes["won"] + outcomes["lost"]),
+        "agreement": _rate(map(_agreements, credits.values())),
         "alpha": krippendorff_alpha(credits.values()),
-        "self_consistency": proportion_of(
-            [now == before for now, before in again if before is not None]
-        ).as_json(),
-        "left_chosen": proportion_of(left).as_json(),
-        "left_p_value": sign_test(sum(left), len(left)),
-        "length_terciles": [
-            _rate(credits[i] for i in part) | {"ratios": [ratios[i] for i in part]}
-            for part in thirds
-        ],
+        "self_consistency": proportion_of(_said_again(votes)).as_json(),
+        "left_chosen": proportion_of(decisive).as_json(),
+        "left_p_value": sign_test(sum(decisive), len(decisive)),
+        "length_terciles": _rates_by_length(credits, key["items"]),
         "acceptable": {
-            name: _rate([v["acceptable"][name] for v in one] for one in items.values())
-            for name in SYSTEMS
+            CANDIDATE: _acceptable(by_item, CANDIDATE),
+            BASELINE: _acceptable(by_item, BASELINE),
         },
-        "tags": {
-            name: Counter(tag for vote in first for tag in vote["tags"][name]) for name in SYSTEMS
-        },
-        "comments": [vote | key["items"][vote["item"]] for vote in votes if vote["comment"]],
+        "comments": _comments(votes, key["items"]),
     }
 
 
+def _read_all_votes(files: Sequence[Path], key: Mapping[str, Any]) -> list[Vote]:
+    votes: list[Vote] = []
+    raters: set[str] = set()
+    for file in files:
+        own = read_votes(file, key)
+        if own and own[0].rater in raters:
+            what = f"{own[0].rater!r} voted in another file, too"
+            raise review_error(file, "rater", what, "give one file of each rater")
+        if own:
+            raters.add(own[0].rater)
+        votes += own
+    return votes
+
+
+def _tallies(votes: Sequence[Vote]) -> dict[str, Any]:
+    """How often each rater voted, each choice was made, and each tag given to a system."""
+    raters: Counter[str] = Counter()
+    choices: Counter[str] = Counter()
+    tags: dict[str, Counter[str]] = {CANDIDATE: Counter(), BASELINE: Counter()}
+    for vote in votes:
+        raters[vote.rater] += 1
+        choices[vote.choice] += 1
+        for system, given in vote.tags.items():
+            tags[system].update(given)
+    return {"raters": raters, "choices": choices, "tags": tags}
+
+
+def _comments(votes: Sequence[Vote], items: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every vote with a comment, with what the key says of its item."""
+    comments = []
+    for vote in votes:
+        if vote.comment:
+            comments.append({**vote.as_json(), **items[vote.item]})
+    return comments
+
+
+def _by_item(votes: Sequence[Vote], items: Iterable[str]) -> dict[str, list[Vote]]:
+    """The votes on each item that was voted on, in the key's order."""
+    by_item = {}
+    for item in items:
+        own = [vote for vote in votes if vote.item == item]
+        if own:
+            by_item[item] = own
+    return by_item
+
+
+def _outcome(credits: Sequence[float]) -> str:
+    """What an item came to for the candidate, by the mean of its raters."""
+    mean = float(np.mean(credits))
+    if mean == TIE:
+        return "tied"
+    return "won" if mean > TIE else "lost"
+
+
+def _agreements(credits: Sequence[float]) -> list[float]:
+    """For each pair of raters of an item whether they said the same."""
+    return [float(credit == other) for credit, other in combinations(credits, 2)]
+
+
+def _said_again(votes: Sequence[Vote]) -> list[bool]:
+    """For each repeated item whether its rater said the same as the first time."""
+    before = {(vote.rater, vote.item): vote.credit for vote in votes if not vote.repeat}
+    same = []
+    for vote in votes:
+        if vote.repeat and (vote.rater, vote.item) in before:
+            same.append(vote.credit == before[vote.rater, vote.item])
+    return same
+
+
+def _rates_by_length(
+    credits: Mapping[str, Sequence[float]], items: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The win rate where the candidate's answers are relatively shortest, middling and longest."""
+    order = sorted(credits, key=lambda item: items[item]["length_ratio"])
+    rates = []
+    for group in np.array_split(order, LENGTH_GROUPS):
+        if not len(group):
+            continue
+        ratios = []
+        own_credits = []
+        for item in group:
+            ratios.append(items[item]["length_ratio"])
+            own_credits.append(credits[item])
+        rates.append({**_rate(own_credits), "ratios": ratios})
+    return rates
+
+
+def _acceptable(by_item: Mapping[str, Sequence[Vote]], system: str) -> dict[str, Any]:
+    """The share of a system's answers that were found acceptable."""
+    marks = []
+    for votes in by_item.values():
+        marks.append([vote.acceptable[system] for vote in votes])
+    return _rate(marks)
+
+
 def krippendorff_alpha(items: Iterable[Sequence[Any]]) -> float | None:
-    """Krippendorff's alpha (2011) for nominal values by item, one per rater; None where nothing could differ."""
-    shared = [Counter(values) for values in items if len(values) > 1]
-    total = sum(shared, Counter[Any]())
-    # Ordered pairs of values that differ: as found among the raters of one item, and among all values.
-    found = sum(
-        (n.total() ** 2 - sum(count**2 for count in n.values())) / (n.total() - 1) for n in shared
-    )
-    expected = total.total() ** 2 - sum(count**2 for count in total.values())
-    return 1 - (total.total() - 1) * found / expected if expected else None
+    """Krippendorff's alpha (2011) for nominal values by item, one per rater.
+
+    None where nothing could differ.
+    """
+    all_values: Counter[Any] = Counter()
+    observed = 0.0
+    for values in items:
+        # Values of one item can only be compared if several raters gave some.
+        if len(values) > 1:
+            counts = Counter(values)
+            all_values += counts
+            observed += _differing_pairs(counts) / (len(values) - 1)
+    expected = _differing_pairs(all_values)
+    if not expected:
+        return None
+    return 1 - (all_values.total() - 1) * observed / expected
+
+
+def _differing_pairs(counts: Counter[Any]) -> int:
+    """How many ordered pairs of these values differ."""
+    equal = sum(count**2 for count in counts.values())
+    return counts.total() ** 2 - equal
 
 
 def _rate(items: Iterable[Sequence[float | None]]) -> dict[str, Any]:
-    """Mean over items of their mean value, from 0 to 1: Wilson where all are 0 or 1, else items are resampled."""
-    means = [
-        sum(known) / len(known)
-        for one in items
-        if (known := [value for value in one if value is not None])
-    ]
+    """Mean over items of their mean value, from 0 to 1; items without a value do not count.
+
+    Wilson's interval where all means are 0 or 1, else items are resampled.
+    """
+    means = []
+    for values in items:
+        known = [value for value in values if value is not None]
+        if known:
+            means.append(sum(known) / len(known))
     if set(means) <= {0, 1}:
         return proportion(int(sum(means)), len(means)).as_json()
     if len(set(means)) > 1:
         return bootstrap_estimate(means, statistic=np.mean, unit="proportion").as_json()
-    # All items alike, as when all are ties: what Wilson's bound on the share of other items leaves open.
-    value, n, reach = means[0], len(means), proportion(0, len(means)).ci_high or 0.0
-    return Estimate(
-        value, n, 0, value - value * reach, value + (1 - value) * reach, "proportion"
-    ).as_json()
+    # All items alike, as when all are ties: what Wilson's bound on the share of other items leaves
+    # open.
+    value = means[0]
+    open_share = proportion(0, len(means)).ci_high or 0.0
+    estimate = Estimate(
+        value,
+        len(means),
+        ci_low=value - value * open_share,
+        ci_high=value + (1 - value) * open_share,
+        unit="proportion",
+    )
+    return estimate.as_json()
+
+
+def _sha256_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _digest(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _error(where: object, field: str, what: str, fix: str) -> InputError:
-    return InputError(Problem(str(where), field, what, fix))
-
-
-def _read(file: Path, kind: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if (content["kind"], content["schema_version"]) == (kind, SCHEMA_VERSION):
-            return content
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise _error(file, "", f"cannot be read: {error}", f"name the {kind}") from error
-    raise _error(
-        file, "kind", f"expected {kind!r} of schema version {SCHEMA_VERSION}", f"name the {kind}"
-    )
-
-
-def _read_votes(file: Path, key: Mapping[str, Any]) -> list[Vote]:
-    """The votes in terms of candidate and baseline. Looking up each value refuses unknown ones."""
-    content, found = _read(file, "review votes"), dict[tuple[str, bool], Vote]()
-    if content.get("page") != key["page"]:
-        raise _error(
-            file,
-            "page",
-            "the votes are of another page",
-            "use the key that was written beside their page",
-        )
-    try:
-        for raw in content["votes"]:
-            # 1 where the candidate is on the left.
-            left = int(
-                (key["items"][raw["item"]]["first"] == SYSTEMS[1]) == (0, 1).index(raw["left"])
-            )
-            names, worth = SYSTEMS if left else SYSTEMS[::-1], CHOICES[raw["choice"]]
-            vote = {
-                "rater": str(content["rater"]),
-                "item": raw["item"],
-                "repeat": raw["repeat"],
-                "left": left,
-            }
-            vote["credit"] = worth if left else 1 - worth
-            vote["choice"] = raw["choice"].replace("left", names[0]).replace("right", names[1])
-            vote["acceptable"] = dict(
-                zip(names, (ACCEPTABLE[value] for value in raw["acceptable"]), strict=True)
-            )
-            vote["tags"] = dict(
-                zip(names, ([TAGS[tag] for tag in tags] for tags in raw["tags"]), strict=True)
-            )
-            vote["comment"] = raw["comment"]
-            if found.setdefault((vote["item"], vote["repeat"]), vote) is not vote:
-                raise ValueError(f"a second vote on {vote['item']!r}")
-    except (LookupError, TypeError, ValueError) as error:
-        raise _error(
-            file, f"votes[{len(found)}]", f"does not fit the page: {error}", "download it again"
-        ) from error
-    return list(found.values())

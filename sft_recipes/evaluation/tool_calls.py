@@ -1,15 +1,15 @@
-"""Whether an answer makes the tool calls of its reference, in whatever way the chat template writes calls.
+"""Whether an answer makes the tool calls of its reference, however the chat template writes calls.
 
-Templates write calls as JSON between markers, as bare JSON, as XML, or as Python. Nothing here knows those formats: the
-reference's calls are rendered by the template itself, and the answer has to hold the same words, JSON compared by
-value. Arguments may stand in any order: they are rendered in the one in which the answer names them.
+Templates write calls as JSON between markers, as bare JSON, as XML, or as Python. Nothing here
+knows those formats: the reference's calls are rendered by the template itself, and the answer has
+to hold the same words, JSON compared by value. Arguments may stand in any order: they are rendered
+in the one in which the answer names them.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_recipes.data.fitting import fit_messages
@@ -19,11 +19,16 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example, Message
 from sft_recipes.response_patterns import literal_pattern
 
+_NAME = re.compile(r"\w+")
+# A bracket that may open JSON, or everything up to the next one or to white space.
+_PIECE = re.compile(r"[{\[]|[^\s{\[]+")
+
 
 def answer_text(renderer: Any, example: Example, answer: Message) -> str:
-    """The text that the model has to generate to give `answer` in the last place of the conversation, without its end.
+    """What the model has to generate to give `answer` in the last place, without its end.
 
-    `renderer` is the `ChatRenderer` of training. Raises InputError where the template has no clear place for it.
+    `renderer` is the `ChatRenderer` of training. Raises InputError where the template has no clear
+    place for it.
     """
     answer = fit_messages([answer], renderer.needs)[0]
     messages = [*example.messages[:-1], answer]
@@ -44,48 +49,68 @@ def answer_text(renderer: Any, example: Example, answer: Message) -> str:
 def calls_match(
     renderer: Any, example: Example, response: str, control_tokens: Sequence[str]
 ) -> bool | None:
-    """Whether `response` makes exactly the tool calls of the example's last message; None where that makes none.
+    """Whether `response` makes exactly the tool calls of the example's last message.
 
-    What stands around the calls does not count, unless it begins as a call does. Raises as `answer_text`.
+    None where that makes none. What stands around the calls does not count, unless it begins as a
+    call does. Raises as `answer_text`.
     """
-    if not (calls := example.messages[-1].get("tool_calls")):
+    calls = example.messages[-1].get("tool_calls")
+    if not calls:
         return None
-    ordered, words = [], re.findall(r"\w+", response)
+    answer = {"role": "assistant", "content": "", "tool_calls": _ordered_as(response, calls)}
+    expected = _words(answer_text(renderer, example, answer), control_tokens)
+    given = _words(response, control_tokens)
+    beginnings = list(map(_beginning, given))
+    first = _beginning(expected[0])
+    if beginnings.count(first) != list(map(_beginning, expected)).count(first):
+        return False
+    start = beginnings.index(first) if first in beginnings else 0
+    return given[start : start + len(expected)] == expected
+
+
+def _ordered_as(response: str, calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The calls with their arguments in the order in which the response names them."""
+    ordered = []
+    names = _NAME.findall(response)
     for call in calls:
         function = call["function"]
-        if function["name"] in words:
-            words = words[words.index(function["name"]) + 1 :]
-        # An argument that the answer does not name may come last: the answer is wrong anyway.
+        # A call's arguments stand behind its name.
+        if function["name"] in names:
+            names = names[names.index(function["name"]) + 1 :]
         arguments = function["arguments"]
         if isinstance(arguments, str):  # the form that some templates need
             arguments = json.loads(arguments)
-        arguments = sorted(arguments.items(), key=lambda item: (*words, item[0]).index(item[0]))
-        ordered.append({**call, "function": {**function, "arguments": dict(arguments)}})
-    wanted = answer_text(
-        renderer, example, {"role": "assistant", "content": "", "tool_calls": ordered}
-    )
-    expected, given = (_words(text, control_tokens) for text in (wanted, response))
-    kinds, opening = list(map(_kind, given)), _kind(expected[0])
-    start = kinds.index(opening) if opening in kinds else 0
-    as_many = kinds.count(opening) == list(map(_kind, expected)).count(opening)
-    return as_many and given[start : start + len(expected)] == expected
+        # An argument that the answer does not name comes last: the answer is wrong anyway.
+        position = {name: at for at, name in reversed(list(enumerate(names)))}
+        keys = sorted(arguments, key=lambda name: position.get(name, len(names)))
+        sorted_arguments = {name: arguments[name] for name in keys}
+        ordered.append({**call, "function": {**function, "arguments": sorted_arguments}})
+    return ordered
 
 
 def _words(text: str, control_tokens: Sequence[str]) -> list[str]:
     """The words, control tokens and JSON objects and lists of a text, JSON written in one way."""
     text = literal_pattern(control_tokens).sub(r" \g<0> ", text)
-    found, position = [], 0
-    while match := re.compile(r"[{\[]|[^\s{\[]+").search(text, position):
-        piece, position = match.group(), match.end()
-        if piece in "{[":
-            with suppress(
-                ValueError, RecursionError
-            ):  # a bracket that opens no JSON is a word like any other
-                value, position = json.JSONDecoder().raw_decode(text, match.start())
-                piece = json.dumps(value, sort_keys=True)
-        found.append(piece)
-    return found
+    words = []
+    match = _PIECE.search(text)
+    while match:
+        word, end = _word_at(text, match)
+        words.append(word)
+        match = _PIECE.search(text, end)
+    return words
 
 
-def _kind(word: str) -> str:
+def _word_at(text: str, match: re.Match[str]) -> tuple[str, int]:
+    """The JSON value that begins at a match, or the word that it is, and where that ends."""
+    if match.group() in ("{", "["):
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, match.start())
+            return json.dumps(value, sort_keys=True), end
+        except (ValueError, RecursionError):
+            pass  # a bracket that opens no JSON is a word like any other
+    return match.group(), match.end()
+
+
+def _beginning(word: str) -> str:
+    """What tells where a call begins: a bracket without what follows, or the whole word."""
     return word[0] if word[0] in "{[" else word

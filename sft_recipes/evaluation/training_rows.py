@@ -1,103 +1,99 @@
-"""What an evaluation asks of the rows a run was trained on: task types, examples for a prompt, long shared runs."""
+"""What an evaluation asks of the rows a run was trained on: task types, and shots."""
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from operator import itemgetter
 
-import numpy as np
-
-from sft_recipes import run_folder
-from sft_recipes.data.labels import IGNORE_INDEX, Labeller
+from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples
-from sft_recipes.data.mixture import prompt_group, prompt_text
-from sft_recipes.data.prepared import load_prepared
+from sft_recipes.data.prompt_groups import prompt_group, prompt_text
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example, Message
 from sft_recipes.recipe import Recipe
 
-# Runs of tokens that an answer shares with a trained one: the convention for copied text, and a soft count.
-RUNS = {"memorised_share": 50, "memorised_share_13": 13}
-_BASE = np.uint64(0x9E3779B97F4A7C15)
+ANY_TYPE = ""
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """How many rows of each task type, and by task type, "" for any, the turns of some rows one after the other."""
+    """What is known of them: rows by task type, None where they were not read, and shots.
 
-    task_types: Counter[str]
-    shots: dict[str, list[Message]]
+    `shots`: by task type, and under `ANY_TYPE`, the turns of some rows one after the other.
+    `unknown`: why they could not be read, for the provenance.
+    """
+
+    task_types: Mapping[str, int] | None
+    shots: Mapping[str, list[Message]]
+    unknown: str = ""
 
     def shown_to(self, example: Example) -> Example:
-        """The example behind the shots of its task type, or of any where training has none of it."""
-        shots = self.shots.get(str(example.columns.get("task_type"))) or self.shots[""]
-        system = sum(message["role"] == "system" for message in example.messages[:1])
-        return replace(
-            example,
-            messages=[*example.messages[:system], *shots, *example.messages[system:]],
-            train=(),
-        )
+        """The example behind the shots of its task type, or of any where there are none of it."""
+        task_type = str(example.columns.get("task_type"))
+        shots = self.shots.get(task_type) or self.shots[ANY_TYPE]
+        turns = list(example.messages)
+        first = 1 if turns and turns[0]["role"] == "system" else 0
+        messages = [*turns[:first], *shots, *turns[first:]]
+        return replace(example, messages=messages, train=())
 
 
 def read_training_rows(
     recipe: Recipe, labeller: Labeller, asked: Sequence[Example], shots: int
 ) -> TrainingRows:
-    """Read the recipe's training data once, without prompts that are `asked`; keep `shots` rows of each task type.
+    """Read the recipe's training data once, without prompts that are `asked`.
 
-    Those with the largest hash of their prompt, which a drawn eval split would hold out last. Raises InputError if the
-    data cannot be read any more, or if there are no questions with one answer to show.
+    `shots` rows of each task type are kept. Raises InputError if the data cannot be read any more,
+    or if there are no questions with one answer to show.
     """
-    held_out, counts = {prompt_text(example) for example in asked}, Counter[str]()
-    drawn: dict[str, dict[int, list[Message]]] = defaultdict(dict)
-    for source in recipe.data.datasets:
-        for raw in iter_examples(
-            source, recipe.data, RejectLog(recipe.data), columns=EVALUATION_COLUMNS
-        ):
-            text, kind = (
-                prompt_text(example := labeller.for_template(raw)),
-                raw.columns.get("task_type"),
-            )
-            kinds = set() if text in held_out or kind is None else {str(kind)}
-            counts.update(kinds)
-            turns = [message for message in example.messages if message["role"] != "system"]
-            is_shot = [turn["role"] for turn in turns] == [
-                "user",
-                "assistant",
-            ] and not example.tools
-            for some in {"", *kinds} if is_shot and text not in held_out else ():
-                drawn[some][prompt_group(text, recipe.data.seed)] = turns
-                if len(drawn[some]) > shots:
-                    del drawn[some][min(drawn[some])]
-    if shots and not drawn:
+    held_out = set(map(prompt_text, asked))
+    task_types: Counter[str] = Counter()
+    draws = {ANY_TYPE: _Draw(shots)}
+    for example in _training_examples(recipe, labeller):
+        prompt = prompt_text(example)
+        if prompt in held_out:
+            continue
+        names = [ANY_TYPE]
+        if example.columns.get("task_type") is not None:
+            names.append(str(example.columns["task_type"]))
+            task_types[names[-1]] += 1
+        turns = _question_and_answer(example)
+        for name in names if turns else ():
+            draw = draws.setdefault(name, _Draw(shots))
+            draw.add(prompt_group(prompt, recipe.data.seed), turns)
+    if shots and not draws[ANY_TYPE].turns:
         what = "the training rows hold no question with one answer"
         raise InputError(Problem(recipe.name, "--shots", what, "evaluate without --shots"))
-    return TrainingRows(counts, {some: [*chain(*found.values())] for some, found in drawn.items()})
+    return TrainingRows(task_types, {name: draw.messages() for name, draw in draws.items()})
 
 
-def memorised(recipe: Recipe, answers: Sequence[Sequence[int]]) -> dict[str, list[float]]:
-    """For each of RUNS whether each answer (ids) shares so long a run with what was trained: 0.0 or 1.0."""
-    # No id is negative, and the ends differ: a run across two rows is never one across two answers.
-    own = np.array([token for ids in answers for token in (*ids, -1)], dtype=np.int64)
-    owner = np.repeat(np.arange(len(answers)), [len(ids) + 1 for ids in answers])
-    hashes = {name: _run_hashes(own, size) for name, size in RUNS.items()}
-    found = {name: np.zeros(len(answers)) for name in RUNS}
-    prepared = load_prepared(recipe, recipe.output_dir / run_folder.PREPARED)
-    for batch in prepared.train.select_columns("labels").with_format("numpy").iter(batch_size=1000):
-        trained = np.concatenate(
-            [part for labels in batch["labels"] for part in (labels, [IGNORE_INDEX])]
-        )
-        for name, size in RUNS.items():
-            found[name][
-                owner[: len(hashes[name])][np.isin(hashes[name], _run_hashes(trained, size))]
-            ] = 1.0
-    return {name: hits.tolist() for name, hits in found.items()}
+def _training_examples(recipe: Recipe, labeller: Labeller) -> Iterator[Example]:
+    for source in recipe.data.datasets:
+        rejects = RejectLog(recipe.data)
+        for example in iter_examples(source, recipe.data, rejects, columns=EVALUATION_COLUMNS):
+            yield labeller.for_template(example)
 
 
-def _run_hashes(ids: Any, size: int) -> Any:
-    """A 64-bit hash of every run of `size` ids (int64)."""
-    count, values = max(len(ids) - size + 1, 0), ids.astype(np.int64).view(np.uint64)
-    hashes = np.zeros(count, dtype=np.uint64)
-    for offset in range(size):
-        hashes = hashes * _BASE + values[offset : offset + count]
-    return hashes
+def _question_and_answer(example: Example) -> list[Message]:
+    """The two turns of a question with one answer, without a system message; else nothing."""
+    turns = [message for message in example.messages if message["role"] != "system"]
+    is_one_pair = list(map(itemgetter("role"), turns)) == ["user", "assistant"]
+    return turns if is_one_pair and not example.tools else []
+
+
+class _Draw:
+    """The rows with the largest hash of their prompt, which a drawn eval split holds out last."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.turns: dict[int, list[Message]] = {}
+
+    def add(self, group: int, turns: list[Message]) -> None:
+        """Take the turns of a row in, and put the one with the smallest hash out if it is full."""
+        self.turns[group] = turns
+        if len(self.turns) > self._size:
+            del self.turns[min(self.turns)]
+
+    def messages(self) -> list[Message]:
+        """All turns, one row after the other."""
+        return list(chain.from_iterable(self.turns.values()))

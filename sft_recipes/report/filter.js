@@ -1,7 +1,7 @@
 const filters = [...document.querySelectorAll("select[data-filter]")];
 function applyFilters() {
   let shown = 0;
-  for (const sample of document.querySelectorAll(".sample:not(.worst)")) {
+  for (const sample of document.querySelectorAll(".answer")) {
     const fits = (f) => !f.value || JSON.parse(sample.dataset[f.dataset.filter]).includes(f.value);
     sample.hidden = !filters.every(fits);
     shown += !sample.hidden;

@@ -1,26 +1,34 @@
-"""The HTML shell of every report: one file without network, light and dark, readable on paper and on a phone.
+"""The HTML shell of every report: one file without network, light and dark, for paper and phone.
 
-Data enters only through jinja2 with autoescape on, and only as text: `visible` shows what would otherwise hide or
-reorder it. A content security policy forbids the page to load anything.
+Data enters only through jinja2 with autoescape on, and only as text: `visible` shows what would
+otherwise hide or reorder it. A content security policy forbids the page to load anything. Templates
+hold words and markup; what they say of numbers is worked out in the modules beside them.
 """
 
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import visible
+from sft_recipes.report.number_texts import FILTERS
 
-# Colours that figures draw with; the page's own take their place, so that figures follow light and dark.
-INK, ACCENT, MUTED = "#010203", "#040506", "#070809"
+# Colours that figures draw with; the page's own take their place, so that figures follow light and
+# dark.
+INK = "#010203"
+ACCENT = "#040506"
+MUTED = "#070809"
 _PAGE_COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
-_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _STYLE: Any = {
-    **dict.fromkeys(_INKED, INK),
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "font.size": 10,
     "font.family": "sans-serif",
     "text.parse_math": False,
@@ -34,9 +42,10 @@ def render_page(
 
     `script` is our own code, never data.
     """
-    sections = {name: body for name, body in sections.items() if body.strip()}
-    content = {"title": title, "summary": summary, "sections": sections, "script": script}
-    return _ENVIRONMENT.get_template("page.html").render(content)
+    filled = {name: body for name, body in sections.items() if body.strip()}
+    return _ENVIRONMENT.get_template("page.html").render(
+        title=title, summary=summary, sections=filled, script=script
+    )
 
 
 def macros(file: str) -> Any:
@@ -44,40 +53,34 @@ def macros(file: str) -> Any:
     return _ENVIRONMENT.get_template(file).module
 
 
-def format_estimate(estimate: Mapping[str, Any], sign: str = "") -> str:
-    """`0.875 [0.81, 0.93]`, one decimal from 10 on; without an interval the value alone, without a value a word.
+class Drawing(NamedTuple):
+    """A matplotlib figure and its one axes."""
 
-    With "+" as `sign`, as for differences, `+0.125 [+0.02, +0.23]`.
-    """
-    value, low, high = estimate["value"], estimate["ci_low"], estimate["ci_high"]
-    if value is None:
-        return "none"
-    number = f"{value:{sign}.{3 if abs(value) < 10 else 1}f}"
-    if low is None or high is None:
-        return number
-    digits = 2 if max(abs(low), abs(high)) < 10 else 1
-    return f"{number} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    figure: Any
+    axes: Any
 
 
-def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """A matplotlib figure and its one axes, in inches. Raises InputError if matplotlib is not installed."""
+def new_figure(width: float, height: float) -> Drawing:
+    """A figure of so many inches. Raises InputError if matplotlib is not installed."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         what = "matplotlib, which draws the figures, is not installed"
-        raise InputError(
-            Problem("report", "", what, "pip install 'sft-recipes[report]'")
-        ) from error
+        fix = "pip install 'sft-recipes[report]'"
+        raise InputError(Problem("report", "", what, fix)) from error
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return Drawing(figure, axes)
 
 
 def figure_svg(figure: Any, label: str) -> Markup:
-    """The figure as inline SVG in the page's colours, the same bytes each time. `label` describes it in words."""
+    """The figure as inline SVG in the page's colours, the same bytes each time.
+
+    `label` describes it in words.
+    """
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -89,7 +92,8 @@ def figure_svg(figure: Any, label: str) -> Markup:
     svg = svg[svg.index("<svg") :]
     for drawn, shown in _PAGE_COLOURS.items():
         svg = svg.replace(drawn, shown)
-    return macros("parts.html").figure(label, Markup(visible(svg)))  # labels in it are data, too
+    # Labels in it are data, too.
+    return Markup(macros("parts.html").figure(label, Markup(visible(svg))))
 
 
 def figure_or_note(draw: Callable[[], Markup]) -> Markup:
@@ -97,7 +101,12 @@ def figure_or_note(draw: Callable[[], Markup]) -> Markup:
     try:
         return draw()
     except InputError as error:
-        return macros("parts.html").note(error)
+        return Markup(macros("parts.html").note(error))
+
+
+def _shown(value: object) -> Markup | str:
+    """What enters a page: text is made visible there, so that no caller can forget it."""
+    return value if isinstance(value, Markup) else visible(str(value))
 
 
 _ENVIRONMENT = jinja2.Environment(
@@ -106,7 +115,6 @@ _ENVIRONMENT = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
-    # Text is made visible where it enters a page, so that no caller can forget it.
-    finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
+    finalize=_shown,
 )
-_ENVIRONMENT.filters |= {"visible": visible, "estimate": format_estimate}
+_ENVIRONMENT.filters |= {"visible": visible, **FILTERS}

@@ -1,4 +1,5 @@
-"""A byte-level tokenizer, a tiny random Llama and a renderer with the smallest interface evaluation needs."""
+"""A byte-level tokenizer, a tiny random Llama and a renderer with the smallest interface evaluation
+needs."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def renderer(tokenizer: Any) -> PlainRenderer:
 
 @pytest.fixture(scope="session")
 def examples() -> list[Example]:
-    """Six rows of three task types; row 4 has no task type of its own kind but an expected format."""
+    """Six rows of three task types; row 4 has no task type of its own kind but an expected
+    format."""
     rows = [
         ("Name a colour.", "Blue.", {"task_type": "name"}),
         ("Count to three.", "1 2 3", {"task_type": "count"}),

@@ -20,7 +20,8 @@ from sft_recipes.evaluation.generation import Generation
 def talk(
     monkeypatch: pytest.MonkeyPatch, base_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Any]:
-    """Run the command on these lines; returns exit code, output, and the text of every prompt that was generated on."""
+    """Run the command on these lines; returns exit code, output, and the text of every prompt that
+    was generated on."""
 
     def run(
         lines: str, *options: object, answer: Callable[[str], str] | None = None
@@ -48,7 +49,8 @@ def talk(
 
 
 def test_the_conversation_goes_on_until_reset(talk) -> None:
-    """Each turn holds those before it in the training template; /reset forgets them, /quit leaves the rest unread."""
+    """Each turn holds those before it in the training template; /reset forgets them, /quit leaves
+    the rest unread."""
     code, out, prompts = talk(
         "One?\n\n  Two?  \n/reset\nThree?\n/quit\nFour?\n", answer=lambda prompt: "Blue."
     )
@@ -78,7 +80,8 @@ def test_two_models_keep_their_own_histories(talk, base_folder) -> None:
 
 
 def test_answers_are_greedy_and_shown_as_text(talk) -> None:
-    """A real model answers the same twice, at most as long as asked; what would act on a terminal is spelled out."""
+    """A real model answers the same twice, at most as long as asked; what would act on a terminal
+    is spelled out."""
     _, once, _ = talk("One?\n", "--max_new_tokens", 3, "--json")
     _, again, _ = talk("One?\n", "--max_new_tokens", 3, "--json")
     assert once == again and json.loads(once)["stop_reason"] == "length"
@@ -87,7 +90,8 @@ def test_answers_are_greedy_and_shown_as_text(talk) -> None:
 
 
 def test_a_question_that_does_not_fit_ends_nothing(talk, capsys) -> None:
-    """It is refused with the way out, the history stays as it was, and the next question is answered."""
+    """It is refused with the way out, the history stays as it was, and the next question is
+    answered."""
 
     def answer(prompt: str) -> str:
         if "long" in prompt:

@@ -1,4 +1,5 @@
-"""Every constraint on both sides of its line, and every `expected_format` that cannot be verified."""
+"""Every constraint on both sides of its line, and every `expected_format` that cannot be
+verified."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation.constraints import _VERIFIERS, check_expected_format, failed_share
+from sft_recipes.evaluation.constraints import VERIFIERS, broken_constraints, check_expected_format
 
 JSON = {"type": "json"}
 BULLETS = {"type": "bullets", "n": 2}
@@ -41,23 +42,23 @@ CASES = [
 def test_constraints(expected: dict, kept: list[str], broken: list[str]) -> None:
     """Known answers of each verifier, outer whitespace aside."""
     check_expected_format(expected, "a.jsonl:3")
-    assert [failed_share(text, expected) for text in kept] == [0.0] * len(kept)
-    assert [failed_share(text, expected) for text in broken] == [1.0] * len(broken)
+    for text in kept:
+        assert broken_constraints(text, expected) == []
+    for text in broken:
+        assert len(broken_constraints(text, expected)) == 1
 
 
 def test_every_verifier_is_covered() -> None:
     """The cases above have each constraint at least once."""
-    assert {name for expected, _, _ in CASES for name in expected} - {"type", "n"} == set(
-        _VERIFIERS
-    )
+    assert {name for expected, _, _ in CASES for name in expected} - {"type", "n"} == set(VERIFIERS)
 
 
 def test_several_constraints_fail_in_part() -> None:
-    """The share counts each constraint once; bullets with their number are one."""
+    """Those that are broken are named, each once; bullets with their number are one."""
     expected = {"type": "bullets", "n": 2, "max_words": 5, "keywords": ["owl"], "forbidden": None}
-    assert failed_share("- an owl\n- a tit", expected) == pytest.approx(1 / 3)
-    assert failed_share("a tit", expected) == pytest.approx(2 / 3)
-    assert failed_share("anything", None) == 0.0
+    assert broken_constraints("- an owl\n- a tit", expected) == ["max_words"]
+    assert set(broken_constraints("a tit", expected)) == {"bullets", "keywords"}
+    assert broken_constraints("anything", None) == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sft_recipes.evaluation.evaluator import (
     read_evaluation,
     write_evaluation,
 )
-from sft_recipes.evaluation.metrics import PAIRED_METRICS
+from sft_recipes.evaluation.metrics import HEADLINES, METRICS
 from sft_recipes.messages import Example
 from tests.data.template_tokenizers import tokenizer_for
 
@@ -42,10 +42,15 @@ def answered(evaluation: Evaluation, answers: dict[int, bool]) -> Evaluation:
 
 
 def test_rows_hold_what_was_asked_and_answered(tuned, examples, renderer) -> None:
-    """One row per example in order: its place, the rendered generation prompt, the answer and the scores."""
-    assert [(row["source"], row["row"], row["task_type"]) for row in tuned.rows] == [
-        (example.source, example.row, example.columns["task_type"]) for example in examples
-    ]
+    """One row per example in order: its place, the rendered generation prompt, the answer and the
+    scores."""
+    for row, example in zip(tuned.rows, examples, strict=True):
+        assert (row["source"], row["row"], row["line"]) == (
+            example.source,
+            example.row,
+            example.line,
+        )
+        assert row["task_type"] == example.columns["task_type"]
     first = tuned.rows[0]
     assert first["prompt"] == "### user:\nName a colour.\n### assistant:\n"
     assert (first["reference"], first["messages"][-1]["content"]) == ("Blue.", "Blue.")
@@ -55,7 +60,8 @@ def test_rows_hold_what_was_asked_and_answered(tuned, examples, renderer) -> Non
 
 
 def test_answers_are_those_of_the_model(make_model, renderer, examples, tokenizer) -> None:
-    """A model that always says one thing is scored on that: exact where the reference says the same."""
+    """A model that always says one thing is scored on that: exact where the reference says the
+    same."""
     model = make_model()
     answer = [*tokenizer("Blue.")["input_ids"], tokenizer.eos_token_id]
 
@@ -113,7 +119,8 @@ def test_template_text_and_control_tokens_count_as_leaks(
 def test_answers_are_judged_without_their_reasoning(
     make_model, text: str, reference: str, reasoning: str | None, response: str, flags: list[str]
 ) -> None:
-    """What a reasoning model writes before its answer is kept apart; reasoning that never ends is a leak."""
+    """What a reasoning model writes before its answer is kept apart; reasoning that never ends is a
+    leak."""
     tokenizer = tokenizer_for("qwen3")
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     model = make_model()
@@ -139,13 +146,16 @@ def test_control_tokens_are_markup_not_words(tokenizer) -> None:
 
 
 def test_files_tell_the_whole_story(tuned, tmp_path) -> None:
-    """metrics.json, samples.jsonl and report.html are written, and the samples read back to the same evaluation."""
+    """metrics.json, samples.jsonl and report.html are written, and the samples read back to the
+    same evaluation."""
     base = answered(tuned, {0: True})
     write_evaluation(tuned, tmp_path / "new" / "eval", info={"model": "tiny", "n": 6}, base=base)
     folder = tmp_path / "new" / "eval"
     content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert (content["schema_version"], content["info"]["model"], content["n"]) == (1, "tiny", 6)
-    assert content["metrics"]["exact_match"] == tuned.metrics["exact_match"].as_json()
+    exact = METRICS["exact_match"]
+    assert content["metrics"]["exact_match"] == exact.describe(tuned.metrics["exact_match"])
+    assert content["metrics"]["exact_match"]["label"] == "Exact match"
     assert content["differences"]["exact_match"]["lost"] == 1
     assert "Evaluation of tiny" in (folder / "report.html").read_text(encoding="utf-8")
     again = read_evaluation(folder)
@@ -154,7 +164,8 @@ def test_files_tell_the_whole_story(tuned, tmp_path) -> None:
 
 
 def test_half_a_surrogate_pair_can_be_written(tuned, tmp_path) -> None:
-    """JSON data may hold a lone surrogate, which UTF-8 cannot: the files are written and read back unchanged."""
+    """JSON data may hold a lone surrogate, which UTF-8 cannot: the files are written and read back
+    unchanged."""
     rows = [dict(row) | {"response": "a\ud800b"} for row in tuned.rows]
     write_evaluation(evaluation_from_rows(rows), tmp_path, info={"model": "tiny"})
     assert read_evaluation(tmp_path).rows[0]["response"] == "a\ud800b"
@@ -177,9 +188,9 @@ def test_comparison_is_paired_by_row(tuned) -> None:
     differences = compare(
         answered(tuned, {0: True, 1: True}), answered(tuned, {1: True, 2: True, 3: True})
     )
-    assert set(differences) == {*PAIRED_METRICS} - {"tool_call_exact"}, (
-        "no row here has a tool call to make"
-    )
+    headlines = {metric.name for metric in HEADLINES}
+    # No row here has a tool call to make.
+    assert set(differences) == headlines - {"tool_call_exact"}
     exact = differences["exact_match"]
     assert (exact.gained, exact.lost, exact.n, exact.value) == (2, 1, 6, pytest.approx(1 / 6))
     assert differences["eos_rate"].value == 0.0
@@ -187,7 +198,8 @@ def test_comparison_is_paired_by_row(tuned) -> None:
 
 
 def test_other_rows_cannot_be_compared(tuned) -> None:
-    """A base that answered other prompts, fewer of them, another order or without the task types is refused."""
+    """A base that answered other prompts, fewer of them, another order or without the task types is
+    refused."""
     for rows in (
         tuned.rows[:-1],
         tuned.rows[::-1],
@@ -198,7 +210,8 @@ def test_other_rows_cannot_be_compared(tuned) -> None:
 
 
 def test_rows_that_cannot_be_evaluated_are_named(make_model, renderer, examples) -> None:
-    """Raw text, and a format nobody knows, are refused with file and line before anything is generated."""
+    """Raw text, and a format nobody knows, are refused with file and line before anything is
+    generated."""
     raw = Example([], "raw.txt", 0, line=7, text="once upon a time")
     odd = dataclasses.replace(examples[0], columns={"expected_format": {"type": "yaml"}})
     for example, message in ((raw, "raw.txt:7: messages"), (odd, "test.jsonl:1: expected_format")):
@@ -214,15 +227,16 @@ def test_no_rows(make_model, renderer) -> None:
 
 
 def test_the_table_shows_both_models_and_what_was_lost(tuned) -> None:
-    """Value, interval and paired difference per metric; task types; rows that became wrong come first."""
+    """Value, interval and paired difference per metric; task types; rows that became wrong come
+    first."""
     base = answered(tuned, {3: True})
     text = as_text(tuned, base, examples=1)
     exact = next(line for line in text.splitlines() if line.startswith("Exact match  "))
     assert "0.167 [0.03, 0.56]" in exact
     assert "-0.167" in exact
     assert any("name" in line and "0.333" in line for line in text.splitlines())
-    assert "test.jsonl row 3" in text
-    assert "test.jsonl row 0" not in text
+    assert "---- test.jsonl:4" in text
+    assert "---- test.jsonl:1" not in text
     assert "Owl." in text
 
 
@@ -237,7 +251,8 @@ def test_the_table_says_first_which_rows_were_answered(tuned) -> None:
 
 
 def test_the_terminal_shows_control_characters_and_markup_as_text(tuned) -> None:
-    """Escape sequences, bidirectional overrides and rich markup in an answer are shown, not obeyed."""
+    """Escape sequences, bidirectional overrides and rich markup in an answer are shown, not
+    obeyed."""
     rows = [dict(row) | {"response": "[red]x[/red] \x1b[2J \u202e."} for row in tuned.rows]
     text = as_text(evaluation_from_rows(rows), examples=1)
     assert "[red]x[/red] \u27e8U+001B\u27e9[2J \u27e8U+202E\u27e9." in text

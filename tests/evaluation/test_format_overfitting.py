@@ -1,4 +1,5 @@
-"""Format overfitting on models whose dependence on the format is planted, so that every number is known beforehand."""
+"""Format overfitting on models whose dependence on the format is planted, so that every number is
+known beforehand."""
 
 from __future__ import annotations
 
@@ -9,20 +10,18 @@ from typing import Any
 import pytest
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template, load_chat_template
-from sft_recipes.evaluation.evaluator import evaluate, write_evaluation
+from sft_recipes.evaluation.evaluator import write_evaluation
 from sft_recipes.evaluation.format_overfitting import (
     FORMAT_METRICS,
     VARIANTS,
-    Answers,
     format_questions,
     measure_formats,
 )
-from sft_recipes.evaluation.training_rows import RUNS
+from sft_recipes.evaluation.questions import Answers, Asking
 from sft_recipes.messages import Example
 from sft_recipes.recipe import TemplateSettings
 from tests.conftest import build_model, build_tokenizer
 
-OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "batch_size": 3, "progress": False}
 Answer = Callable[[str], tuple[str, bool]]  # rendered prompt -> answer, whether it ends
 
 
@@ -74,29 +73,28 @@ def measure(
     examples: list[Example],
     native: str | None = None,
 ) -> dict[str, Answers]:
-    """Both models under every format, as `evaluate --format_overfitting` asks them; base may be None."""
-    options = {**OPTIONS, "template_segments": renderer.template_segments}
-
-    def ask(model: Any) -> Any:
-        questions = format_questions(renderer, examples, native)
-        return {
-            name: evaluate(model, one, asked, **options) for name, (one, asked) in questions.items()
-        }
-
-    return {"tuned": ask(tuned)} | ({} if base is None else {"base": ask(base)})
+    """Both models under every format, as `evaluate --format_overfitting` asks them; base may be
+    None."""
+    asking = Asking(24, 3, renderer.template_segments, progress=False)
+    questions = format_questions(renderer, examples, native)
+    answers = {"tuned": asking.ask(tuned, questions)}
+    if base is not None:
+        answers["base"] = asking.ask(base, questions)
+    return answers
 
 
 def measured(
     renderer: ChatRenderer, asked: list[Example], tuned: Answer, base: Answer | None = None
 ) -> dict[str, Any]:
     other = base and model(renderer, base)
-    return measure_formats(measure(model(renderer, tuned), other, renderer, asked), {})[0]
+    return measure_formats(measure(model(renderer, tuned), other, renderer, asked)).content
 
 
 def test_a_model_that_stops_only_under_its_template(
     renderer: ChatRenderer, asked: list[Example]
 ) -> None:
-    """Gap 1 in every score; 1 against a base that never stops, 0 against a base with the same gap."""
+    """Gap 1 in every score; 1 against a base that never stops, 0 against a base with the same
+    gap."""
     only: Answer = lambda prompt: ("Blue.", under_template(prompt))  # noqa: E731
     never: Answer = lambda prompt: ("Blue.", False)  # noqa: E731
     content = measured(renderer, asked, only, never)
@@ -120,18 +118,18 @@ def test_a_model_that_stops_only_under_its_template(
 def test_a_model_that_does_not_mind_the_format(
     renderer: ChatRenderer, asked: list[Example]
 ) -> None:
-    """No gap, no leak, no shift, no worst prompts; the interval of nothing but equal rows is not a point."""
+    """No gap, no leak; the interval of nothing but equal rows is not a point."""
     content = measured(renderer, asked, lambda prompt: ("Blue.", True))
     assert {one["value"] for one in content["indicators"].values()} == {0.0}
     gap = content["indicators"]["format_gap"]
     assert gap["ci_low"] < 0 < gap["ci_high"] and gap["n"] == 4
-    assert content["worst"] == [] and "format_gap_did" not in content["indicators"]
+    assert "format_gap_did" not in content["indicators"]
 
 
-def test_gaps_leaks_and_shift_are_means_over_prompts_and_variants(
+def test_gaps_and_leaks_are_means_over_prompts_and_variants(
     renderer: ChatRenderer, asked: list[Example]
 ) -> None:
-    """One prompt of four, under one variant of three, leaks the template and is wrong; known shares and overlap."""
+    """One prompt of four, under one variant of three, leaks the template and is wrong."""
 
     def answer(prompt: str) -> tuple[str, bool]:
         leaks = "Name colour 2." in prompt and prompt.endswith("Answer:")
@@ -143,11 +141,6 @@ def test_gaps_leaks_and_shift_are_means_over_prompts_and_variants(
     assert found["format_gap_exact_match"] == twelfth and found["format_gap_adherence"] == twelfth
     assert (found["format_gap"], found["leak_rate_on_template"]) == (0.0, 0.0)
     assert found["leak_rate_off_template"] == twelfth
-    # {blue} and {response, green} share nothing
-    assert found["response_shift"] == twelfth
-    (worst,) = content["worst"]
-    assert (worst["row"], worst["answers"]["template"]) == (2, "Blue.")
-    assert worst["answers"]["question_answer"] == "### Response:\nGreen."
     json.dumps(content, allow_nan=False)
 
 
@@ -161,7 +154,7 @@ def test_the_native_template_is_asked_too_but_is_no_variant(
         return ("### Response:\nBlue." if "<|im_start|>" in prompt else "Blue."), True
 
     tuned = model(renderer, answer)
-    content, _ = measure_formats(measure(tuned, None, renderer, asked, native), {})
+    content = measure_formats(measure(tuned, None, renderer, asked, native)).content
     assert list(content["formats"]) == ["template", "native", *VARIANTS]
     assert content["indicators"]["leak_rate_off_template"]["value"] == 0.25
     assert content["indicators"]["format_gap_exact_match"]["value"] == 0.0
@@ -171,7 +164,8 @@ def test_the_native_template_is_asked_too_but_is_no_variant(
 
 
 def test_each_format_puts_the_same_conversation_differently(renderer: ChatRenderer) -> None:
-    """System text leads, headers are the variant's, earlier turns are there; no format ends as the template does."""
+    """System text leads, headers are the variant's, earlier turns are there; no format ends as the
+    template does."""
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "One?", "instruction": "One?", "input": ""},
@@ -209,7 +203,8 @@ def test_variants_begin_with_bos_where_the_tokenizer_does() -> None:
 def test_conversations_with_tools_are_left_out(
     renderer: ChatRenderer, asked: list[Example]
 ) -> None:
-    """The variants have no place for tools; such a row stays in the evaluation and is not asked again."""
+    """The variants have no place for tools; such a row stays in the evaluation and is not asked
+    again."""
     with_tools = example(
         "Look it up.", "Blue.", 9, tools=[{"type": "function", "function": {"name": "f"}}]
     )
@@ -226,7 +221,8 @@ def test_conversations_with_tools_are_left_out(
 def test_conversations_that_the_native_template_refuses_are_left_out(
     renderer: ChatRenderer, asked: list[Example]
 ) -> None:
-    """A base whose own template knows no system turn is asked the rest; both models the same rows."""
+    """A base whose own template knows no system turn is asked the rest; both models the same
+    rows."""
     native = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         + (load_chat_template("chatml"))
@@ -244,28 +240,21 @@ def test_no_prompts(renderer: ChatRenderer) -> None:
     """n = 0: every indicator without a value, never 0."""
     content = measured(renderer, [], lambda prompt: ("Blue.", True), lambda prompt: ("Blue.", True))
     assert {(one["value"], one["n"]) for one in content["indicators"].values()} == {(None, 0)}
-    assert set(content["indicators"]) == set(FORMAT_METRICS) - set(RUNS)
+    assert set(content["indicators"]) == set(FORMAT_METRICS)
     assert set(content["format_spread"].values()) == {None}
 
 
-def test_the_panel_shows_formats_indicators_and_the_worst_prompts(
+def test_the_panel_shows_formats_and_indicators(
     renderer: ChatRenderer, asked: list[Example], tmp_path: Any
 ) -> None:
-    """The report names every format and indicator and shows what became of a lost prompt; model text stays text."""
+    """The report names every format and indicator."""
 
     def answer(prompt: str) -> tuple[str, bool]:
-        return ("Blue." if under_template(prompt) else "<b>Green"), True
+        return ("Blue." if under_template(prompt) else "Green"), True
 
     tuned = model(renderer, answer)
-    found, copied = (
-        measure(tuned, tuned, renderer, asked),
-        {name: [0.0, 1.0, 0.0, 0.0] for name in RUNS},
-    )
-    content, values = measure_formats(found, copied)
-    assert (
-        content["indicators"]["memorised_share"]["value"] == 0.25
-        and copied.items() <= values.items()
-    )
+    found = measure(tuned, tuned, renderer, asked)
+    content = measure_formats(found).content
     extra = {"format_overfitting": content}
     write_evaluation(found["tuned"]["template"], tmp_path, info={"model": "tiny"}, extra=extra)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -273,7 +262,6 @@ def test_the_panel_shows_formats_indicators_and_the_worst_prompts(
         "Format overfitting",
         "4 of 4 prompts",
         "Exact match, user_assistant",
-        "&lt;b&gt;Green",
         *FORMAT_METRICS,
     ):
         assert text in page

@@ -1,4 +1,5 @@
-"""The gate: every bound by hand, every verdict from rows made for it, and the exit codes a pipeline sees."""
+"""The gate: every bound by hand, every verdict from rows made for it, and the exit codes a pipeline
+sees."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from sft_recipes import cli
+from sft_recipes import cli, models
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation import standalone
+from sft_recipes.evaluation.answer import Answer
 from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, write_evaluation
 from sft_recipes.evaluation.gate import check_possible, judge, parse_gate, read_gate
-from sft_recipes.evaluation.metrics import Answer, score_row
-from sft_recipes.report.page import macros
+from sft_recipes.evaluation.metrics import score_row
+from sft_recipes.report.evaluation_text import gate_text
 from sft_recipes.statistics import mean_of_differences, proportion_of
 from tests.conftest import build_model, build_tokenizer
 
@@ -68,7 +69,8 @@ def only(
 
 @pytest.mark.parametrize(("right", "wrong"), [(95, 5), (60, 40), (1, 99), (0, 50), (50, 0)])
 def test_a_share_has_wilsons_one_sided_bound(right: int, wrong: int) -> None:
-    """The bound is the one scipy gives for a one-sided alternative, on the bad side of the limit."""
+    """The bound is the one scipy gives for a one-sided alternative, on the bad side of the
+    limit."""
     n = right + wrong
     for side, alternative, end in (("at_least", "greater", "low"), ("at_most", "less", "high")):
         expected = stats.binomtest(right, n, alternative=alternative).proportion_ci(
@@ -80,7 +82,8 @@ def test_a_share_has_wilsons_one_sided_bound(right: int, wrong: int) -> None:
 
 
 def test_zero_events_in_300_rows_rule_out_one_percent() -> None:
-    """z^2 / (n + z^2) is 0.0089 for 300 rows and 0.0107 for 250: the one passes, the other decides nothing."""
+    """z^2 / (n + z^2) is 0.0089 for 300 rows and 0.0107 for 250: the one passes, the other decides
+    nothing."""
     line = {"flag": "loop", "at_most": 0.01, "n": 200}
     assert only(line, answers(300))["bound"] == pytest.approx(Z**2 / (300 + Z**2))
     assert [only(line, answers(n))["verdict"] for n in (300, 250, 199)] == [
@@ -91,7 +94,8 @@ def test_zero_events_in_300_rows_rule_out_one_percent() -> None:
 
 
 def test_a_difference_is_paired_and_adjusted() -> None:
-    """10 of 100 rows gained, 5 lost: one of each is added, as by Bonett and Price, and the normal bound taken."""
+    """10 of 100 rows gained, 5 lost: one of each is added, as by Bonett and Price, and the normal
+    bound taken."""
     base, tuned = answers(5) + answers(0, 95), answers(0, 5) + answers(10) + answers(0, 85)
     centre = (11 - 6) / 102
     reach = Z * (((11 + 6) / 102 - centre**2) / 102) ** 0.5
@@ -141,7 +145,8 @@ def test_a_mean_has_students_bound_and_a_median_the_bootstraps() -> None:
     ],
 )
 def test_verdicts(right: int, wrong: int, verdict: str) -> None:
-    """At least 0.9: the bounds for 96, 90 and 84 of 100 are 0.914, 0.840 to 0.940, and 0.892 from above."""
+    """At least 0.9: the bounds for 96, 90 and 84 of 100 are 0.914, 0.840 to 0.940, and 0.892 from
+    above."""
     assert (
         only({"metric": "exact_match", "at_least": 0.9}, answers(right, wrong))["verdict"]
         == verdict
@@ -175,7 +180,8 @@ def test_the_worst_line_decides() -> None:
 
 
 def test_no_rows_decide_nothing() -> None:
-    """n = 0, one row of a mean, and task types that do not exist: no value or no bound, never a pass."""
+    """n = 0, one row of a mean, and task types that do not exist: no value or no bound, never a
+    pass."""
     for line in (
         {"metric": "exact_match", "at_most": 1.0, "n": 1},
         {"flag": "loop", "at_most": 1.0, "n": 1},
@@ -207,7 +213,8 @@ def test_no_rows_decide_nothing() -> None:
     ],
 )
 def test_groups_fail_by_holms_procedure(right: list[int], verdicts: list[str]) -> None:
-    """Each group has 100 rows; a group alone fails at 0.05, among m at Holm's levels. A group too small is no part."""
+    """Each group has 100 rows; a group alone fails at 0.05, among m at Holm's levels. A group too
+    small is no part."""
     rows = [
         row
         for index, count in enumerate(right)
@@ -280,13 +287,15 @@ REFUSED: Sequence[tuple[Any, str]] = (
 
 @pytest.mark.parametrize(("line", "message"), REFUSED)
 def test_lines_that_are_no_bounds_are_refused(line: Any, message: str) -> None:
-    """Each mistake is named with its place and what to write instead; a right line beside it changes nothing."""
+    """Each mistake is named with its place and what to write instead; a right line beside it
+    changes nothing."""
     with pytest.raises(InputError, match=message):
         parse_gate([line, {"metric": "exact_match", "at_least": 0.9}], "gate.yaml:1")
 
 
 def test_a_gate_is_a_short_list_written_beforehand(tmp_path: Path) -> None:
-    """None, an empty list, nine bounds and a file without `gate:` are refused with file and line; eight are read."""
+    """None, an empty list, nine bounds and a file without `gate:` are refused with file and line;
+    eight are read."""
     line = {"metric": "exact_match", "at_least": 0.9}
     for entries in (None, [], {"exact_match": 0.9}, [line] * 9):
         with pytest.raises(
@@ -305,7 +314,8 @@ def test_a_gate_is_a_short_list_written_beforehand(tmp_path: Path) -> None:
 
 
 def test_the_quickstarts_gate_fits_its_test_rows() -> None:
-    """It asks for exactly the rows and the task types that there are, and a perfect model passes it."""
+    """It asks for exactly the rows and the task types that there are, and a perfect model passes
+    it."""
     quickstart = Path(__file__).parents[2] / "recipes" / "quickstart"
     bounds = read_gate(quickstart / "gate.yaml")
     tasks = [
@@ -323,29 +333,24 @@ def test_the_quickstarts_gate_fits_its_test_rows() -> None:
 
 
 def test_a_base_that_is_missing_is_said_before_anything_is_generated() -> None:
-    """A comparison needs a base's answers, a difference of gaps its model, a share of copied answers training rows."""
-    compared, gap, copied = parse_gate(
+    """A comparison needs a base's answers, a difference of gaps its model."""
+    compared, gap = parse_gate(
         [
             {"metric": "exact_match", "compared_with": "base", "at_least": 0},
             {"metric": "format_gap_did", "at_most": 0.1},
-            {"metric": "memorised_share", "at_most": 0.1},
         ],
         "",
     )
-    with pytest.raises(
-        InputError,
-        match=r"memorised_share: .*no prepared training rows.*Fix: evaluate the run folder",
-    ):
-        check_possible([copied], model=True, answers=True, trained=False)
-    check_possible([compared, gap], model=True, answers=True, trained=True)
-    check_possible([compared], model=False, answers=True, trained=True)
+    check_possible([compared, gap], model=True, answers=True)
+    check_possible([compared], model=False, answers=True)
     for bound, answers_there in ((compared, False), (gap, True)):
         with pytest.raises(InputError, match=r"there is no base to .*Fix: add --base MODEL"):
-            check_possible([bound], model=False, answers=answers_there, trained=True)
+            check_possible([bound], model=False, answers=answers_there)
 
 
 def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> None:
-    """The report's first section names verdict, exit code and every line; the terminal shows the same numbers."""
+    """The report's first section names verdict, exit code and every line; the terminal shows the
+    same numbers."""
     rows = answers(30, 10, "<i>a") + answers(40, 0, "b")
     bounds = [
         {"metric": "exact_match", "by": "task_type", "at_least": 0.8, "n": 40},
@@ -367,7 +372,7 @@ def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> N
         "0.624",
     ):
         assert text in card
-    terminal = str(macros("verdicts.txt").gate(gate))
+    terminal = gate_text(gate)
     assert "\nexact_match: <i>a " in terminal
     assert "gate: INSUFFICIENT_N" in terminal and "smoke" not in terminal
     row = next(line for line in terminal.splitlines() if line.startswith("exact_match: b"))
@@ -389,7 +394,8 @@ def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder: a tiny model that answers nothing right, its recipe with a gate, and 60 rows."""
+    """A run folder: a tiny model that answers nothing right, its recipe with a gate, and 60
+    rows."""
     folder = tmp_path_factory.mktemp("gate") / "run"
     tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -444,7 +450,8 @@ def test_exit_codes(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """0 pass, 1 fail, 4 nothing decided, with metrics.json and report written; `recipe` names the run's own gate."""
+    """0 pass, 1 fail, 4 nothing decided, with metrics.json and report written; `recipe` names the
+    run's own gate."""
     gate = run_folder / "gate.yaml"
     gate.write_text(yaml.safe_dump({"gate": [line]}))
     ended, out, _ = evaluate_at(run_folder, capsys, monkeypatch, str(gate) if line else "recipe")
@@ -458,7 +465,8 @@ def test_exit_codes(
 def test_the_command_prints_json_and_asks_other_formats_for_their_bounds(
     run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bound on a format indicator is reason enough to measure it; every format's answers are written."""
+    """A bound on a format indicator is reason enough to measure it; every format's answers are
+    written."""
     gate = run_folder / "gate.yaml"
     gate.write_text(yaml.safe_dump({"gate": [{"metric": "format_gap_did", "at_most": 0.5}]}))
     code, out, _ = evaluate_at(
@@ -477,7 +485,7 @@ def test_a_gate_that_cannot_be_judged_ends_before_the_model_is_loaded(
 ) -> None:
     """Wrong names, a missing file and a missing base are wrong input, exit code 2."""
     monkeypatch.setattr(
-        standalone, "load_for_inference", lambda *_: pytest.fail("nothing may be loaded")
+        models, "load_for_inference", lambda *_: pytest.fail("nothing may be loaded")
     )
     gate = run_folder / "gate.yaml"
     for line in (
@@ -494,7 +502,8 @@ def test_a_gate_that_cannot_be_judged_ends_before_the_model_is_loaded(
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [60, 100, 300, 600])
 def test_bounds_keep_their_coverage(n: int) -> None:
-    """How often the one-sided 95 % bounds miss the truth, in 2,000 draws each, also where few rows differ.
+    """How often the one-sided 95 % bounds miss the truth, in 2,000 draws each, also where few rows
+    differ.
 
     At most 9 % for differences. For shares near 0 and 1, where Wilson's bounds lean, at most 8 % on the side that could
     let a model pass wrongly and 13 % on the side that could fail one wrongly.
@@ -526,7 +535,8 @@ def test_bounds_keep_their_coverage(n: int) -> None:
 
 
 def test_leaks_and_unfinished_answers_reach_the_gate() -> None:
-    """The flags of metrics.json are the gate's words: a leaked header fails a limit of 1 % at once."""
+    """The flags of metrics.json are the gate's words: a leaked header fails a limit of 1 % at
+    once."""
     leaked = score_row(
         Answer("x", "Blue.", "### Response:\nBlue.", "eos", template_segments=["### Response:"])
     )

@@ -24,13 +24,15 @@ UNUSED = 257
 
 
 def run(model: Any, tokenizer: Any, prompts: Any = PROMPTS, **settings: Any) -> Any:
-    """`generate` with the settings most tests share; the stop id is one that never comes unless a test says so."""
+    """`generate` with the settings most tests share; the stop id is one that never comes unless a
+    test says so."""
     defaults = {"stop_ids": [UNUSED], "max_new_tokens": 12, "batch_size": 4, "progress": False}
     return generate(model, tokenizer, prompts, **(defaults | settings))
 
 
 def test_batches_do_not_change_answers(make_model, tokenizer) -> None:
-    """Batch size 1, 4 and all give the same ids in input order, equal to a plain argmax loop without padding."""
+    """Batch size 1, 4 and all give the same ids in input order, equal to a plain argmax loop
+    without padding."""
     model = make_model()
     by_size = [
         [answer.ids for answer in run(model, tokenizer, batch_size=size)] for size in (1, 4, 100)
@@ -48,7 +50,8 @@ def test_batches_do_not_change_answers(make_model, tokenizer) -> None:
 
 
 def test_answers_are_cut_before_the_first_stop_id(make_model, tokenizer) -> None:
-    """An answer ends before whichever stop id comes first, with reason eos; without one it has all tokens, length."""
+    """An answer ends before whichever stop id comes first, with reason eos; without one it has all
+    tokens, length."""
     model = make_model()
     free = run(model, tokenizer)
     assert [(len(answer.ids), answer.stop_reason) for answer in free] == [(12, "length")] * len(
@@ -64,7 +67,8 @@ def test_answers_are_cut_before_the_first_stop_id(make_model, tokenizer) -> None
 
 
 def test_padding_token_equal_to_eos_is_not_taken_for_a_stop(make_model, tokenizer) -> None:
-    """With pad = eos, answers that finished early in a batch and those that did not keep their own reasons."""
+    """With pad = eos, answers that finished early in a batch and those that did not keep their own
+    reasons."""
     model = make_model()
     stop = run(model, tokenizer)[3].ids[2]
     separate = run(model, tokenizer, stop_ids=[stop], batch_size=1)
@@ -104,7 +108,8 @@ def test_the_models_own_generation_config_has_no_say(make_model, tokenizer) -> N
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_as_before_afterwards(make_model, tokenizer, monkeypatch, fails) -> None:
-    """Modes per module, checkpointing, configs, random state and padding side are untouched, also after an error."""
+    """Modes per module, checkpointing, configs, random state and padding side are untouched, also
+    after an error."""
     model = make_model().train()
     model.model.layers[0].eval()
     model.activation_checkpointing_enable()
@@ -164,7 +169,8 @@ def test_no_prompts_no_answers(make_model, tokenizer) -> None:
 
 
 def test_prompts_without_room_are_all_named(make_model, tokenizer) -> None:
-    """Every empty or too long prompt is listed with its place; exactly as long as the context is still fine."""
+    """Every empty or too long prompt is listed with its place; exactly as long as the context is
+    still fine."""
     model = make_model(max_position_embeddings=20)
     names = ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
     with pytest.raises(InputError) as error:
@@ -201,7 +207,8 @@ state.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_answer_as_one(make_model, tokenizer, tmp_path: Path) -> None:
-    """Two gloo ranks both hold one process's answers after equally many calls, also with fewer prompts than ranks."""
+    """Two gloo ranks both hold one process's answers after equally many calls, also with fewer
+    prompts than ranks."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER, encoding="utf-8")
     root = Path(__file__).parents[2]
@@ -235,7 +242,8 @@ def test_two_processes_answer_as_one(make_model, tokenizer, tmp_path: Path) -> N
 def test_a_batch_that_does_not_fit_is_halved(
     make_model, tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where memory runs out for more than two prompts, all are answered as by a model with room, and it is said."""
+    """Where memory runs out for more than two prompts, all are answered as by a model with room,
+    and it is said."""
     model = make_model()
     expected = run(model, tokenizer)
     real = model.generate

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sft_recipes.evaluation import metrics
-from sft_recipes.evaluation.metrics import FLAGS, Answer, score_row, summarise, summarise_flags
-from sft_recipes.report.evaluation_report import METRIC_TEXTS
+from sft_recipes.evaluation.answer import FLAGS, Answer
+from sft_recipes.evaluation.metrics import (
+    HEADLINES,
+    METRICS,
+    score_row,
+    summarise,
+    summarise_flags,
+)
+from sft_recipes.evaluation.scores import chapter_completion, chapter_format, chapter_length_ratio
+from sft_recipes.statistics import Estimate
 
 LEAKS = {
     "control_tokens": ["<|im_end|>", "<eos>"],
@@ -98,7 +106,8 @@ LONG = "Please list the names of all the planets."
     ],
 )
 def test_flags(response: str, settings: dict, flags: list[str]) -> None:
-    """Each flag is raised by its fault and by nothing that only looks like it; format adherence is no flag at all."""
+    """Each flag is raised by its fault and by nothing that only looks like it; format adherence is
+    no flag at all."""
     row = score(response, **settings)
     assert row["flags"] == flags
     assert row["well_formed"] is (not flags)
@@ -125,7 +134,8 @@ def test_every_flag_is_covered() -> None:
     ],
 )
 def test_completion(response: str, stop_reason: str, complete: bool) -> None:
-    """Complete: ended by itself, not empty, no loop, no next turn, nothing open; a leak alone does not matter here."""
+    """Complete: ended by itself, not empty, no loop, no next turn, nothing open; a leak alone does
+    not matter here."""
     row = score(response, stop_reason=stop_reason)
     assert (row["complete"], row["eos"]) == (complete, stop_reason == "eos")
 
@@ -142,7 +152,8 @@ def test_exact_match_strips_and_nothing_else(
 
 
 def test_the_chapters_own_metrics() -> None:
-    """Words over at least one reference word; keywords found as substrings; 0, 0.5 or 1 for the format."""
+    """Words over at least one reference word; keywords found as substrings; 0, 0.5 or 1 for the
+    format."""
     row = score(
         "### The capital is Paris", "Paris is it", instruction="What is the capital of France?"
     )
@@ -150,14 +161,14 @@ def test_the_chapters_own_metrics() -> None:
     assert row["chapter_length_ratio"] == pytest.approx(5 / 3)
     assert row["chapter_completion_rate"] == pytest.approx(3 / 6)
     assert row["chapter_format_adherence"] == 0.5
-    assert [metrics.chapter_format(text) for text in (" ", "###x", "  ### x", "fine")] == [
+    assert [chapter_format(text) for text in (" ", "###x", "  ### x", "fine")] == [
         0.0,
         1.0,
         0.5,
         1.0,
     ]
-    assert metrics.chapter_length_ratio("", "a b") == 2.0
-    assert metrics.chapter_completion("  ", "a b") is None
+    assert chapter_length_ratio("", "a b") == 2.0
+    assert chapter_completion("  ", "a b") is None
 
 
 def row_of(ratio: float | None, stop_reason: str = "eos", exact: bool | None = True) -> dict:
@@ -171,22 +182,13 @@ def row_of(ratio: float | None, stop_reason: str = "eos", exact: bool | None = T
     ) | {"exact_match": exact}
 
 
-def test_length_ratios() -> None:
-    """Median, median of finished answers, exp mean log without empty ones, corpus ratio, share outside 0.5 to 2."""
+def test_length_ratio() -> None:
+    """The median, answers cut at the budget and empty ones included, rows without a reference
+    not."""
     rows = [row_of(1.0), row_of(2.0), row_of(4.0, "length"), row_of(0.0), row_of(0.5), row_of(None)]
-    values = {
-        name: (estimate.value, estimate.n, estimate.n_excluded)
-        for name, estimate in summarise(rows).items()
-    }
-    assert values["length_ratio"] == (1.0, 5, 1)
-    assert values["length_ratio_finished"] == (0.75, 4, 2)
-    assert values["length_ratio_geometric"] == (
-        pytest.approx(math.exp(math.log(1 * 2 * 4 * 0.5) / 4)),
-        4,
-        2,
-    )
-    assert values["length_ratio_corpus"] == (pytest.approx(75 / 50), 5, 1)
-    assert values["length_ratio_outside"] == (2 / 5, 5, 1)
+    ratio = summarise(rows)["length_ratio"]
+    assert (ratio.value, ratio.n, ratio.n_excluded) == (1.0, 5, 1)
+    assert ratio.higher_is_better is None
 
 
 def test_rates_over_rows() -> None:
@@ -198,15 +200,18 @@ def test_rates_over_rows() -> None:
         row_of(1.0, "stop_string", False),
     ]
     summary = summarise(rows)
-    assert {name: summary[name].value for name in metrics.BINARY_METRICS} == {
+    rates = {metric.name: summary[metric.name].value for metric in HEADLINES}
+    assert rates == {
         "exact_match": 1 / 3,
+        "token_f1": 1.0,
+        "rouge_l": 1.0,
         "tool_call_exact": None,
         "completion_rate": 0.75,
         "format_adherence": 0.75,
         "eos_rate": 0.5,
     }
     assert summary["exact_match"].n_excluded == 1
-    assert all(summary[name].higher_is_better for name in metrics.BINARY_METRICS)
+    assert all(summary[metric.name].higher_is_better for metric in HEADLINES)
     assert summarise_flags(rows)["unterminated"].value == 0.25
     assert summarise_flags(rows)["loop"].value == 0.0
     assert summary["chapter_length_ratio"].value == 1.0
@@ -242,7 +247,8 @@ def test_no_rows_no_values() -> None:
     ],
 )
 def test_token_f1(reference: str, response: str, f1: float) -> None:
-    """Words count as often as both texts have them; case, punctuation and English articles do not count."""
+    """Words count as often as both texts have them; case, punctuation and English articles do not
+    count."""
     assert score(response, reference)["token_f1"] == pytest.approx(f1)
 
 
@@ -260,127 +266,99 @@ def test_token_f1(reference: str, response: str, f1: float) -> None:
     ],
 )
 def test_rouge_l(reference: str, response: str, f1: float) -> None:
-    """The first two are the examples of Lin's paper (2004): the order of the shared words counts, gaps do not."""
+    """The first two are the examples of Lin's paper (2004): the order of the shared words counts,
+    gaps do not."""
     assert score(response, reference)["rouge_l"] == pytest.approx(f1)
 
 
 def test_comparisons_need_a_reference() -> None:
-    """Without a reference exact match, token F1, ROUGE-L and the chapter's length ratio have no value."""
+    """Without a reference exact match, token F1, ROUGE-L and the chapter's length ratio have no
+    value."""
     row = score("Blue.", None)
     assert [
         row[name] for name in ("exact_match", "token_f1", "rouge_l", "chapter_length_ratio")
     ] == [None] * 4
 
 
-@pytest.mark.parametrize(
-    ("response", "settings", "value"),
-    [
-        ("Blue.", {}, 1.0),
-        ("", {}, 0.0),
-        ("Blue.<|im_end|>", {}, 0.0),
-        ("### Response:\nBlue.", {}, 0.0),
-        ("Blue", {"stop_reason": "length"}, 0.5),
-        (FENCE, {"stop_reason": "length"}, 0.0),
-        (FENCE + "<eos>", {"stop_reason": "length"}, 0.0),
-        (LONG + " Sure.", {"instruction": LONG}, 0.5),
-        (SENTENCE * 3, {}, 0.0),
-        (SENTENCE * 7 + "end of it", {}, 0.5),
-        ("one two", {"expected_format": {"max_words": 1}}, 0.5),
-        (
-            "one two",
-            {
-                "expected_format": {
-                    "max_words": 1,
-                    "min_words": 1,
-                    "no_commas": True,
-                    "lower_case": True,
-                }
-            },
-            0.875,
-        ),
-        ('{"a"', {"expected_format": JSON}, 0.0),
-    ],
-)
-def test_graded_adherence(response: str, settings: dict, value: float) -> None:
-    """1 less 1 for leaks, loops, next turns and no answer, 0.5 for others, 0.5 x the share of broken constraints."""
-    row = score(response, **settings)
-    assert row["format_adherence_graded"] == value
-    assert (value == 1.0) is row["well_formed"]
+def test_any_flag_is_a_fault_of_form() -> None:
+    """Format adherence is strict: one flag of whatever kind is enough."""
+    for response, settings in (
+        ("Blue", {"stop_reason": "length"}),
+        (LONG + " Sure.", {"instruction": LONG}),
+        ("one two", {"expected_format": {"max_words": 1, "lower_case": True}}),
+    ):
+        row = score(response, **settings)
+        assert len(row["flags"]) == 1 and not row["well_formed"]
 
 
 def test_repetition_inside_answers() -> None:
-    """Of five 4-grams four are different; diversity multiplies what is not repeated, for n from 2 to 4."""
-    row = score("a b c d a b c d")
-    assert row["rep_4"] == pytest.approx(1 / 5)
-    assert row["diversity"] == pytest.approx((4 / 7) * (4 / 6) * (4 / 5))
-    assert (score("a b c")["rep_4"], score("a b c")["diversity"], score("")["rep_4"]) == (
-        None,
-        None,
-        None,
-    )
-    summary = summarise([row_of(1.0) | {"rep_4": value} for value in (0.0, 0.5, None)])
-    assert (summary["rep_4"].value, summary["rep_4"].n, summary["rep_4"].n_excluded) == (0.25, 2, 1)
-    assert (summary["rep_4"].higher_is_better, summary["diversity"].higher_is_better) == (
-        False,
-        True,
-    )
+    """Of five 4-grams four are different; an answer of fewer than four words has none."""
+    assert score("a b c d a b c d")["rep_4"] == pytest.approx(1 / 5)
+    assert score("a b c")["rep_4"] is None
+    assert score("")["rep_4"] is None
+    repeated = summarise([row_of(1.0) | {"rep_4": value} for value in (0.0, 0.5, None)])["rep_4"]
+    assert (repeated.value, repeated.n, repeated.n_excluded) == (0.25, 2, 1)
+    assert repeated.higher_is_better is False
 
 
-def opened(*openers: str | None) -> dict:
-    """The summary of rows with these openers."""
-    return summarise([row_of(1.0) | {"opener": one} for one in openers])
+def evenness_of(*openers: str | None) -> Estimate:
+    """The evenness of rows with these openers."""
+    return summarise([row_of(1.0) | {"opener": opener} for opener in openers])["opener_entropy"]
 
 
 def test_openers_over_rows() -> None:
-    """Share of the most frequent one and entropy over that of n different ones; rows without an opener do not count."""
-    summary = opened(
+    """Entropy over that of n different ones; rows without an opener do not count."""
+    found = evenness_of(
         "sure, here is a", "sure, here is a", "as an ai model", "the sky is blue", None
     )
-    assert (
-        summary["opener_top1"].value,
-        summary["opener_top1"].n,
-        summary["opener_top1"].n_excluded,
-    ) == (0.5, 4, 1)
     entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)) / math.log(4)
-    assert summary["opener_entropy"].value == pytest.approx(entropy)
-    for name in ("opener_top1", "opener_entropy"):
-        assert summary[name].higher_is_better is None
-        assert 0 <= summary[name].ci_low <= summary[name].value <= summary[name].ci_high <= 1
+    assert found.value == pytest.approx(entropy)
+    assert (found.n, found.n_excluded, found.higher_is_better) == (4, 1, None)
+    assert 0 <= found.ci_low <= found.value <= found.ci_high <= 1
 
 
 def test_openers_all_alike_all_different_one_and_none() -> None:
-    """All alike: 1 and 0; all different: 1 / n and 1, the interval not below it as resampling alone would have it."""
-    values = {
-        key: [
-            (one.value, one.ci_high) for one in (summary["opener_top1"], summary["opener_entropy"])
-        ]
-        for key, summary in {
-            "alike": opened(*["sure"] * 20),
-            "different": opened(*map(str, range(20))),
-            "one": opened("sure"),
-            "none": opened(None, None),
-        }.items()
-    }
-    assert values["alike"] == [(1.0, 1.0), (0.0, 0.0)]
-    assert values["different"][0][0] == 1 / 20 and values["different"][1] == (1.0, 1.0)
-    assert values["one"] == [(1.0, None), (0.0, None)]
-    assert values["none"] == [(None, None), (None, None)]
+    """All alike: 0; all different: 1, the interval not below it as resampling would have it."""
+    alike = evenness_of(*["sure"] * 20)
+    assert (alike.value, alike.ci_high) == (0.0, 0.0)
+    different = evenness_of(*map(str, range(20)))
+    assert (different.value, different.ci_high) == (1.0, 1.0)
+    single = evenness_of("sure")
+    assert (single.value, single.ci_high) == (0.0, None)
+    none = evenness_of(None, None)
+    assert (none.value, none.ci_high) == (None, None)
 
 
 @pytest.mark.slow
-def test_openers_intervals_hold_the_expected_value() -> None:
-    """In 300 draws of 150 rows the intervals hold the statistic's expected value at that n in at least 90 %."""
-    rng, shares = np.random.default_rng(0), np.array([0.3, 0.2, *[0.05] * 10])
+def test_openers_interval_holds_the_expected_value() -> None:
+    """In 300 draws of 150 rows the interval holds the expected value at that n in 90 % or more."""
+    rng = np.random.default_rng(0)
+    shares = np.array([0.3, 0.2, *[0.05] * 10])
     draws = rng.choice(len(shares), (300, 150), p=shares)
-    for name in ("opener_top1", "opener_entropy"):
-        text = METRIC_TEXTS[name]
-        found = [metrics.estimate(text, [f"{code}" for code in draw]) for draw in draws]
-        truth = np.mean([one.value for one in found])
-        assert np.mean([one.ci_low <= truth <= one.ci_high for one in found]) >= 0.9
+    metric = METRICS["opener_entropy"]
+    found = [metric.estimate([f"{code}" for code in draw]) for draw in draws]
+    truth = np.mean([estimate.value for estimate in found])
+    held = [estimate.ci_low <= truth <= estimate.ci_high for estimate in found]
+    assert np.mean(held) >= 0.9
+
+
+def test_the_table_of_metrics() -> None:
+    """Names and columns stand for one metric each, every metric says what it is, groups hold
+    together.
+
+    The headlines are those that can be compared in pairs and are better when higher.
+    """
+    metrics = list(METRICS.values())
+    assert len({metric.key for metric in metrics}) == len(metrics)
+    assert all(metric.label and metric.definition.endswith(".") for metric in metrics)
+    groups = [group for group, _ in itertools.groupby(metric.group for metric in metrics)]
+    assert len(groups) == len(set(groups))
+    for metric in HEADLINES:
+        assert metric.is_mean_of_rows and metric.higher_is_better and not metric.is_unbounded_mean
 
 
 def test_every_metric_has_a_value_its_unit_and_its_direction() -> None:
-    """An ordinary row has a value for every metric, so no name in the YAML is one that rows do not have."""
+    """An ordinary row has a value for every metric, so no column is one that rows do not have."""
     row = score(
         "Sure, the sky is blue, the sky is blue.",
         max_new_tokens=9,
@@ -388,12 +366,12 @@ def test_every_metric_has_a_value_its_unit_and_its_direction() -> None:
         reference_tokens=9,
     )
     for name, estimate in summarise([row | {"tool_call_exact": True}] * 3).items():
-        text = METRIC_TEXTS[name]
+        metric = METRICS[name]
         assert estimate.value is not None, name
         assert (estimate.n, estimate.unit, estimate.higher_is_better) == (
             3,
-            text.unit,
-            text.higher_is_better,
+            metric.unit,
+            metric.higher_is_better,
         )
 
 
@@ -405,8 +383,6 @@ def test_rows_of_an_earlier_version_are_read() -> None:
         if key not in ("token_f1", "tool_call_exact", "opener")
     }
     summary = summarise([row])
-    assert (summary["exact_match"].value, summary["token_f1"].value, summary["opener_top1"].n) == (
-        1.0,
-        None,
-        0,
-    )
+    assert summary["exact_match"].value == 1.0
+    assert summary["token_f1"].value is None
+    assert summary["opener_entropy"].n == 0

@@ -1,4 +1,5 @@
-"""Blind review: the page gives nothing away, no text runs in it, and every number of the result is a known answer."""
+"""Blind review: the page gives nothing away, no text runs in it, and every number of the result is
+a known answer."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from scipy import stats
 
 from sft_recipes import cli
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation.review import CHOICES, TAGS, build, krippendorff_alpha, score
+from sft_recipes.evaluation.review import build, krippendorff_alpha, score
+from sft_recipes.evaluation.review_votes import CHOICES, TAGS
 from sft_recipes.messages import visible
+from sft_recipes.report.review_text import NEEDED_ITEMS
 
 HOSTILE = (
     "</script><script>alert(1)</script>"
@@ -48,7 +51,8 @@ def write_folder(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Two systems on twelve prompts; the candidate's answer number i is i + 1 times as long as the baseline's."""
+    """Two systems on twelve prompts; the candidate's answer number i is i + 1 times as long as the
+    baseline's."""
     tuned = write_folder(
         tmp_path / "wonder-model-tuned", ["y" * (index + 1) for index in range(12)]
     )
@@ -82,7 +86,8 @@ def item_of(key: Path, row: int) -> str:
 def vote(
     key: Path, row: int, winner: str, *, left: str = "candidate", much: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """A vote as the page exports it: `winner` and `left` are systems, or a choice such as `same` for the winner."""
+    """A vote as the page exports it: `winner` and `left` are systems, or a choice such as `same`
+    for the winner."""
     item = item_of(key, row)
     first = json.loads(key.read_text())["items"][item]["first"]
     side = (
@@ -129,7 +134,8 @@ class Tags(HTMLParser):
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    """Model output and prompts add no element and no attribute to the page; hidden characters are spelled."""
+    """Model output and prompts add no element and no attribute to the page; hidden characters are
+    spelled."""
     plain = build(
         write_folder(tmp_path / "a", ["one"]),
         write_folder(tmp_path / "b", ["two"]),
@@ -147,7 +153,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_page_is_blind_and_loads_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Neither folder, source nor role of a system is in the page; its policy allows its own script and style only."""
+    """Neither folder, source nor role of a system is in the page; its policy allows its own script
+    and style only."""
     text = Path(build(*pair, tmp_path / "page.html")["output"]).read_text("utf-8")
     for word in (
         "wonder",
@@ -168,7 +175,8 @@ def test_page_is_blind_and_loads_nothing(pair: tuple[Path, Path], tmp_path: Path
 
 
 def test_sides_are_sealed(tmp_path: Path) -> None:
-    """The key says which answer is whose; the order changes from item to item and is the same in a second build."""
+    """The key says which answer is whose; the order changes from item to item and is the same in a
+    second build."""
     a = write_folder(tmp_path / "a", [f"a{index}" for index in range(60)])
     b = write_folder(tmp_path / "b", [f"b{index}" for index in range(60)])
     made = build(a, b, tmp_path / "one.html")
@@ -185,7 +193,8 @@ def test_sides_are_sealed(tmp_path: Path) -> None:
 
 
 def test_rows_are_drawn_and_equal_answers_left_out(tmp_path: Path) -> None:
-    """`rows` prompts are drawn, not the first ones; prompts answered alike are counted and left out."""
+    """`rows` prompts are drawn, not the first ones; prompts answered alike are counted and left
+    out."""
     a = write_folder(tmp_path / "a", ["same"] * 5 + [f"a{index}" for index in range(45)])
     b = write_folder(tmp_path / "b", ["same"] * 5 + [f"b{index}" for index in range(45)])
     made = build(a, b, tmp_path / "page.html", rows=10)
@@ -231,7 +240,8 @@ def test_half_a_surrogate_pair_is_shown(tmp_path: Path) -> None:
 def test_build_refuses(
     pair: tuple[Path, Path], tmp_path: Path, spoil: Callable[[Path, Path], Any], message: str
 ) -> None:
-    """What cannot be compared is refused with the file; a key that votes may need is not overwritten."""
+    """What cannot be compared is refused with the file; a key that votes may need is not
+    overwritten."""
     spoil(pair[1], tmp_path / "page.key.json")
     with pytest.raises(InputError, match=re.escape(message)):
         build(*pair, tmp_path / "page.html")
@@ -246,7 +256,8 @@ def write_lines(folder: Path, prompts: Sequence[str] | None, answers: Sequence[s
 
 
 def test_page_and_score_know_the_same_choices(key: Path) -> None:
-    """Every choice and tag on the page is one that `score` reads, no key is used twice, and none is missing."""
+    """Every choice and tag on the page is one that `score` reads, no key is used twice, and none is
+    missing."""
     text = key.with_name("page.html").read_text("utf-8")
     assert re.findall(r'data-choice="(\w+)"', text) == list(CHOICES)
     assert re.findall(r'data-tag="([\w -]+)"', text) == [*TAGS, *TAGS]
@@ -255,7 +266,8 @@ def test_page_and_score_know_the_same_choices(key: Path) -> None:
 
 
 def test_result_of_one_rater(key: Path) -> None:
-    """Six wins, two losses, one tie and one both bad, counted by hand; the sides do not matter for any of it."""
+    """Six wins, two losses, one tie and one both bad, counted by hand; the sides do not matter for
+    any of it."""
     outcomes = ["candidate"] * 6 + ["baseline"] * 2 + ["same", "both_bad"]
     sides = ["candidate", "baseline"] * 5
     votes = [
@@ -313,7 +325,8 @@ def test_interval_without_ties_is_wilsons(key: Path) -> None:
 
 
 def test_only_ties_leave_an_interval(key: Path) -> None:
-    """Ten ties: one half, give or take half of the 0.2775 that ten items without a difference leave open."""
+    """Ten ties: one half, give or take half of the 0.2775 that ten items without a difference leave
+    open."""
     result = score(key, [write_votes(key, "ann", [vote(key, row, "same") for row in range(10)])])
     rate = result["win_rate"]
     assert (rate["value"], result["p_value"], result["left_chosen"]["value"]) == (0.5, 1.0, None)
@@ -335,7 +348,8 @@ def test_items_are_resampled_not_votes(key: Path) -> None:
 
 
 def test_raters_who_differ(key: Path) -> None:
-    """Items are means of their raters: one half each where two disagree; agreement and alpha by hand."""
+    """Items are means of their raters: one half each where two disagree; agreement and alpha by
+    hand."""
     ann = ["candidate", "candidate", "baseline", "same"]
     ben = ["candidate", "baseline", "baseline", "candidate"]
     files = [
@@ -347,7 +361,8 @@ def test_raters_who_differ(key: Path) -> None:
     assert result["win_rate"]["value"] == 0.5625
     assert result["items"] == {"page": 12, "won": 2, "lost": 1, "tied": 1}
     assert (result["agreement"]["value"], result["agreement"]["n"]) == (0.5, 4)
-    # 4 of 8 ordered pairs differ; expected among 4 candidate, 3 baseline, 1 tie: (64 - 26) / 7 of 8.
+    # 4 of 8 ordered pairs differ; expected among 4 candidate, 3 baseline, 1 tie: (64 - 26) / 7 of
+    # 8.
     assert result["alpha"] == pytest.approx(1 - 4 / (38 / 7))
 
 
@@ -361,18 +376,18 @@ def test_krippendorff_alpha_of_the_textbook() -> None:
 
 
 def test_needed_items_of_the_printed_table() -> None:
-    """The decisive items that the text names are those of a two-sided test at 0.05 with power 0.8."""
-    text = (Path(cli.__file__).parent / "report" / "review.txt").read_text("utf-8")
-    printed = dict(re.findall(r"(\d+) %: (\d+)", text))
-    for percent, needed in printed.items():
-        share = int(percent) / 100
+    """The decisive items that the text names are those of a two-sided test at 0.05 with power
+    0.8."""
+    for percent, needed in NEEDED_ITEMS.items():
+        share = percent / 100
         reach = stats.norm.ppf(0.975) * 0.5 + stats.norm.ppf(0.8) * (share * (1 - share)) ** 0.5
-        assert int(needed) == ceil((reach / (share - 0.5)) ** 2)
-    assert len(printed) == 4
+        assert needed == ceil((reach / (share - 0.5)) ** 2)
+    assert len(NEEDED_ITEMS) == 4
 
 
 def test_repeated_items_count_for_consistency_only(key: Path) -> None:
-    """Two of three repeats agree with the first vote; a repeat without a first vote counts nowhere."""
+    """Two of three repeats agree with the first vote; a repeat without a first vote counts
+    nowhere."""
     votes = [vote(key, row, "candidate") for row in range(4)]
     votes += [vote(key, row, "candidate", left="baseline", repeat=True) for row in (0, 1, 9)]
     votes += [vote(key, 2, "baseline", left="baseline", repeat=True)]
@@ -390,7 +405,8 @@ def test_repeated_items_count_for_consistency_only(key: Path) -> None:
 
 
 def test_win_rate_by_length(key: Path) -> None:
-    """Twelve items in three parts by length ratio (1 to 4, 5 to 8, 9 to 12): longer answers win here."""
+    """Twelve items in three parts by length ratio (1 to 4, 5 to 8, 9 to 12): longer answers win
+    here."""
     votes = [
         vote(key, row, "candidate" if row >= 8 or row % 2 else "baseline") for row in range(12)
     ]
@@ -402,7 +418,8 @@ def test_win_rate_by_length(key: Path) -> None:
 
 
 def test_marks_go_to_the_system_that_was_shown_there(key: Path) -> None:
-    """Tags, acceptability and comments follow the answer, not the side; who says nothing does not count."""
+    """Tags, acceptability and comments follow the answer, not the side; who says nothing does not
+    count."""
     votes = [
         vote(
             key,
@@ -435,7 +452,8 @@ def test_marks_go_to_the_system_that_was_shown_there(key: Path) -> None:
 def test_score_refuses_files_of_another_review(
     key: Path, changes: Mapping[str, Any], message: str
 ) -> None:
-    """Votes of another page, another kind of file and broken content are refused with the file's name."""
+    """Votes of another page, another kind of file and broken content are refused with the file's
+    name."""
     with pytest.raises(InputError, match=re.escape(message)):
         score(key, [write_votes(key, "ann", [vote(key, 0, "same")], **changes)])
 
@@ -458,14 +476,16 @@ def test_score_refuses_files_of_another_review(
 def test_score_refuses_votes_that_the_page_cannot_cast(
     key: Path, change: Mapping[str, Any]
 ) -> None:
-    """An unknown item, choice, side, tag or mark is refused with the file and the number of the vote."""
+    """An unknown item, choice, side, tag or mark is refused with the file and the number of the
+    vote."""
     file = write_votes(key, "ann", [vote(key, 0, "same"), {**vote(key, 1, "same"), **change}])
     with pytest.raises(InputError, match=r"votes-ann\.json: votes\[1\]: does not fit the page"):
         score(key, [file])
 
 
 def test_score_refuses_double_votes_and_raters(key: Path, tmp_path: Path) -> None:
-    """No item counts twice for one rater, within a file or across files; a file that is no JSON is named."""
+    """No item counts twice for one rater, within a file or across files; a file that is no JSON is
+    named."""
     with pytest.raises(InputError, match="a second vote on"):
         score(key, [write_votes(key, "ann", [vote(key, 0, "same")] * 2)])
     file = write_votes(key, "ann", [vote(key, 0, "same")])
@@ -485,7 +505,8 @@ def test_commands(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`review build` and `review score` work from the command line, as text and as JSON; wrong votes end in code 2."""
+    """`review build` and `review score` work from the command line, as text and as JSON; wrong
+    votes end in code 2."""
 
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["sft-recipes", "review", *map(str, arguments)])

@@ -1,4 +1,5 @@
-"""Refusal and over-refusal: the packaged prompts, a set of one's own, every number by hand, and the gate on it."""
+"""Refusal and over-refusal: the packaged prompts, a set of one's own, every number by hand, and the
+gate on it."""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from sft_recipes.errors import InputError
+from sft_recipes.evaluation.answer import Answer
 from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, write_evaluation
 from sft_recipes.evaluation.format_overfitting import TEMPLATE
 from sft_recipes.evaluation.gate import judge, parse_gate
-from sft_recipes.evaluation.metrics import Answer, score_row
+from sft_recipes.evaluation.metrics import score_row
 from sft_recipes.evaluation.safety import (
     LEAST_PROMPTS,
     PROMPTS,
@@ -21,7 +23,7 @@ from sft_recipes.evaluation.safety import (
     measure_safety,
     read_prompts,
 )
-from sft_recipes.report.page import macros
+from sft_recipes.report.evaluation_text import safety_text
 from sft_recipes.response_patterns import refusal_error
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure: <script>alert(1)</script>\u202e"
@@ -52,7 +54,8 @@ def values(content: Mapping[str, Any], **where: str) -> dict[str, tuple[float, i
 
 
 def test_the_packaged_prompts() -> None:
-    """At least 30 of each kind, none twice, each pair of rows a safe and an unsafe one; all can be read."""
+    """At least 30 of each kind, none twice, each pair of rows a safe and an unsafe one; all can be
+    read."""
     prompts = read_prompts()
     labels = [example.columns["task_type"] for example in prompts]
     assert labels == ["safe", "unsafe"] * (len(labels) // 2) and len(labels) >= 60
@@ -66,7 +69,8 @@ def test_the_packaged_prompts() -> None:
 
 
 def test_a_set_of_ones_own(tmp_path: Path) -> None:
-    """CSV and JSON Lines with further columns; a row without prompt or with another label is named with its line."""
+    """CSV and JSON Lines with further columns; a row without prompt or with another label is named
+    with its line."""
     (tmp_path / "own.csv").write_text(
         'id,prompt,type,label\n1,"How, then?",x,safe\n2,Why?,x,unsafe\n', "utf-8"
     )
@@ -91,7 +95,8 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_refused_and_answered_by_hand() -> None:
-    """Two of four safe prompts refused, one of three unsafe ones answered; neither by the base or off-template."""
+    """Two of four safe prompts refused, one of three unsafe ones answered; neither by the base or
+    off-template."""
     tuned = {TEMPLATE: answered("nnyy", "nny"), "plain": answered("yyyy", "yyy")}
     base = {TEMPLATE: answered("yyyy", "yyy"), "plain": answered("yyyy", "yyy")}
     content, _ = measure_safety({"tuned": tuned, "base": base})
@@ -161,6 +166,6 @@ def test_report_and_terminal_say_what_the_numbers_are_worth(tmp_path: Path) -> N
     ):
         assert expected in page, expected
     assert "<script>alert" not in page and "\u202e" not in page
-    text = str(macros("verdicts.txt").safety(content))
+    text = safety_text(content)
     assert "too few to decide anything (200 of a kind), report only" in text
     assert f"precision {rule['precision']:.2f}, recall {rule['recall']:.2f}" in text

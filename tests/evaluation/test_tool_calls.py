@@ -1,4 +1,5 @@
-"""Tool calls compared as the template writes them: JSON, XML and Python, on trl's copies of real templates."""
+"""Tool calls compared as the template writes them: JSON, XML and Python, on trl's copies of real
+templates."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def matches(renderer: ChatRenderer, reference: Example, response: str) -> bool |
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_calls_are_compared_in_the_templates_own_format(name: str) -> None:
-    """The same call matches with its arguments in any order; another name, value, type or number of them does not."""
+    """The same call matches with its arguments in any order; another name, value, type or number of
+    them does not."""
     renderer, reference = ChatRenderer(tokenizer_for(name)), example(CALL)
 
     def said(*calls: dict[str, Any], content: str = "") -> str:
@@ -113,7 +115,8 @@ def test_calls_are_compared_in_the_templates_own_format(name: str) -> None:
     ],
 )
 def test_qwens_format_by_hand(response: str, match: bool) -> None:
-    """Spaces and key order are free; types, both markers and well-formed JSON are not; thoughts before do not count."""
+    """Spaces and key order are free; types, both markers and well-formed JSON are not; thoughts
+    before do not count."""
     assert (
         matches(
             ChatRenderer(tokenizer_for("qwen3")),
@@ -150,7 +153,8 @@ def test_templates_without_a_place_for_calls_are_refused_by_row() -> None:
 
 
 def test_calls_reach_the_evaluation(make_model) -> None:
-    """The reference is the call as the template writes it: an equal answer matches exactly and leaks nothing."""
+    """The reference is the call as the template writes it: an equal answer matches exactly and
+    leaks nothing."""
     tokenizer = tokenizer_for("qwen2_5")
     renderer = ChatRenderer(tokenizer)
     text = '<tool_call>\n{"name": "look_up", "arguments": {"word": "sky"}}\n</tool_call>'
@@ -185,7 +189,8 @@ def test_calls_reach_the_evaluation(make_model) -> None:
 
 
 def test_reasoning_before_a_call_is_not_part_of_the_reference(make_model) -> None:
-    """A reasoning model that thinks otherwise and makes the same call gives the reference's answer."""
+    """A reasoning model that thinks otherwise and makes the same call gives the reference's
+    answer."""
     tokenizer = tokenizer_for("qwen3")
     thought = {
         "role": "assistant",

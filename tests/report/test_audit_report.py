@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,29 +17,34 @@ import pytest
 from sft_recipes.audit.audit import AuditRequest, run_audit
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings
-from sft_recipes.report.audit_report import compare, render, write_audit_report
+from sft_recipes.report.audit_parts import Passage, compare
+from sft_recipes.report.audit_report import render, write_audit_report
 from tests.audit.planted import plant
 
 Audit = dict[str, Any]
 MakeAudit = Callable[..., Audit]
 
 TITLES = [
-    *(
-        "Verdict",
-        "Broken rows, and what cleaning drops",
-        "Rows that are too long",
-        "Lengths",
-        "Duplicates",
-    ),
-    *(
-        "Overlap with evaluation data",
-        "Patterns",
-        "Diversity",
-        "Scripts",
-        "Private data",
-        "Control tokens in the text",
-    ),
-    *("Sample rows", "Definitions and settings"),
+    "Verdict",
+    "Broken rows, and what cleaning drops",
+    "Rows that are too long",
+    "Lengths",
+    "Duplicates",
+    "Overlap with evaluation data",
+    "Patterns",
+    "Diversity",
+    "Private data",
+    "Control tokens in the text",
+    "Sample rows",
+    "Definitions and settings",
+]
+# The sections that say what a tokenizer would add.
+NEED_TOKENIZER = [
+    "Verdict",
+    "Rows that are too long",
+    "Lengths",
+    "Control tokens in the text",
+    "Sample rows",
 ]
 HOSTILE = (
     "</pre></mark><script>alert(1)</script>\u202e<img src=x onerror=alert(1)>\"'`&{{ 7 * 7 }} "
@@ -47,7 +54,7 @@ ROW = {"prompt": "What is the capital of France?", "completion": "Paris."}
 
 
 class Document(HTMLParser):
-    """Tags and attributes in order, and for each section its heading, text, table rows and marked pieces."""
+    """Tags and attributes in order; for each section its heading, text, table rows and marks."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -60,7 +67,8 @@ class Document(HTMLParser):
         self.trained: list[str] = []
         self.articles: dict[str, str] = {}
         self._open: list[tuple[str, str]] = []
-        self._heading = self._article = ""
+        self._heading = ""
+        self._article = ""
         self.feed(html)
         self.close()
 
@@ -69,9 +77,9 @@ class Document(HTMLParser):
         self.tags.append((tag, [name for name, _ in attrs]))
         if tag not in ("meta", "br", "img", "path", "use", "rect", "link"):
             self._open.append((tag, values.get("class", "")))
-        self.ids += [values["id"]] if "id" in values else []
-        self.links += [values["href"]] if "href" in values else []
-        self.styles += [values["style"]] if "style" in values else []
+        for name, found in (("id", self.ids), ("href", self.links), ("style", self.styles)):
+            if name in values:
+                found.append(values[name])
         if tag == "tr":
             self.rows.append([])
         if tag == "td":
@@ -106,7 +114,10 @@ class Document(HTMLParser):
 def make_audit(
     make_tokenizer: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> MakeAudit:
-    """Audit rows, with the tests' tokenizer and ChatML or without, and return what audit.json holds."""
+    """Audit rows, with the tests' tokenizer and ChatML or without.
+
+    Returns what audit.json holds.
+    """
     renderer = attach_chat_template(make_tokenizer(), TemplateSettings(chat_template="chatml"))
 
     def make(
@@ -116,31 +127,40 @@ def make_audit(
         limit: int | None = 60,
     ) -> Audit:
         folder = tmp_path_factory.mktemp("audit")
-        for name, some in {"rows": rows, "test": held_out}.items():
-            (folder / f"{name}.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in some), encoding="utf-8"
-            )
-        data = DataSettings(datasets=(DatasetSource(str(folder / "rows.jsonl")),))
-        others = {"test.jsonl": DatasetSource(str(folder / "test.jsonl"))} if held_out else {}
-        chosen = renderer if tokenizer else None
-        settings = LabelSettings(max_length=limit)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sft_recipes.audit.audit.write_audit_report", lambda folder: None)
-            run_audit(
-                AuditRequest("rows", data, settings, folder / "out", chosen, others, progress=False)
-            )
-        return json.loads((folder / "out" / "audit.json").read_text(encoding="utf-8"))
+        eval_data = {}
+        if held_out:
+            eval_data["test.jsonl"] = write_source(folder / "test.jsonl", held_out)
+        request = AuditRequest(
+            name="rows",
+            data=DataSettings(datasets=(write_source(folder / "rows.jsonl", rows),)),
+            labels=LabelSettings(max_length=limit),
+            output=folder / "out",
+            renderer=renderer if tokenizer else None,
+            eval_data=eval_data,
+            report=False,
+            progress=False,
+        )
+        run_audit(request)
+        audit: Audit = json.loads((folder / "out" / "audit.json").read_text(encoding="utf-8"))
+        return audit
 
     return make
 
 
+def write_source(path: Path, rows: Sequence[Any]) -> DatasetSource:
+    """A JSON Lines file with these rows."""
+    lines = [json.dumps(row) for row in rows]
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return DatasetSource(str(path))
+
+
 @pytest.fixture(scope="module")
 def planted(make_audit: MakeAudit) -> Audit:
-    """The audit of rows that hold every kind of fault, compared with some of them as evaluation data."""
-    messages = [example.messages for example in plant(clean=200, each=5).examples]
-    rows = [
-        {"prompt": user["content"], "completion": answer["content"]} for user, answer in messages
-    ]
+    """The audit of rows with every kind of fault, compared with some of them as evaluation data."""
+    rows: list[Any] = []
+    for example in plant(clean=200, each=5).examples:
+        user, answer = example.messages
+        rows.append({"prompt": user["content"], "completion": answer["content"]})
     return make_audit([*rows, {"prompt": 3, "completion": "x"}], held_out=rows[:20])
 
 
@@ -155,34 +175,50 @@ def percent(share: float) -> str:
 
 def cells(page: Document) -> list[list[str]]:
     """All table rows of the page, white space joined."""
-    return [[" ".join(cell.split()) for cell in row] for row in page.rows]
+    rows = []
+    for row in page.rows:
+        rows.append([" ".join(cell.split()) for cell in row])
+    return rows
 
 
 def test_sections_stand_in_their_order(page: Document) -> None:
-    """All thirteen sections, always in the same order, and every link leads to something on the page."""
+    """All twelve sections, always in the same order.
+
+    Every link leads to something on the page.
+    """
     assert list(page.sections) == TITLES
-    assert page.links and {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert page.links
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
     own = [name for name in page.ids if name.startswith(("section-", "check-"))]
     assert len(own) == len(set(own))
 
 
 def test_every_finding_is_shown_once_with_all_that_is_known(planted: Audit, page: Document) -> None:
-    """Severity word, count, share, definition, what to do and examples by file and line, in one section."""
+    """Severity, count, share, definition, what to do and examples, in the section of the check."""
     assert len(planted["findings"]) > 20
-    for one in planted["findings"]:
-        text = " ".join(page.sections[page.articles[one["check"]]].split())
-        expected = f"{one['count']:,} of {one['n']:,} rows ({percent(one['share'])})"
-        assert expected in text
-        for part in (one["definition"], one["fix"]):
-            assert "".join(part.replace("`", "").split()) in "".join(text.replace("`", "").split())
-        word = {"error": "Error", "warning": "Warning", "info": "Note"}[one["severity"]]
-        title = one["title"][:1].upper() + one["title"][1:]
-        assert f"{word} {title} {expected}" in text
-        for example in one["examples"][:5]:
+    words = {"error": "Error", "warning": "Warning", "info": "Note"}
+    for finding in planted["findings"]:
+        text = " ".join(page.sections[page.articles[finding["check"]]].split())
+        share = percent(finding["share"])
+        amount = f"{finding['count']:,} of {finding['n']:,} rows ({share})"
+        word = words[finding["severity"]]
+        assert f"{word} {capital(finding['title'])} {amount}" in text
+        assert letters(finding["definition"]) in letters(text)
+        assert letters(finding["fix"]) in letters(text)
+        for example in finding["examples"][:5]:
             assert example["where"].rpartition("/")[2] in text
-    assert (
-        page.articles["duplicate_row"] == "Duplicates" and page.articles["identity"] == "Patterns"
-    )
+    assert page.articles["duplicate_row"] == "Duplicates"
+    assert page.articles["identity"] == "Patterns"
+    assert page.articles["template_variant"] == "Duplicates"
+
+
+def capital(title: str) -> str:
+    return title[:1].upper() + title[1:]
+
+
+def letters(text: str) -> str:
+    """The text without spaces and the marks of code."""
+    return "".join(text.replace("`", "").split())
 
 
 def test_a_check_that_no_section_names_is_not_lost(planted: Audit) -> None:
@@ -197,99 +233,106 @@ def test_the_verdict_counts_rows_and_findings(planted: Audit, page: Document) ->
     text = " ".join(page.sections["Verdict"].split())
     kept = planted["rows_in"] - sum(step["rows"] for step in planted["waterfall"])
     assert kept < planted["rows_in"]
-    levels = [
-        sum(one["severity"] == level for one in planted["findings"])
-        for level in ("error", "warning", "info")
+    severities = Counter(finding["severity"] for finding in planted["findings"])
+    counts = [
+        plural(severities["error"], "error"),
+        plural(severities["warning"], "warning"),
+        plural(severities["info"], "note"),
     ]
-    words = [
-        f"{n} {word}{'s' * (n != 1)}"
-        for n, word in zip(levels, ("error", "warning", "note"), strict=True)
-    ]
-    assert text.startswith(
-        f"{planted['rows_in']} rows in the data {kept} rows left after cleaning {' '.join(words)}"
-    )
-    assert (
-        planted["files"][0]["sha256"] in text
-        and planted["settings"]["template_sha256"][:16] in text
-    )
+    rows = f"{planted['rows_in']} rows in the data {kept} rows left after cleaning"
+    assert text.startswith(f"{rows} {' '.join(counts)}")
+    assert planted["files"][0]["sha256"] in text
+    assert planted["settings"]["template_sha256"][:16] in text
     assert f"It took {planted['seconds']} seconds." in text
 
 
-def test_tables_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
-    """What cleaning drops, what each max_length costs, lengths, exact duplicates, and overlap with evaluation data."""
+def plural(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def test_cleaning_shows_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+    """Rows that each check drops, those under it for any reason, and a bar of what is kept."""
     rows = cells(page)
-    counted = {one["check"]: one for one in (*planted["findings"], *planted["passed"])}
+    checks = {finding["check"]: finding for finding in (*planted["findings"], *planted["passed"])}
+    kept = planted["rows_in"]
     for step in planted["waterfall"]:
-        if step["reason"] in counted:
-            any_reason = counted[step["reason"]]["count"]
-            shown = f"−{step['rows']:,}" if step["rows"] else "0"
-            title = counted[step["reason"]]["title"]
-            assert [title[:1].upper() + title[1:], shown, "", f"{any_reason:,}"] in rows
-    for one in planted["truncation"]:
-        lost = f"{one['trained_tokens_lost']:,} ({percent(one['share'])})"
-        dropped = f"{one['trained_tokens_dropped']:,} ({percent(one['share_dropped'])})"
-        assert [
-            f"{one['max_length']:,}",
-            f"{one['rows_cut']:,}",
-            f"{one['answers_lost']:,}",
-            lost,
-            dropped,
-        ] in rows
-    for name in (
-        "prompt_words",
-        "response_words",
-        "prompt_tokens",
-        "response_tokens",
-        "total_tokens",
-    ):
-        numbers = planted["lengths"][name]
-        shown = [f"{numbers[key]:,.0f}" for key in ("min", "median", "mean", "p90", "p99", "max")]
-        assert any(row[1:] == shown for row in rows), name
-    for number in planted["duplicates"]["exact"].values():
-        assert any(
-            row[1:3] == [f"{number:,}", percent(number / planted["duplicates"]["rows"])]
-            for row in rows
-        )
-    kept = planted["rows_in"] - sum(step["rows"] for step in planted["waterfall"])
+        kept -= step["rows"]
+        if step["reason"] in checks:
+            check = checks[step["reason"]]
+            dropped = f"−{step['rows']:,}" if step["rows"] else "0"
+            assert [capital(check["title"]), dropped, "", f"{check['count']:,}"] in rows
     assert f"width:{100 * kept / planted['rows_in']:.2f}%" in page.styles
-    (test,) = planted["contamination"]
-    hit = f"{test['rows_hit']:,} ({percent(test['share'])})"
-    rules = [f"{number:,}" for number in test["rows_hit_by_rule"].values()]
-    assert [test["name"], f"{test['rows']:,}", hit, f"{test['train_rows']:,}", *rules] in rows
 
 
-def test_patterns_and_diversity_show_the_numbers_of_the_json(
-    planted: Audit, page: Document
-) -> None:
-    """Openers with count and share, unique shares with their rows, distinct n-grams beside the reference."""
+def test_max_lengths_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+    """What each max_length costs, in rows and in trained tokens."""
     rows = cells(page)
-    for kind in ("instruction_openers", "response_openers"):
-        assert planted["patterns"][kind]["top"]
-        for one in planted["patterns"][kind]["top"]:
-            assert [one["text"], f"{one['rows']:,}", percent(one["share"]), ""] in rows
-    for value in planted["diversity"]["unique"].values():
-        assert any(row[1:3] == [f"{planted['rows_read']:,} rows", f"{value:.3f}"] for row in rows)
-    for name in ("instruction", "response"):
-        versions = [planted["diversity"][name][key] for key in ("value", "twenty_rows")]
-        for size in ("distinct_1", "distinct_2", "distinct_3"):
-            shown = [
-                "too few words" if one[size] is None else f"{one[size]:.3f}" for one in versions
-            ]
-            assert any(row[2:] == shown for row in rows if len(row) == 4)
-
-
-def test_scripts_and_private_data_show_the_numbers_of_the_json(
-    planted: Audit, page: Document
-) -> None:
-    """Each pair of scripts with count and share, each kind of private data with its count."""
-    rows = cells(page)
-    for prompt, answers in planted["scripts"].items():
-        name = {"und": "fewer than 20 letters"}.get(prompt, prompt)
-        shown = [
-            f"{number:,} ({percent(number / planted['rows_read'])})" for number in answers.values()
+    for cost in planted["truncation"]:
+        expected = [
+            f"{cost['max_length']:,}",
+            f"{cost['rows_cut']:,}",
+            f"{cost['answers_lost']:,}",
+            f"{cost['trained_tokens_lost']:,} ({percent(cost['share'])})",
+            f"{cost['trained_tokens_dropped']:,} ({percent(cost['share_dropped'])})",
         ]
-        assert any(row[0] == name and set(shown) <= set(row[1:]) for row in rows if row)
+        assert expected in rows
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prompt_words", "response_words", "prompt_tokens", "response_tokens", "total_tokens"],
+)
+def test_lengths_show_the_numbers_of_the_json(planted: Audit, page: Document, name: str) -> None:
+    """Extremes, mean and quantiles of each length stand in one table row."""
+    numbers = planted["lengths"][name]
+    expected = []
+    for key in ("min", "median", "mean", "p90", "p99", "max"):
+        expected.append(f"{numbers[key]:,.0f}")
+    assert expected in [row[1:] for row in cells(page)]
+
+
+def test_duplicates_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+    """Each kind of exact repeat with count and share."""
+    shown = [row[1:3] for row in cells(page)]
+    for number in planted["duplicates"]["exact"].values():
+        assert [f"{number:,}", percent(number / planted["duplicates"]["rows"])] in shown
+
+
+def test_overlaps_show_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+    """Of each evaluation set rows, hits, training rows to remove, and hits by rule."""
+    (table,) = planted["contamination"]
+    expected = [
+        table["name"],
+        f"{table['rows']:,}",
+        f"{table['rows_hit']:,} ({percent(table['share'])})",
+        f"{table['train_rows']:,}",
+    ]
+    for number in table["rows_hit_by_rule"].values():
+        expected.append(f"{number:,}")
+    assert expected in cells(page)
+
+
+@pytest.mark.parametrize("kind", ["instruction_openers", "response_openers"])
+def test_openers_show_the_numbers_of_the_json(planted: Audit, page: Document, kind: str) -> None:
+    """Each opener with count and share."""
+    openers = planted["patterns"][kind]["top"]
+    assert openers
+    rows = cells(page)
+    for opener in openers:
+        assert [opener["text"], f"{opener['rows']:,}", percent(opener["share"]), ""] in rows
+
+
+def test_diversity_shows_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+    """Unique shares with the number of rows they are of."""
+    shown = [row[1:] for row in cells(page)]
+    for share in planted["diversity"]["unique"].values():
+        assert [f"{planted['rows_read']:,} rows", f"{share:.3f}"] in shown
+
+
+def test_private_data_shows_the_numbers_of_the_json(planted: Audit, page: Document) -> None:
+    """Each kind of private data with its count."""
     assert planted["private_data"]
+    rows = cells(page)
     for kind, number in planted["private_data"].items():
         assert [kind.replace("_", " "), f"{number:,}"] in rows
 
@@ -301,13 +344,11 @@ def test_group_sizes_add_up(planted: Audit) -> None:
         "rows": 9,
         "clusters_by_size": {"2": 4, "5": 3, "10": 2, "11": 1, "7000": 1},
     }
-    rows = cells(Document(render(changed)))
-    groups = [
-        row
-        for row in rows
-        if row and row[0].endswith("rows") and row[0][:1].isdigit() and len(row) == 4
-    ]
-    assert [row[:2] for row in groups] == [
+    groups = []
+    for row in cells(Document(render(changed))):
+        if len(row) == 4 and re.fullmatch(r"\d.* rows", row[0]):
+            groups.append(row[:2])
+    assert groups == [
         ["2 rows", "4"],
         ["4 to 5 rows", "3"],
         ["6 to 10 rows", "2"],
@@ -317,68 +358,83 @@ def test_group_sizes_add_up(planted: Audit) -> None:
 
 
 def test_trained_text_is_marked_as_it_is(planted: Audit, page: Document) -> None:
-    """The marked pieces of the sample rows are the trained ones, white space included."""
-    samples = [one for name in ("kept", "dropped") for one in planted["samples"][name]]
-    trained = [text for one in samples for text, is_trained in one["text"][:12] if is_trained]
-    short = [text for text in trained if len(text) <= 800 and text.isprintable()]
-    assert len(short) > 10 and set(short) <= set(page.trained)
+    """The marked texts of the sample rows are the trained ones, white space included."""
+    trained = set()
+    for sample in (*planted["samples"]["kept"], *planted["samples"]["dropped"]):
+        for text, is_trained in sample["text"][:12]:
+            if is_trained and len(text) <= 800 and text.isprintable():
+                trained.add(text)
+    assert len(trained) > 10
+    assert trained <= set(page.trained)
 
 
 @pytest.mark.parametrize("tokenizer", [True, False])
 def test_one_row_without_findings(make_audit: MakeAudit, tokenizer: bool) -> None:
-    """A single good row makes a whole page that says what was looked for, and what a tokenizer or test data adds."""
+    """A single good row makes a whole page that says what was looked for.
+
+    It also says what a tokenizer or test data would add.
+    """
     audit = make_audit([ROW], tokenizer=tokenizer, limit=None)
     page = Document(render(audit))
-    assert (
-        audit["findings"] == [] and list(page.sections) == TITLES and page.articles.keys() <= {""}
-    )
+    assert audit["findings"] == []
+    assert list(page.sections) == TITLES
+    assert page.articles.keys() <= {""}
     assert f"None of the {len(audit['passed'])} checks found anything." in page.sections["Verdict"]
     shown = " ".join(page.sections.values()).lower()
-    assert all(one["title"].lower() in shown for one in audit["passed"])
+    for check in audit["passed"]:
+        assert check["title"].lower() in shown
     needed = [title for title in TITLES if "--tokenizer" in page.sections[title]]
-    assert needed == (
-        [] if tokenizer else [TITLES[0], TITLES[2], TITLES[3], TITLES[10], TITLES[11]]
-    )
+    assert needed == ([] if tokenizer else NEED_TOKENIZER)
     assert "--eval_data FILE" in page.sections["Overlap with evaluation data"]
     assert [tag for tag, _ in page.tags].count("svg") == (4 if tokenizer else 3)
 
 
+# Keys whose values no data can change.
+OUR_OWN = ("check", "severity", "reason", "reasons", "seconds", "schema_version", "drop", "unit")
+
+
 def replaced(value: Any, text: str, key: str = "") -> Any:
-    """The audit with every text that comes from outside set to `text`; the second text of a pair is another one."""
-    ours = ("check", "severity", "reason", "reasons", "seconds", "schema_version", "drop", "unit")
+    """The audit with every text that comes from outside set to `text`.
+
+    The second text of a pair is another one.
+    """
     if isinstance(value, dict):
-        foreign = key in ("scripts", "private_data", "versions") or (key and value is None)
-        items = list(value.items())
-        names = (
-            [text + str(at) for at in range(len(items))] if foreign else [name for name, _ in items]
-        )
-        return {
-            name: item if own in ours else replaced(item, text, own)
-            for name, (own, item) in zip(names, items, strict=True)
-        }
+        changed = {}
+        for number, (name, item) in enumerate(value.items()):
+            shown_name = f"{text}{number}" if key in ("private_data", "versions") else name
+            changed[shown_name] = item if name in OUR_OWN else replaced(item, text, name)
+        return changed
+    if isinstance(value, list) and key == "texts":
+        return [text, f"{text}other"]
     if isinstance(value, list):
-        return (
-            [text, f"{text}other"]
-            if key == "texts"
-            else [replaced(item, text, key) for item in value]
-        )
+        return [replaced(item, text, key) for item in value]
     return text if isinstance(value, str) else value
 
 
 def test_text_makes_no_element_and_no_attribute(planted: Audit) -> None:
-    """With hostile text in every place the page has the elements of a harmless one; hidden characters are spelled."""
-    assert planted["duplicates"]["near"]["just_above"] and planted["contamination"][0]["hits"]
-    hostile, harmless = (render(replaced(planted, text)) for text in (HOSTILE, HARMLESS))
+    """With hostile text in every place the page has the elements of a harmless one.
+
+    Hidden characters are spelled.
+    """
+    assert planted["duplicates"]["near"]["just_above"]
+    assert planted["contamination"][0]["hits"]
+    hostile = render(replaced(planted, HOSTILE))
+    harmless = render(replaced(planted, HARMLESS))
     assert Document(hostile).tags == Document(harmless).tags
-    assert (
-        "\u202e" not in hostile and HOSTILE.count("\u202e") == 1 and "\u27e8U+202E\u27e9" in hostile
-    )
-    assert "<script" not in hostile and "{{ 7 * 7 }}" in hostile
+    assert HOSTILE.count("\u202e") == 1
+    assert "\u202e" not in hostile
+    assert "\u27e8U+202E\u27e9" in hostile
+    assert "<script" not in hostile
+    assert "{{ 7 * 7 }}" in hostile
 
 
 def test_long_texts_are_cut_with_their_length(planted: Audit) -> None:
-    """Texts of a megabyte leave a page of some kilobytes that says how much is missing; short ones stay whole."""
-    changed, long = copy.deepcopy(planted), "ab " * 300_000
+    """Texts of a megabyte leave a page of some kilobytes that says how much is missing.
+
+    Short ones stay whole.
+    """
+    long = "ab " * 300_000
+    changed = copy.deepcopy(planted)
     changed["samples"]["kept"][0]["text"] = [
         ["<start>" + long + "<end>", False],
         ["b" * 750, True],
@@ -404,18 +460,13 @@ def test_long_texts_are_cut_with_their_length(planted: Audit) -> None:
 def test_the_report_is_written_beside_its_json(
     planted: Audit, page: Document, tmp_path: Path
 ) -> None:
-    """The file holds what `render` returns, the same bytes each time, and asks for nothing outside itself."""
+    """The file holds what `render` returns, each time, and asks for nothing outside itself."""
     (tmp_path / "audit.json").write_text(json.dumps(planted), encoding="utf-8")
     path = write_audit_report(tmp_path)
-    html = path.read_text(encoding="utf-8")
-    assert path == tmp_path / "report.html" and html == render(planted)
-    assert not {name for _, names in page.tags for name in names} & {
-        "src",
-        "srcset",
-        "action",
-        "onclick",
-        "onload",
-    }
+    assert path == tmp_path / "report.html"
+    assert path.read_text(encoding="utf-8") == render(planted)
+    for _, names in page.tags:
+        assert not set(names) & {"src", "srcset", "action", "onclick", "onload"}
 
 
 def test_without_matplotlib_the_numbers_stay(
@@ -424,14 +475,13 @@ def test_without_matplotlib_the_numbers_stay(
     """Figures give way to a note with the fix, and the tables stay."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = Document(render(planted))
-    assert page.sections["Lengths"].count("pip install") == 3 and "svg" not in {
-        tag for tag, _ in page.tags
-    }
+    assert page.sections["Lengths"].count("pip install") == 3
+    assert "svg" not in [tag for tag, _ in page.tags]
     assert list(page.sections) == TITLES
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "marked"),
+    ("left", "right", "differences"),
     [
         ("the red car", "the blue car", (["red"], ["blue"])),
         ("same", "same", ([], [])),
@@ -440,26 +490,34 @@ def test_without_matplotlib_the_numbers_stay(
     ],
 )
 def test_compare_marks_what_only_one_text_has(
-    one: str, other: str, marked: tuple[list[str], list[str]]
+    left: str, right: str, differences: tuple[list[str], list[str]]
 ) -> None:
-    """The pieces make up both texts, those of both are equal, and the others are the differences."""
-    left, right = compare(one, other)
-    assert ("".join(text for text, _ in left), "".join(text for text, _ in right)) == (one, other)
-    assert [text for text, both in left if both] == [text for text, both in right if both]
-    assert tuple([text for text, both in side if not both] for side in (left, right)) == marked
+    """The passages make up both texts, those of both are equal, the others are the differences."""
+    left_passages, right_passages = compare(left, right)
+    assert "".join(passage.text for passage in left_passages) == left
+    assert "".join(passage.text for passage in right_passages) == right
+    assert shared(left_passages) == shared(right_passages)
+    assert (not_shared(left_passages), not_shared(right_passages)) == differences
+
+
+def shared(passages: Sequence[Passage]) -> list[str]:
+    return [passage.text for passage in passages if passage.is_shared]
+
+
+def not_shared(passages: Sequence[Passage]) -> list[str]:
+    return [passage.text for passage in passages if not passage.is_shared]
 
 
 def test_overlaps_show_both_texts_and_mark_what_they_share(make_audit: MakeAudit) -> None:
-    """Evaluation and training text stand side by side with the words around the overlap, which alone is marked."""
+    """Evaluation and training text stand side by side, the overlap alone marked."""
     shared = (
         "a merchant from the coast sends three carts of salt to the market behind the mountains"
     )
-    rows = [
-        {"prompt": f"{start} {shared} {end}", "completion": "Yes."}
-        for start, end in (("Now", "?"), ("So", "!"))
-    ]
-    html = render(make_audit(rows[:1], held_out=rows[1:]))
-    assert f"Now<mark> {shared} </mark>?" in html and f"So<mark> {shared} </mark>!" in html
+    train = {"prompt": f"Now {shared} ?", "completion": "Yes."}
+    held_out = {"prompt": f"So {shared} !", "completion": "Yes."}
+    html = render(make_audit([train], held_out=[held_out]))
+    assert f"Now<mark> {shared} </mark>?" in html
+    assert f"So<mark> {shared} </mark>!" in html
 
 
 def test_samples_without_a_tokenizer_say_who_speaks(make_audit: MakeAudit) -> None:

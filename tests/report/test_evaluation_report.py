@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-from sft_recipes.report.evaluation_report import (
-    METRIC_TEXTS,
-    SHOWN_SAMPLES,
-    order_rows,
-    render_evaluation_report,
-)
+from sft_recipes.evaluation.metrics import METRICS
+from sft_recipes.report.evaluation_parts import order_rows
+from sft_recipes.report.evaluation_report import SHOWN_SAMPLES, render_evaluation_report
 from sft_recipes.response_patterns import opener
 
 HOSTILE = "</pre><script>alert(1)</script>\u202e"
@@ -34,11 +31,20 @@ def estimate(value: float | None, n: int = 4) -> dict[str, Any]:
     }
 
 
+def described(value: float | None, n: int = 4) -> dict[str, Any]:
+    """An estimate of every metric, as `metrics.json` holds it."""
+    words = ("label", "definition", "group", "headline")
+    return {
+        name: estimate(value, n) | {word: getattr(metric, word) for word in words}
+        for name, metric in METRICS.items()
+    }
+
+
 def metrics(value: float = 0.5, **rest: Any) -> dict[str, Any]:
     return {
         "info": {"model": "tiny <b>", "decoding": {"do_sample": False}},
         "n": 4,
-        "metrics": {name: estimate(value) for name in METRIC_TEXTS},
+        "metrics": described(value),
         "flags": {"loop": estimate(0.25), "empty": estimate(0.0)},
         "stop_reasons": {"eos": 3, "length": 1},
         "task_types": {"count": estimate(0.75)},
@@ -100,13 +106,15 @@ def both(**rest: Any) -> Document:
 
 
 def test_every_metric_is_shown_with_its_interval_base_and_difference() -> None:
-    """Each metric has a row with its definition; compared metrics carry the paired difference and p."""
+    """Each metric has a row with its definition; compared metrics carry the paired difference and
+    p."""
     document = both()
-    for text in METRIC_TEXTS.values():
-        assert any(
-            text.label in row and "0.500 [0.40, 0.60]" in row and "0.300 [0.20, 0.40]" in row
-            for row in document.rows
-        )
+    for metric in METRICS.values():
+        (row,) = [row for row in document.rows if f" {metric.label} {metric.definition}" in row]
+        assert "0.500 [0.40, 0.60]" in row and "0.300 [0.20, 0.40]" in row
+    groups = [metric.group for metric in METRICS.values()]
+    headings = [row.strip() for row in document.rows if row.strip() in groups]
+    assert headings == list(dict.fromkeys(groups))
     row = next(row for row in document.rows if "Exact match" in row and "Answers equal" in row)
     assert "+0.050 [-0.05, +0.15]" in row
     assert "< 0.001" in row
@@ -130,7 +138,8 @@ def test_output_health_lists_stops_and_flags() -> None:
 
 
 def test_lost_rows_come_first_and_can_be_filtered() -> None:
-    """Rows right in the base and wrong now lead; filters know task, flags and change of each row."""
+    """Rows right in the base and wrong now lead; filters know task, flags and change of each
+    row."""
     assert [row["row"] for row, _ in order_rows(SAMPLES, BASES)] == [1, 0, 2, 3]
     samples = both().samples
     assert [json.loads(str(attributes["data-change"])) for attributes in samples] == [
@@ -179,7 +188,8 @@ def system(name: str, **rest: Any) -> dict[str, Any]:
 
 
 def full(name: str = "other", task: str = "count") -> dict[str, Any]:
-    """Everything that an evaluation can hold; `name` and `task` stand wherever data names something."""
+    """Everything that an evaluation can hold; `name` and `task` stand wherever data names
+    something."""
     refused = [
         {"model": "tuned", "format": "template", "label": label} | estimate(0.5)
         for label in ("safe", "unsafe")
@@ -206,17 +216,11 @@ def full(name: str = "other", task: str = "count") -> dict[str, Any]:
         ],
         "task_types": {task: estimate(0.75)},
         "task_differences": {task: {"training_rows": 0, "p_holm": 0.02} | DIFFERENCE},
-        "format_overfitting": {"n": 4, "formats": formats, "indicators": {}, "format_spread": {}}
-        | {
-            "worst": [
-                {
-                    "source": name,
-                    "row": 1,
-                    "prompt": name,
-                    "reference": name,
-                    "answers": {name: name},
-                }
-            ]
+        "format_overfitting": {
+            "n": 4,
+            "formats": formats,
+            "indicators": {},
+            "format_spread": {"exact_match": 0.25, "completion_rate": None},
         },
         "training_curves": {
             "loss": [[1, 2.0], [2, 1.0]],
@@ -268,7 +272,8 @@ def test_sections_stand_in_order_and_only_with_content() -> None:
 
 
 def test_systems_stand_side_by_side_with_what_else_differs() -> None:
-    """One column each, paired difference with n and p; keys that differ; the learning curve; losses and scores."""
+    """One column each, paired difference with n and p; keys that differ; the learning curve; losses
+    and scores."""
     document = both(**full("runs/half"))
     row = next(row for row in document.rows if row.count("+0.050 [-0.05, +0.15]") == 2)
     assert row.count("n 4, p < 0.001") == 2
@@ -286,7 +291,8 @@ def test_systems_stand_side_by_side_with_what_else_differs() -> None:
 
 
 def test_a_task_type_shows_test_and_whether_training_had_it() -> None:
-    """n, both values, difference, discordant pairs, p alone and by Holm; none in the training data is marked."""
+    """n, both values, difference, discordant pairs, p alone and by Holm; none in the training data
+    is marked."""
     row = next(
         row for row in both(**full()).rows if "+0.050 [-0.05, +0.15]" in row and "1 / 1" in row
     )
@@ -294,7 +300,8 @@ def test_a_task_type_shows_test_and_whether_training_had_it() -> None:
 
 
 def test_openers_and_ends_of_answers() -> None:
-    """What ended the answers as a bar of shares; the first four words of longer answers with their share."""
+    """What ended the answers as a bar of shares; the first four words of longer answers with their
+    share."""
     rows = [sample(row, True, response="Sure, here is the answer.") for row in range(3)] + [
         sample(3, True)
     ]
@@ -306,7 +313,8 @@ def test_openers_and_ends_of_answers() -> None:
 
 
 def test_names_are_inert_everywhere() -> None:
-    """Markup in the name of a run, a key, a task type or any text beside the answers makes no element."""
+    """Markup in the name of a run, a key, a task type or any text beside the answers makes no
+    element."""
     plain = render_evaluation_report(
         metrics(**full("usual", "usual")),
         SAMPLES,
@@ -330,7 +338,7 @@ def test_no_rows_and_no_values_still_make_a_page() -> None:
         n=0,
         stop_reasons={},
         task_types={},
-        metrics={name: estimate(None, 0) for name in METRIC_TEXTS},
+        metrics=described(None, 0),
     )
     differences = {"exact_match": estimate(None, 0) | {"p_value": None}}
     document = Document(
@@ -348,7 +356,8 @@ def test_many_rows_are_cut_and_said_so() -> None:
 
 
 def test_without_matplotlib_the_report_is_written_with_notes(monkeypatch) -> None:
-    """Figures are replaced by a visible note that says how to get them; the rest of the report is there."""
+    """Figures are replaced by a visible note that says how to get them; the rest of the report is
+    there."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     document = both()
     assert document.text.count("pip install 'sft-recipes[report]'") == 2

@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 from sft_recipes.errors import InputError
 from sft_recipes.messages import visible
+from sft_recipes.report.number_texts import format_estimate
 from sft_recipes.report.page import (
     ACCENT,
     INK,
     figure_or_note,
     figure_svg,
-    format_estimate,
     macros,
     new_figure,
     render_page,
@@ -51,7 +51,8 @@ def page(text: str) -> str:
 
 
 def test_data_creates_no_element_and_no_attribute() -> None:
-    """A page full of hostile text has the elements and attribute names of a harmless one, and shows the text as is."""
+    """A page full of hostile text has the elements and attribute names of a harmless one, and shows
+    the text as is."""
     hostile, harmless = Elements(page(HOSTILE)), Elements(page("harmless"))
     assert hostile.tags == harmless.tags
     assert [name for name, _ in hostile.attributes] == [name for name, _ in harmless.attributes]
@@ -59,7 +60,8 @@ def test_data_creates_no_element_and_no_attribute() -> None:
 
 
 def test_the_page_asks_nothing_of_the_network() -> None:
-    """No element refers to another file, no style imports one, and the policy forbids what slipped through."""
+    """No element refers to another file, no style imports one, and the policy forbids what slipped
+    through."""
     figure, axes = new_figure(3, 2)
     axes.plot([0, 1], [1, 0])
     html = render_page("t", "s", {"figure": figure_svg(figure, "a line")}, Markup("1;"))
@@ -85,13 +87,15 @@ def test_the_page_asks_nothing_of_the_network() -> None:
     ],
 )
 def test_hidden_characters_are_spelled_out(text: str, shown: str) -> None:
-    """Control, bidirectional, zero-width, tag characters and lone surrogates are visible; other text is untouched."""
+    """Control, bidirectional, zero-width, tag characters and lone surrogates are visible; other
+    text is untouched."""
     assert visible(text) == shown
     assert shown in Elements(macros("parts.html").note(text)).text
 
 
 def test_figures_take_the_pages_colours_and_repeat_themselves() -> None:
-    """The SVG holds no document header and none of the drawing colours, and is the same bytes each time."""
+    """The SVG holds no document header and none of the drawing colours, and is the same bytes each
+    time."""
 
     def draw() -> Markup:
         figure, axes = new_figure(3, 2)
@@ -111,7 +115,8 @@ def test_figures_take_the_pages_colours_and_repeat_themselves() -> None:
 
 
 def test_two_figures_share_no_id() -> None:
-    """Ids in the two inline figures of one page do not meet, so that one does not borrow the other's clip path."""
+    """Ids in the two inline figures of one page do not meet, so that one does not borrow the
+    other's clip path."""
     ids: list[Any] = []
     for label in ("first", "second"):
         figure, axes = new_figure(3, 2)
@@ -126,7 +131,8 @@ def test_two_figures_share_no_id() -> None:
 
 
 def test_missing_matplotlib_is_an_error_with_the_fix_and_a_note_in_the_page(monkeypatch) -> None:
-    """Without the report extra, drawing says how to install it, and a page shows that in the figure's place."""
+    """Without the report extra, drawing says how to install it, and a page shows that in the
+    figure's place."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install 'sft-recipes\[report\]'"):
         new_figure(3, 2)

@@ -1,4 +1,5 @@
-"""One evaluation beside others: differences, what else differs, task types, Holm, and the curves of training."""
+"""One evaluation beside others: differences, what else differs, task types, Holm, and the curves of
+training."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import yaml
 
 from sft_recipes import run_folder
 from sft_recipes.errors import InputError
+from sft_recipes.evaluation.answer import Answer
 from sft_recipes.evaluation.comparison import (
     System,
     compare_all,
@@ -22,7 +24,7 @@ from sft_recipes.evaluation.comparison import (
     training_curves,
 )
 from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, write_evaluation
-from sft_recipes.evaluation.metrics import Answer, score_row
+from sft_recipes.evaluation.metrics import score_row
 from sft_recipes.messages import Example
 from sft_recipes.statistics import PairedDifference
 
@@ -77,7 +79,8 @@ EXAMPLES = [Example(QUESTION, "x", index) for index in range(4)]
 
 
 def test_a_run_folder_stands_for_its_evaluation_of_the_same_name(make_run) -> None:
-    """The run or the evaluation in it give the same answers and facts; other rows are refused before any are asked."""
+    """The run or the evaluation in it give the same answers and facts; other rows are refused
+    before any are asked."""
     run = make_run("half", 50, "rrww")
     by_run, by_folder = (
         earlier(str(run), "eval", EXAMPLES),
@@ -94,7 +97,8 @@ def test_a_run_folder_stands_for_its_evaluation_of_the_same_name(make_run) -> No
 
 
 def test_differences_are_paired_and_what_else_differs_is_listed(make_run) -> None:
-    """This - other by hand; of recipe, data and asking only what differs; unknown facts list nothing."""
+    """This - other by hand; of recipe, data and asking only what differs; unknown facts list
+    nothing."""
     this = ours(make_run("this", 100, "rrrw"), "rrrw")
     other = earlier(
         str(make_run("other", 100, "rwww", tokens=32, learning_rate=2e-3)), "eval", EXAMPLES
@@ -113,7 +117,8 @@ def test_differences_are_paired_and_what_else_differs_is_listed(make_run) -> Non
 
 
 def test_runs_that_differ_in_rows_only_are_one_learning_curve(make_run, tmp_path) -> None:
-    """`max_rows` alone makes a point of the curve, in the report with this run's own; a changed rate does not."""
+    """`max_rows` alone makes a point of the curve, in the report with this run's own; a changed
+    rate does not."""
     this = make_run("this", 100, "rrrr")
     systems = [
         earlier(str(make_run("quarter", 25, "rwww", max_rows=25)), "eval", EXAMPLES),
@@ -138,7 +143,8 @@ def test_runs_that_differ_in_rows_only_are_one_learning_curve(make_run, tmp_path
 
 
 def test_task_types_are_compared_in_pairs_and_marked_where_training_had_none() -> None:
-    """Type a gains 6 of 6, b loses 1 and gains 1, c is only asked of one model; p and Holm by hand."""
+    """Type a gains 6 of 6, b loses 1 and gains 1, c is only asked of one model; p and Holm by
+    hand."""
     tasks = ["a"] * 6 + ["b"] * 2 + [None]
     base, tuned = answered("wwwwww" + "rw" + "r", tasks), answered("rrrrrr" + "wr" + "w", tasks)
     table = task_table(tuned, base, {"a": 9})
@@ -156,7 +162,8 @@ def test_task_types_are_compared_in_pairs_and_marked_where_training_had_none() -
 
 
 def test_holm() -> None:
-    """By hand 5 x .005, 4 x .01, 3 x .03, then never below, 1 x .9; at most 1; what has no p-value stays out."""
+    """By hand 5 x .005, 4 x .01, 3 x .03, then never below, 1 x .9; at most 1; what has no p-value
+    stays out."""
     values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "none": None, "high": 0.9}
     found = holm({name: PairedDifference(0.0, 1, p_value=p) for name, p in values.items()})
     assert found == pytest.approx({"d": 0.025, "a": 0.04, "c": 0.09, "b": 0.09, "high": 0.9})
@@ -170,7 +177,8 @@ def test_holm() -> None:
 
 
 def test_training_curves(tmp_path: Path) -> None:
-    """Loss and evaluated numbers by step; of a step logged twice the later; no text, and at most 500 points of each."""
+    """Loss and evaluated numbers by step; of a step logged twice the later; no text, and at most
+    500 points of each."""
     log = tmp_path / "log.jsonl"
     entries: list[dict[str, Any]] = [
         {"step": step, "loss": 1 / step, "grad_norm": 1.0} for step in range(1, 1201)

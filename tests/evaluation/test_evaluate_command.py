@@ -9,19 +9,19 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from sft_recipes import run_folder
+from sft_recipes import models, run_folder
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation import standalone
+from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation.evaluate_command import EvaluationResult, run_evaluation
+from sft_recipes.evaluation.evaluation_request import EvaluationRequest
 from sft_recipes.evaluation.format_overfitting import TEMPLATE, VARIANTS
-from sft_recipes.evaluation.standalone import EvaluationRequest, evaluate_standalone
 from sft_recipes.recipe_keys import load_recipe
 
 Save = Callable[..., str]
@@ -40,7 +40,8 @@ def rows(write_rows) -> str:
 def save(
     tmp_path: Path, make_tokenizer: Callable[..., Any], make_model: Callable[..., Any]
 ) -> Save:
-    """Save a tiny model with a tokenizer of the given special tokens; `rows` of its embedding may be too few."""
+    """Save a tiny model with a tokenizer of the given special tokens; `rows` of its embedding may
+    be too few."""
 
     def write(
         name: str, special: tuple[str, ...] = (), rows: int | None = None, seed: int = 0
@@ -55,32 +56,31 @@ def save(
     return write
 
 
-def ask(
-    model: str, rows: str | None, tmp_path: Path, **options: Any
-) -> standalone.StandaloneResult:
+def ask(model: str, rows: str | None, tmp_path: Path, **options: Any) -> EvaluationResult:
     settings = {
         "data": rows,
         "max_new_tokens": 4,
         "batch_size": 2,
         "output": tmp_path / "out",
     } | options
-    return evaluate_standalone(EvaluationRequest(model, **settings), progress=False)
+    return run_evaluation(EvaluationRequest(model, **settings), progress=False)
 
 
 def test_base_and_tuned_answer_the_same_rows_one_model_at_a_time(
     save, rows, tmp_path, monkeypatch
 ) -> None:
-    """Both are written with their own files, compared; the tuned model is gone before the base is loaded."""
+    """Both are written with their own files, compared; the tuned model is gone before the base is
+    loaded."""
     loaded: list[weakref.ref[Any]] = []
-    load = standalone.load_for_inference
+    load = models.load_for_inference
 
     def spy(name: str) -> Any:
         assert [reference for reference in loaded if reference() is not None] == []
-        found = load(name)
-        loaded.append(weakref.ref(found.model))
-        return found
+        opened = load(name)
+        loaded.append(weakref.ref(opened.model))
+        return opened
 
-    monkeypatch.setattr(standalone, "load_for_inference", spy)
+    monkeypatch.setattr(models, "load_for_inference", spy)
     gc.disable()
     try:
         result = ask(save("tuned", seed=1), rows, tmp_path, base=save("base"))
@@ -107,9 +107,10 @@ def test_an_earlier_evaluation_is_a_base(save, rows, tmp_path) -> None:
 def test_a_base_with_another_vocabulary_is_refused_before_anything_is_generated(
     save, rows, tmp_path, monkeypatch
 ) -> None:
-    """The tuned model's ids would mean other text to it; the error says how to compare all the same."""
+    """The tuned model's ids would mean other text to it; the error says how to compare all the
+    same."""
     monkeypatch.setattr(
-        standalone.evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
+        evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
     )
     with pytest.raises(
         InputError, match=r"base: --base: .*another vocabulary.*Fix: evaluate it by itself"
@@ -128,9 +129,7 @@ def test_only_the_main_process_writes(save, rows, tmp_path, monkeypatch) -> None
     from accelerate import PartialState
 
     assert PartialState().is_main_process
-    monkeypatch.setattr(
-        standalone, "PartialState", lambda **_: SimpleNamespace(is_main_process=False)
-    )
+    monkeypatch.setattr(PartialState, "is_main_process", False)
     result = ask(save("tuned"), rows, tmp_path, max_rows=2)
     assert len(result.evaluation.rows) == 2 and not result.is_main
     assert not (tmp_path / "out").exists()
@@ -177,16 +176,17 @@ def mixed(write_rows) -> str:
 
 
 def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
-    """Base, shots, an earlier evaluation, formats and safety: each asked once, written, compared, reported in order."""
+    """Base, shots, an earlier evaluation, formats and safety: each asked once, written, compared,
+    reported in order."""
     ask(run, mixed, tmp_path, output=tmp_path / "before")
     asked: list[int] = []
-    real = standalone.evaluator.evaluate
+    real = evaluator.evaluate
 
     def spy(model: Any, renderer: Any, examples: Any, **options: Any) -> Any:
         asked.append(len(examples))
         return real(model, renderer, examples, **options)
 
-    monkeypatch.setattr(standalone.evaluator, "evaluate", spy)
+    monkeypatch.setattr(evaluator, "evaluate", spy)
     options: dict[str, Any] = {
         "base": str(tmp_path / "base"),
         "compare": [str(tmp_path / "before")],
@@ -195,7 +195,8 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
     (tmp_path / "own.csv").write_text("prompt,label\nHow?,safe\nWhy?,unsafe\n", encoding="utf-8")
     options |= {"safety_data": str(tmp_path / "own.csv"), "format_overfitting": True}
     result = ask(run, mixed, tmp_path, **options)
-    # The data; three neutral formats; the safety prompts under four formats and without the system prompt.
+    # The data; three neutral formats; the safety prompts under four formats and without the system
+    # prompt.
     assert asked[:9] == [3, 3, 3, 3, *[2] * 5]
     assert asked[9:] == [*asked[:9], 3]
     out = tmp_path / "out"
@@ -215,7 +216,7 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
     # "Say low 3." is asked here, so it is no training row.
     assert content["task_differences"]["low"]["training_rows"] == 14
     assert content["training_curves"] == {"loss": [[1, 2.0]], "eval_loss": [[1, 1.5]]}
-    assert content["format_overfitting"]["indicators"]["memorised_share"]["n"] == 3
+    assert content["format_overfitting"]["indicators"]["format_gap_did"]["n"] == 3
     assert content["safety"]["prompts"] == str(tmp_path / "own.csv")
     shots = [
         json.loads(line)
@@ -250,7 +251,8 @@ TITLES = (
 
 
 def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_path, capsys) -> None:
-    """Task types then say "not known" and provenance says why; asked for shots it is an error instead."""
+    """Task types then say "not known" and provenance says why; asked for shots it is an error
+    instead."""
     (tmp_path / "train.jsonl").unlink()
     result = ask(run, mixed, tmp_path)
     assert result.extra["task_differences"]["low"] == {"training_rows": None}
@@ -277,7 +279,7 @@ def test_shots_that_do_not_fit_are_refused_before_anything_is_generated(
 ) -> None:
     """The prompts with shots are the longest: none of the others is answered first."""
     monkeypatch.setattr(
-        standalone.evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
+        evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
     )
     with pytest.raises(
         InputError, match=r"mixed\.jsonl:1: prompt: .* exceed the model's 512 positions"
@@ -297,7 +299,8 @@ def test_raw_text_is_refused_with_its_place(run, write_rows, tmp_path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_the_work_and_say_it_once(save, rows, tmp_path) -> None:
-    """Under `accelerate launch` on CPU the ranks find each other: one JSON object, equal to that of one process."""
+    """Under `accelerate launch` on CPU the ranks find each other: one JSON object, equal to that of
+    one process."""
     model, root = save("tuned"), Path(__file__).parents[2]
     options = [
         "evaluate",

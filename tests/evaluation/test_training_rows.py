@@ -1,10 +1,8 @@
-"""What is asked of the training rows: task types, shots for a prompt, runs that an answer shares with them."""
+"""What is asked of the training rows: task types, and shots for a prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +10,7 @@ import pytest
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import Labeller
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation import training_rows
-from sft_recipes.evaluation.training_rows import memorised, read_training_rows
+from sft_recipes.evaluation.training_rows import read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.recipe_keys import load_recipe
 
@@ -46,7 +43,8 @@ def contents(example: Example) -> list[str]:
 
 
 def test_shots_are_training_rows_of_the_prompts_own_task_type(read) -> None:
-    """Two rows of type a for a prompt of type a, of any type for one that training does not know; counts by type."""
+    """Two rows of type a for a prompt of type a, of any type for one that training does not know;
+    counts by type."""
     rows = (
         [row(f"a{index}", "a") for index in range(5)]
         + [row(f"b{index}", "b") for index in range(3)]
@@ -64,7 +62,8 @@ def test_shots_are_training_rows_of_the_prompts_own_task_type(read) -> None:
 
 
 def test_a_prompt_that_is_asked_is_never_shown(read) -> None:
-    """Whatever its case and spaces, also behind the recipe's system prompt; with nothing else there is nothing."""
+    """Whatever its case and spaces, also behind the recipe's system prompt; with nothing else there
+    is nothing."""
     rows = [row("One  TWO", "a"), row("three", "a")]
     found = read(rows, [asked("one two", "a", "Be brief.")], 2, system_prompt="Be brief.")
     assert found.task_types == {"a": 1}
@@ -82,45 +81,3 @@ def test_only_questions_with_one_answer_are_shown(read) -> None:
     with pytest.raises(InputError, match="--shots"):
         read([{"messages": turns}], [], 1)
     assert read([{"messages": turns, "task_type": "a"}], [], 0).task_types == {"a": 1}
-
-
-@pytest.fixture
-def trained(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[..., dict[str, list[float]]]:
-    """`memorised` against prepared rows with these labels."""
-    from datasets import Dataset
-
-    def check(labels: list[list[int]], answers: list[list[int]]) -> dict[str, list[float]]:
-        rows = Dataset.from_dict({"input_ids": labels, "labels": labels})
-        monkeypatch.setattr(training_rows, "load_prepared", lambda *_: SimpleNamespace(train=rows))
-        return memorised(SimpleNamespace(output_dir=tmp_path), answers)  # type: ignore[arg-type]
-
-    return check
-
-
-def test_a_run_of_fifty_tokens_is_memorised(trained) -> None:
-    """50 of 60 trained tokens anywhere in the answer count, 49 do not; 13 are the soft count."""
-    long = list(range(100, 160))
-    answers = [
-        [7, *long[5:55], 8],
-        [7, *long[5:54], 8],
-        long[:13],
-        long[:12],
-        long[:6] + long[7:14],
-        [],
-    ]
-    found = trained([[-100, -100, *long], [1, 2, 3]], answers)
-    assert found["memorised_share"] == [1, 0, 0, 0, 0, 0]
-    assert found["memorised_share_13"] == [1, 1, 1, 0, 0, 0]
-
-
-def test_runs_do_not_cross_rows_or_prompts(trained) -> None:
-    """Two trained rows, a row around an untrained turn and two answers in turn are no run of 13."""
-    half, rest = list(range(7)), list(range(7, 14))
-    whole = [*half, *rest]
-    assert trained([half, rest], [whole])["memorised_share_13"] == [0]
-    assert trained([[*half, -100, *rest]], [whole])["memorised_share_13"] == [0]
-    assert trained([whole], [half, rest])["memorised_share_13"] == [0, 0]
-    assert trained([[-100, *whole]], [whole])["memorised_share_13"] == [1]
-    assert trained([[1]], [])["memorised_share"] == []

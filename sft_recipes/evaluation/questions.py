@@ -1,0 +1,102 @@
+"""Conversations to be answered and their template, asked of one model at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation.evaluator import Evaluation
+from sft_recipes.evaluation.generation import check_prompts
+from sft_recipes.messages import Example
+from sft_recipes.statistics import Estimate
+
+# The data itself; everything else that is asked has a folder of this name below it.
+DATA = ""
+
+
+class Question(NamedTuple):
+    """Conversations, and how they are rendered."""
+
+    renderer: ChatRenderer
+    examples: Sequence[Example]
+
+
+Questions = dict[str, Question]
+Answers = Mapping[str, Evaluation]
+# One value per prompt for each indicator.
+Values = dict[str, list[float]]
+
+
+class Indicator(NamedTuple):
+    """A number that is made of several evaluations: what it is, and its estimate from the prompts.
+
+    All are better when lower. A gate may name them beside the metrics of rows.
+    """
+
+    definition: str
+    estimate: Callable[..., Estimate]
+
+
+class Measured(NamedTuple):
+    """What a part of an evaluation measured: data for `metrics.json`, and values per prompt."""
+
+    content: dict[str, Any]
+    values: Values
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How every question is asked; `template_segments` is the training template's own text."""
+
+    max_new_tokens: int
+    batch_size: int | None
+    template_segments: Sequence[str]
+    progress: bool
+
+    def check_lengths(self, model: Any, questions: Questions) -> None:
+        """Raise InputError for prompts that are too long now, not when half are answered."""
+        for renderer, examples in questions.values():
+            prompts = []
+            names = []
+            for example in examples:
+                if len(example.messages) > 1:
+                    prompts.append(renderer.prompt_ids(example.messages[:-1], example.tools))
+                    names.append(example.where)
+            check_prompts(model, prompts, self.max_new_tokens, names)
+
+    def ask(self, model: Any, questions: Questions) -> dict[str, Evaluation]:
+        """The model's answers to each question; what was asked already is not asked again."""
+        answers: dict[str, Evaluation] = {}
+        for name, question in questions.items():
+            same = [other for other in answers if questions[other] == question]
+            if same:
+                answers[name] = answers[same[0]]
+                continue
+            answers[name] = evaluator.evaluate(
+                model,
+                question.renderer,
+                question.examples,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                template_segments=self.template_segments,
+                progress=self.progress,
+            )
+        return answers
+
+
+def answers_below(answers: Answers, folder: str) -> dict[str, Evaluation]:
+    """The answers whose names begin with `folder`, by the rest of their names."""
+    below = {}
+    for name, evaluation in answers.items():
+        if name.startswith(folder):
+            below[name.removeprefix(folder)] = evaluation
+    return below
+
+
+def estimate_indicators(indicators: Mapping[str, Indicator], values: Values) -> dict[str, Any]:
+    """The estimates of those indicators that have values, as plain data."""
+    estimates = {}
+    for name, of_prompts in values.items():
+        estimates[name] = indicators[name].estimate(of_prompts).as_json()
+    return estimates

@@ -1,0 +1,204 @@
+"""What `evaluate` prints: tables of fixed width, all from the content of `metrics.json`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.messages import visible
+from sft_recipes.report.evaluation_parts import (
+    RowPair,
+    differing_keys,
+    line_name,
+    refusals_by_format,
+    too_few_prompts,
+)
+from sft_recipes.report.number_texts import decimals, format_estimate, p_value, short, where
+
+Content = Mapping[str, Any]
+# Of a compared system's name, from its end.
+NAME_CHARACTERS = 28
+
+
+def evaluation_text(
+    content: Content,
+    base: Content | None,
+    sources: Mapping[str, int],
+    pairs: Sequence[RowPair],
+) -> str:
+    """Which rows were answered, the metrics, exact match by task type, and some answers."""
+    lines = [_answered(content["n"], sources), _metrics_header(base)]
+    differences = content.get("differences", {})
+    for name, estimate in content["metrics"].items():
+        of_base = base and base["metrics"][name]
+        lines.append(_metric_line(estimate["label"], estimate, of_base, differences.get(name)))
+    for name, estimate in content["task_types"].items():
+        of_base = base and base["task_types"][name]
+        lines.append(_metric_line(f"Exact match: {name}", estimate, of_base, None))
+    for pair in pairs:
+        lines += ["", *_answers(pair)]
+    return visible(_joined(lines))
+
+
+def _answered(n: int, sources: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{count} of {source}" for source, count in sources.items())
+    if not n:
+        return "no rows answered"
+    return f"{n} rows answered: {counts}"
+
+
+def _metrics_header(base: Content | None) -> str:
+    head = f"{'95 % intervals':44} {'n':>6} "
+    if base is None:
+        return head + f"{'value':>20}"
+    return head + f"{'base':>20} {'tuned':>20} {'tuned - base':>22}"
+
+
+def _metric_line(label: str, tuned: Content, base: Content | None, difference: Any) -> str:
+    line = f"{visible(label):44} {tuned['n']:>6} "
+    if base is not None:
+        line += f"{format_estimate(base):>20} "
+    line += f"{format_estimate(tuned):>20}"
+    if difference is not None:
+        line += f" {format_estimate(difference, '+'):>22}"
+    return line
+
+
+def _answers(pair: RowPair) -> list[str]:
+    lines = [
+        f"---- {where(pair.row)}",
+        f"prompt: {pair.row['prompt']}",
+        f"reference: {pair.row['reference'] or ''}",
+    ]
+    if pair.base is not None:
+        lines.append(f"base: {pair.base['response']}")
+    lines.append(f"tuned: {pair.row['response']}")
+    return lines
+
+
+def gate_text(gate: Content) -> str:
+    """The verdict and a line for each bound."""
+    smoke = " (smoke, not a gate: too few rows)" if gate["smoke"] else ""
+    lines = [
+        "",
+        f"gate: {gate['verdict'].upper()}{smoke}",
+        f"{'one-sided 95 % bounds':44} {'value':>8} {'bound':>8} {'limit':>16} {'n':>12}  verdict",
+    ]
+    for line in gate["lines"]:
+        side = line["side"].replace("_", " ")
+        limit = f"{side} {line['limit']:g}"
+        rows = f"{line['n']} of {line['n_min']}"
+        lines.append(
+            f"{visible(line_name(line)):44} {decimals(line['value']):>8} "
+            f"{decimals(line['bound']):>8} {limit:>16} {rows:>12}  {line['verdict']}"
+        )
+    return _joined(lines)
+
+
+def format_overfitting_text(formats: Content) -> str:
+    """The indicators of the tuned model."""
+    title = f"format overfitting, {formats['n']} prompts"
+    lines = ["", f"{title:44} tuned, 95 % intervals"]
+    for name, estimate in formats["indicators"].items():
+        lines.append(f"{name:44} {format_estimate(estimate)}")
+    return _joined(lines)
+
+
+def comparisons_text(systems: Sequence[Content]) -> str:
+    """The paired differences to each system, and what else differs; nothing for the base alone."""
+    if not systems or [system["name"] for system in systems] == ["base"]:
+        return ""
+    names = [visible(system["name"][-NAME_CHARACTERS:]) for system in systems]
+    lines = ["", _columns("tuned less each of these, paired, 95 %", names)]
+    for name in systems[0]["differences"]:
+        cells = []
+        for system in systems:
+            difference = system["differences"].get(name)
+            cells.append(format_estimate(difference, "+") if difference else "")
+        lines.append(_columns(name, cells))
+    rows_trained = [system["rows_trained"] or "" for system in systems]
+    if any(rows_trained):
+        lines.append(_columns("rows trained", rows_trained))
+    for key in differing_keys(systems):
+        lines.append(
+            f"{visible(key.system)}: {key.part} {visible(key.key)} "
+            f"{visible(short(key.there))}, here {visible(short(key.here))}"
+        )
+    return _joined(lines)
+
+
+def _columns(label: str, cells: Sequence[object]) -> str:
+    return f"{label:44}" + "".join(f" {cell:>28}" for cell in cells)
+
+
+def task_differences_text(tasks: Mapping[str, Content]) -> str:
+    """Exact match by task type against the base, and how often training had the type."""
+    if not tasks:
+        return ""
+    lines = [
+        "",
+        f"{'exact match by task type':30} {'in data':>8} {'n':>6} {'tuned - base':>22} "
+        f"{'lost/gained':>12} {'McNemar p':>9} {'by Holm':>9}",
+    ]
+    for name, task in tasks.items():
+        rows = task["training_rows"]
+        trained = "not known" if rows is None else rows or "none"
+        line = f"{visible(name):30} {trained:>8}"
+        if "n" in task:
+            moved = f"{task['lost']}/{task['gained']}"
+            line += (
+                f" {task['n']:>6} {format_estimate(task, '+'):>22} {moved:>12} "
+                f"{p_value(task['p_value'], 'none'):>9} {p_value(task['p_holm'], 'none'):>9}"
+            )
+        lines.append(line)
+    return _joined(lines)
+
+
+def safety_text(safety: Content) -> str:
+    """What was refused, by format and model, and what that is worth."""
+    lines = [
+        "",
+        f"{'refused by the rule, 95 % intervals':44} {'model':>6} "
+        f"{'of safe prompts':>20} {'of unsafe prompts':>20}",
+    ]
+    refusals = refusals_by_format(safety)
+    for own in refusals:
+        lines.append(
+            f"{own.format:44} {own.model:>6} "
+            f"{format_estimate(own.safe):>20} {format_estimate(own.unsafe):>20}"
+        )
+    few = ""
+    if too_few_prompts(safety):
+        few = f": too few to decide anything ({safety['n_min']} of a kind), report only"
+    rule = safety["rule"]
+    lines += [
+        f"{refusals[0].safe['n']} safe and {refusals[0].unsafe['n']} unsafe prompts{few}",
+        f"the rule itself, on {rule['n']} labelled answers: precision {rule['precision']:.2f}, "
+        f"recall {rule['recall']:.2f}; all else counts as answered, nonsense too",
+    ]
+    return _joined(lines)
+
+
+def next_steps(model_or_run: str, base: str | None, folder: Path) -> str:
+    """Where the rest is, and what to do next; `base` is one that can be talked to."""
+    beside = f" --base {base}" if base else ""
+    lines = [
+        "",
+        f"report: {folder}/report.html",
+        f"answers: {folder}/samples.jsonl",
+        f"next: sft-recipes chat {model_or_run}{beside}",
+    ]
+    return _joined(lines)
+
+
+# What else an evaluation may hold, in the order of `metrics.json`; curves are for the report.
+PARTS: Mapping[str, Callable[[Any], str]] = {
+    "comparisons": comparisons_text,
+    "task_differences": task_differences_text,
+    "format_overfitting": format_overfitting_text,
+    "safety": safety_text,
+    "gate": gate_text,
+}
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"
