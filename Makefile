@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install quickstart test test-slow test-browser test-gpu check bench bench-gate format clean
+.PHONY: install quickstart test test-slow test-browser test-gpu check bench bench-gate format docs clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python -m benchmarks.first_step
 	$(BIN)/python -m benchmarks.near_duplicates
 	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.training_step $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 # Over an hour: twenty faults and twenty healthy seeds of the quickstart.
@@ -51,6 +52,10 @@ bench-gate: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The pages that follow from the code; a test fails where they are not up to date.
+docs: install
+	$(BIN)/python scripts/reference.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

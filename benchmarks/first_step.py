@@ -27,6 +27,7 @@ from sft_recipes.data import prepare
 from sft_recipes.data import prepared as prepared_files
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.row_fingerprint import row_fingerprints
+from sft_recipes.data.row_table import SCHEMA
 from sft_recipes.recipe_keys import load_recipe
 
 CHUNK = 10_000
@@ -37,7 +38,7 @@ def write_prepared(folder: Path, rows: int, mean_tokens: int) -> None:
     generator = np.random.default_rng(0)
     with (
         pa.OSFile(str(folder / "train.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, prepared_files.SCHEMA) as writer,
+        pa.ipc.new_stream(sink, SCHEMA) as writer,
     ):
         for start in range(0, rows, CHUNK):
             count = min(CHUNK, rows - start)
@@ -62,7 +63,7 @@ def write_prepared(folder: Path, rows: int, mean_tokens: int) -> None:
                 pa.array(trained.astype(np.int32)),
                 pa.array(row_fingerprints(ids, labels, np.concatenate([[0], ends]))),
             ]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=prepared_files.SCHEMA))
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
 
 
 def main() -> None:

@@ -1,43 +1,172 @@
-"""Arguments and options that several commands share, and recipe keys from the command line."""
+"""Arguments and options of the commands, and recipe keys from the command line."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sft_recipes.recipe import parse_overrides, parse_value
+from sft_recipes.recipe import DatasetSource, Recipe, parse_overrides, parse_value
 
+# What several commands share.
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
+ModelArgument = Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")]
+DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
 LaunchOption = Annotated[
     str | None, typer.Option(help="Accelerate config to launch with, such as ddp")
 ]
+ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 KernelsOption = Annotated[
     bool,
     typer.Option("--allow_hub_kernels", help="Let attn_implementation download native code"),
 ]
-ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
-FormatOption = Annotated[
-    str | None, typer.Option("--format", help="Data format; detected if not given")
-]
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
-DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
+NewTokensOption = Annotated[int, typer.Option("--max_new_tokens", help="Longest answer, in tokens")]
+
+# How data without a recipe is read.
 TokenizerOption = Annotated[str | None, typer.Option(help="Tokenizer folder or Hub name, for data")]
-LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")]
-ColumnsOption = Annotated[str | None, typer.Option(help="Columns to read, as in '[messages]'")]
-_MAPPING = "Your columns, as in '{instruction: Question, output: Answer}'"
-MappingOption = Annotated[str | None, typer.Option("--column_mapping", help=_MAPPING)]
-_MESSAGES = "Your keys inside turns, as in '{role: from, content: value}'"
-MessagesOption = Annotated[str | None, typer.Option("--message_mapping", help=_MESSAGES)]
-_ROLES = "Your names of roles, as in '{user: Customer, assistant: Clerk}'"
-RolesOption = Annotated[str | None, typer.Option("--role_mapping", help=_ROLES)]
-TurnsOption = Annotated[
-    str | None, typer.Option("--consecutive_turns", help="error (default) or merge")
-]
 TemplateOption = Annotated[
     str | None, typer.Option("--chat_template", help="Shipped name or .jinja file")
 ]
+LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest row, in tokens")]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="Data format; detected if not given")
+]
+ColumnsOption = Annotated[str | None, typer.Option(help="Columns to read, as in '[messages]'")]
+MappingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--column_mapping", help="Your columns, as in '{instruction: Question, output: Answer}'"
+    ),
+]
+MessagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--message_mapping", help="Your keys inside turns, as in '{role: from, content: value}'"
+    ),
+]
+RolesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--role_mapping", help="Your names of roles, as in '{user: Customer, assistant: Clerk}'"
+    ),
+]
+TurnsOption = Annotated[
+    str | None, typer.Option("--consecutive_turns", help="error (default) or merge")
+]
 
+# init
+ShippedArgument = Annotated[
+    str | None, typer.Argument(help="Shipped recipe, such as quickstart/full")
+]
+OwnModelOption = Annotated[
+    str | None, typer.Option(help="Your model: writes a recipe for it; needs --data")
+]
+OwnDataOption = Annotated[str | None, typer.Option(help="Your data: file, folder or Hub name")]
+RecipeFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder to write to (default: named after the recipe)")
+]
+OverwriteOption = Annotated[bool, typer.Option(help="Overwrite files that exist")]
+
+# check
+MeasureOption = Annotated[
+    int, typer.Option(help="Train this many steps, only to measure time and memory")
+]
+FixOption = Annotated[bool, typer.Option("--fix", help="First rewrite old key names in the file")]
+
+# inspect
+RowsOption = Annotated[
+    int | None, typer.Option(help="Input rows to show (default: 3; with --json all)")
+]
+
+# audit
+HeldOutOption = Annotated[
+    list[str] | None, typer.Option("--eval_data", help="Data that no row may repeat")
+]
+CleanOption = Annotated[
+    Path | None, typer.Option(help="New folder for kept.jsonl and dropped.jsonl")
+]
+DropOption = Annotated[
+    list[str] | None, typer.Option(help="Check whose rows --clean drops (default: see report)")
+]
+AuditFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder of the report (default: run folder or ./)")
+]
+
+# train
+ChangedOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow_changed", help="Key that may differ from the run being resumed"),
+]
+
+# evaluate
+EvaluatedDataOption = Annotated[
+    str | None, typer.Option(help="Data to answer (default: the run's own eval rows)")
+]
+SplitOption = Annotated[str, typer.Option(help="Split of the data folder")]
+BaseOption = Annotated[
+    str | None, typer.Option(help="Model, run or earlier evaluation folder to compare with")
+]
+MaxRowsOption = Annotated[int | None, typer.Option("--max_rows", help="Answer only the first rows")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option("--batch_size", help="Prompts per batch (default: 64 on CUDA, else 32)"),
+]
+EvaluationFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder for metrics, samples and report")
+]
+ExamplesOption = Annotated[int, typer.Option(help="Answers to print side by side")]
+GateOption = Annotated[
+    str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")
+]
+OtherFormatsOption = Annotated[
+    bool, typer.Option("--format_overfitting", help="Ask in other formats, too")
+]
+CompareOption = Annotated[
+    list[str] | None, typer.Option(help="Run or evaluation of the same data; repeatable")
+]
+ShotsOption = Annotated[
+    int, typer.Option(help="Training rows shown to the base in front of each prompt", min=0)
+]
+SafetyOption = Annotated[bool, typer.Option(help="Ask what should and should not be refused, too")]
+SafetyDataOption = Annotated[
+    str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")
+]
+
+# chat
+BesideOption = Annotated[str | None, typer.Option(help="Model that answers beside it")]
+
+# export
+ExportFolderOption = Annotated[Path | None, typer.Option(help="New folder (default: RUN/export)")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="Precision of the file (default: as trained, merged float32)")
+]
+ReplaceOption = Annotated[bool, typer.Option(help="Replace an earlier export")]
+
+# push
+RepositoryOption = Annotated[str, typer.Option(help="Repository on the Hub, such as me/my-model")]
+AdapterOnlyOption = Annotated[
+    bool, typer.Option("--adapter_only", help="Push the adapter, not a merged model")
+]
+PublicOption = Annotated[bool, typer.Option("--public", help="Create a public repository")]
+FailedGateOption = Annotated[
+    bool, typer.Option("--allow_failed_gate", help="Push without a passed gate")
+]
+HubBaseOption = Annotated[
+    str | None, typer.Option("--base_model", help="The adapter's base on the Hub")
+]
+
+# review
+CandidateArgument = Annotated[Path, typer.Argument(help="Evaluation folder")]
+BaselineArgument = Annotated[Path, typer.Argument(help="Evaluation folder on the same data")]
+PageOption = Annotated[Path, typer.Option(help="Page to write; its key is written beside it")]
+ItemsOption = Annotated[int, typer.Option(help="Most prompts on the page", min=1)]
+SeedOption = Annotated[int, typer.Option(help="Decides prompts and order")]
+KeyArgument = Annotated[Path, typer.Argument(help="Key that was written beside the page")]
+VotesArgument = Annotated[
+    list[Path], typer.Argument(help="Votes that the raters downloaded, one file each")
+]
 
 _DATA_OPTIONS = (
     "format",
@@ -52,11 +181,23 @@ _DATA_OPTIONS = (
 
 
 def data_options(context: typer.Context, without: str = "") -> dict[str, Any]:
-    """Recipe keys for data that a command was given, as options or as `--key value`; lists and mappings are YAML."""
-    stated: dict[str, Any] = {}
+    """Recipe keys for data that a command was given, as options or as `--key value`.
+
+    Lists and mappings among the options are YAML.
+    """
+    options = parse_overrides(context.args)
     for key in _DATA_OPTIONS:
         value = context.params.get(key)
         if value is not None and key != without:
-            is_yaml = isinstance(value, str) and value.startswith(("{", "["))
-            stated[key] = parse_value(value) if is_yaml else value
-    return {**parse_overrides(context.args), **stated}
+            if isinstance(value, str) and value.startswith(("{", "[")):
+                value = parse_value(value)
+            options[key] = value
+    return options
+
+
+def held_out_sets(recipe: Recipe | None, paths: Iterable[str]) -> dict[str, DatasetSource]:
+    """The data sets that no training row may repeat: those named, and the recipe's own."""
+    sets = {path: DatasetSource(path) for path in paths}
+    if recipe is not None and recipe.evaluation.data is not None:
+        sets[recipe.evaluation.data.path] = recipe.evaluation.data
+    return sets

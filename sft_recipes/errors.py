@@ -26,7 +26,8 @@ class SFTRecipesError(Exception):
 class Problem:
     """One thing that is wrong, where it is, and what to do about it.
 
-    `where` is `FILE:LINE`, `SOURCE:row N (counted from 0)` or the name of a recipe; `field` may be empty.
+    `where` is `FILE:LINE`, `SOURCE:row N (counted from 0)` or the name of a recipe; `field` may be
+    empty.
     """
 
     where: str
@@ -35,26 +36,33 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        parts = [part for part in (self.where, self.field) if part]
-        message = ": ".join([*parts, self.what.rstrip(".")])
+        parts = (self.where, self.field, self.what.rstrip("."))
+        message = ": ".join(part for part in parts if part)
+        if not self.fix:
+            return f"{message}."
+        # A fix that asks, "did you mean X?", is not a sentence to be ended.
         fix = self.fix if self.fix.endswith("?") else self.fix.rstrip(".") + "."
-        return f"{message}. Fix: {fix}" if self.fix else f"{message}."
+        return f"{message}. Fix: {fix}"
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A fix for a name that is not known: the nearest one that is, else `otherwise`, else all of them."""
+    """A fix for a name that is not known: the nearest one that is, else `otherwise`, else all."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else otherwise or f"use one of {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return otherwise or f"use one of {', '.join(names)}"
 
 
 class InputError(SFTRecipesError):
-    """Wrong input. Carries all problems found in one pass; the text shows the first 20 and the total."""
+    """Wrong input. Carries all problems of one pass; the text shows the first 20 and the total."""
 
     exit_code = 2
 
     def __init__(self, problems: Problem | Sequence[Problem], total: int | None = None) -> None:
-        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        if isinstance(problems, Problem):
+            problems = [problems]
+        self.problems = list(problems)
         self.total = len(self.problems) if total is None else total
         lines = [str(problem) for problem in self.problems[:SHOWN_PROBLEMS]]
         if self.total > len(lines):

@@ -4,23 +4,26 @@ Formats convert at the door (`data/formats.py`); everything behind it sees an `E
 
 Rules that `find_message_problem` checks, after role aliases were mapped:
 - at least one message, at least one assistant turn, the last message is an assistant's;
-- roles are system, user, assistant or tool; a system message may stand anywhere, the template decides later;
+- roles are system, user, assistant or tool; a system message may stand anywhere, the template
+  decides later;
 - no two turns of one role in a row but a tool's; a user speaks before the assistant does;
 - a tool message follows an assistant's tool call or another tool message;
-- content is text; a row whose assistant only calls a tool may leave it out, and gets an empty one at the door.
+- content is text; a row whose assistant only calls a tool may leave it out, and gets an empty one
+  at the door.
 """
 
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# Names other formats and projects give the same roles (ShareGPT, Vicuna, LLaMA-Factory, ms-swift, OpenAI, Gemini).
+# Names other formats and projects give the same roles (ShareGPT, Vicuna, LLaMA-Factory, ms-swift,
+# OpenAI, Gemini).
 _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "user": ("human", "prompter"),
     "assistant": ("gpt", "chatgpt", "bot", "model", "ai"),
@@ -37,17 +40,29 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 # Turns of these roles hold nothing but a call that the assistant makes, as JSON.
 CALL_ROLES = ("function_call", *_OTHER_NAMES["function_call"])
-ROLE_ALIASES: Mapping[str, str] = {
-    **{alias: role for role, aliases in _OTHER_NAMES.items() for alias in aliases},
-    **dict.fromkeys(CALL_ROLES, "assistant"),
-}
+
+
+def _role_aliases() -> dict[str, str]:
+    roles: dict[str, str] = {}
+    for role, aliases in _OTHER_NAMES.items():
+        for alias in aliases:
+            roles[alias] = role
+    for alias in CALL_ROLES:
+        roles[alias] = "assistant"
+    return roles
+
+
+ROLE_ALIASES: Mapping[str, str] = _role_aliases()
 
 # How models spell a call inside their text (Hermes and Qwen, Mistral, Llama, and XML of others).
 _INLINE_CALL = re.compile(r"<\|?tool_call|\[TOOL_CALLS\]|<\|python_tag\|>|<function")
 
 
 def place(source: str, row: int, line: int | None = None) -> str:
-    """`FILE:LINE` where the line is known, else `SOURCE:row N (counted from 0)`, the row of `inspect --json`."""
+    """`FILE:LINE` where the line is known, else `SOURCE:row N (counted from 0)`.
+
+    That is the row of `inspect --json`.
+    """
     if line is not None:
         return f"{source}:{line}"
     return f"{source}:row {row} (counted from 0)"
@@ -57,11 +72,12 @@ def place(source: str, row: int, line: int | None = None) -> str:
 class Example:
     """One row of data on its way to the trainer.
 
-    `messages` ends with an assistant turn. `train` is empty where the data says nothing; else `train[i]` says whether
-    assistant message `i` may be trained, and of any other message whether the data asks to train it, which only
-    `train_on: all` does. `text` is set instead for `format: raw` and `rendered`, where messages is empty.
-    `rendered`: that text is the rendering of a chat template, control tokens and all.
-    `row` counts from 0, `line` from 1 where the reader knows it. `columns` are extra columns somebody asked for.
+    `messages` ends with an assistant turn. `train` is empty where the data says nothing; else
+    `train[i]` says whether assistant message `i` may be trained, and of any other message whether
+    the data asks to train it, which only `train_on: all` does. `text` is set instead for `format:
+    raw` and `rendered`, where messages is empty. `rendered`: that text is the rendering of a chat
+    template, control tokens and all. `row` counts from 0, `line` from 1 where the reader knows it.
+    `columns` are extra columns somebody asked for.
     """
 
     messages: Sequence[Message]
@@ -93,9 +109,10 @@ class Example:
 
 
 def visible(text: str) -> str:
-    """The text for people's eyes: control, direction, zero-width and unassigned characters spelled as `⟨U+200B⟩`.
+    """The text for people's eyes, with what is hidden in it spelled as `⟨U+200B⟩`.
 
-    Newline and tab stay. So no text hides anything, and none acts on a terminal.
+    Hidden are control, direction, zero-width and unassigned characters. Newline and tab stay. So no
+    text hides anything, and none acts on a terminal.
     """
     return re.sub(r"[^\x20-\x7e\n\t]", _spell_out, text)
 
@@ -103,60 +120,78 @@ def visible(text: str) -> str:
 def _spell_out(match: re.Match[str]) -> str:
     char = match.group()
     # isprintable() refuses every space but the usual one.
-    is_shown = char.isprintable() or unicodedata.category(char) == "Zs"
-    return char if is_shown else f"\u27e8U+{ord(char):04X}\u27e9"
+    if char.isprintable() or unicodedata.category(char) == "Zs":
+        return char
+    return f"\u27e8U+{ord(char):04X}\u27e9"
 
 
-def find_message_problem(messages: Sequence[Message]) -> tuple[str, str, str] | None:
-    """Return `(field, what, fix)` for the first broken rule of the module docstring, or None."""
+class MessageProblem(NamedTuple):
+    """A broken rule: the field of the row, what is wrong with it, and what to change."""
+
+    field: str
+    what: str
+    fix: str
+
+
+def find_message_problem(messages: Sequence[Message]) -> MessageProblem | None:
+    """The first broken rule of the module docstring, or None."""
     if not messages:
-        return "messages", "the conversation is empty", "remove the row or add messages"
+        return MessageProblem(
+            "messages", "the conversation is empty", "remove the row or add messages"
+        )
     before: Message = {}
     speaker: Message = {}  # the last message that is no system's
     for index, message in enumerate(messages):
-        problem = _role_problem(message, before, speaker)
+        problem = _role_problem(index, message, before, speaker)
         if problem is not None:
-            return f"messages[{index}].role", *problem
+            return problem
         before = message
         if message["role"] != "system":
             speaker = message
-        content = message.get("content")
-        if not isinstance(content, str):
-            kind = "missing or null" if content is None else type(content).__name__
-            return (
-                f"messages[{index}].content",
-                f"expected a string, got {kind}",
-                "write the text as one string",
-            )
+        if not isinstance(message.get("content"), str):
+            return _content_problem(index, message)
     if not any(message["role"] == "assistant" for message in messages):
-        return "messages", "there is no assistant turn", "remove the row or add an answer"
+        return MessageProblem(
+            "messages", "there is no assistant turn", "remove the row or add an answer"
+        )
     last = messages[-1]["role"]
     if last != "assistant":
-        return (
-            f"messages[{len(messages) - 1}].role",
-            f"the last turn is {last!r}, not 'assistant'",
-            "cut the row there",
-        )
+        what = f"the last turn is {last!r}, not 'assistant'"
+        return MessageProblem(f"messages[{len(messages) - 1}].role", what, "cut the row there")
     return None
 
 
-def _role_problem(message: Message, before: Message, speaker: Message) -> tuple[str, str] | None:
+def _content_problem(index: int, message: Message) -> MessageProblem:
+    content = message.get("content")
+    kind = type(content).__name__
+    if content is None:
+        kind = "missing or null"
+    what = f"expected a string, got {kind}"
+    return MessageProblem(f"messages[{index}].content", what, "write the text as one string")
+
+
+def _role_problem(
+    index: int, message: Message, before: Message, speaker: Message
+) -> MessageProblem | None:
+    """What is wrong with the role of a message.
+
+    `before`: the message before it; `speaker`: the last that is no system's.
+    """
+    where = f"messages[{index}].role"
     role = message.get("role")
     if role not in ROLES:
         aliases = ", ".join(f"{alias}={name}" for alias, name in ROLE_ALIASES.items())
-        return f"unknown role {role!r}", f"use one of {', '.join(ROLES)} (aliases: {aliases})"
+        fix = f"use one of {', '.join(ROLES)} (aliases: {aliases})"
+        return MessageProblem(where, f"unknown role {role!r}", fix)
     if role == before.get("role") and role != "tool":
-        return (
-            f"two {role} messages in a row",
-            "join them into one, or set `consecutive_turns: merge`",
-        )
+        fix = "join them into one, or set `consecutive_turns: merge`"
+        return MessageProblem(where, f"two {role} messages in a row", fix)
     if role == "assistant" and not speaker:
-        return "the assistant speaks before any user", "remove that turn or add the user's"
+        what = "the assistant speaks before any user"
+        return MessageProblem(where, what, "remove that turn or add the user's")
     if role == "tool" and speaker.get("role") != "tool" and not _calls_tool(speaker):
-        return (
-            "a tool message without a tool call before it",
-            "add the assistant's tool_calls or remove it",
-        )
+        what = "a tool message without a tool call before it"
+        return MessageProblem(where, what, "add the assistant's tool_calls or remove it")
     return None
 
 

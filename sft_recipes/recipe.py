@@ -1,21 +1,26 @@
-"""Recipes: flat YAML files, read strictly into frozen dataclasses.
+"""What a recipe is: a flat YAML file, read strictly into frozen dataclasses; the recipes that ship.
 
-TRL's keys keep their names and meaning and go to TRL verbatim (`trl_keys` in `recipe_keys.py` names them); the keys
-below are this project's own or TRL's data keys, which this project reads itself. No torch here.
+TRL's keys keep their names and meaning and go to TRL verbatim (`trl_keys` in `recipe_keys.py` names
+them); the keys below are this project's own or TRL's data keys, which this project reads itself.
+`recipe_keys.load_recipe` checks and builds a recipe from its file. No torch here.
 """
 
 import dataclasses
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from sft_recipes.errors import InputError, Problem
+from sft_recipes.errors import InputError, Problem, suggest
 
+_PACKAGE = Path(__file__).resolve().parent
+GATE = "gate.yaml"  # the bounds that belong to the recipes of a folder
+# Keys whose text may be a path, at any depth, and those that hold other keys.
 _PATH_KEYS = (
     "model_name_or_path",
     "dataset_name",
@@ -25,18 +30,14 @@ _PATH_KEYS = (
     "data",
     "path",
 )
+_BLOCK_KEYS = ("datasets", "evaluation", "data")
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSource:
-    """One data set of the mixture. `path` is a file, a folder or a Hub name; the rest as TRL's `DatasetConfig`.
+    """One data set of the mixture; the names are those of TRL's `DatasetConfig`, then ours.
 
-    `fraction` is TRL's: this set's share of the final mixture (all sets or none). `weight` is ours: 2.5 means every
-    row twice plus a seeded half of the rows a third time.
-
-    How rows are read: `column_mapping` is {our column: their column, or a list of columns to join}, `message_mapping`
-    {our key inside a turn: their key}, `role_mapping` {our role: their name or names}. `consecutive_turns: merge`
-    joins turns of one role in a row by a blank line; by default they are an error.
+    What each key means stands in `recipe_keys.yaml`, from which the documentation is made.
     """
 
     path: str
@@ -55,7 +56,7 @@ class DatasetSource:
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """Which rows are read. `eval_split`: share (below 1) or count of rows held out by a seeded draw."""
+    """Which rows are read, and which of them are held out."""
 
     datasets: Sequence[DatasetSource]
     test_split: str | None = None
@@ -86,8 +87,7 @@ class LabelSettings:
 class TemplateSettings:
     """How conversations are rendered, in training and when served.
 
-    `chat_template`: a shipped name, a `.jinja` path, `tokenizer` for the tokenizer's own, or None for the tokenizer's
-    own where it has one and the chapter's instruction template where it has none.
+    `chat_template` None: the tokenizer's own where it has one, else the instruction template.
     """
 
     chat_template: str | None = None
@@ -96,13 +96,7 @@ class TemplateSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """Generation-based evaluation. `data` None means the recipe's own eval rows.
-
-    `rows`: how many prompts are generated inside training (all in the standalone command unless
-    `max_rows` there); `batch_size` in prompts per process (None: 64 on CUDA, 32 elsewhere);
-    `during_training` switches the metrics inside `trainer.evaluate()`, which may take `max_share`
-    of the run's time (null: as much as it takes).
-    """
+    """Generation-based evaluation inside training. `data` None means the recipe's own eval rows."""
 
     data: DatasetSource | None = None
     during_training: bool = True
@@ -114,7 +108,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run. `values` are the keys exactly as set (file, then overrides); the rest is derived from them.
+    """A whole run. `values` are the keys exactly as set (file, then overrides); the rest follows.
 
     `model` and `training` hold the keys that go verbatim to TRL's `ModelConfig` and `SFTConfig`.
     """
@@ -136,7 +130,7 @@ class Recipe:
         return str(self.model["model_name_or_path"])
 
     def saved_values(self) -> dict[str, Any]:
-        """The keys as they are written to the run folder's recipe.yaml: paths hold from there, output_dir is there."""
+        """The keys as the run folder's recipe.yaml holds them: paths are seen from there."""
         base = self.path.parent if self.path else None
         return {**rebase_paths(self.values, base, self.output_dir), "output_dir": "./"}
 
@@ -146,8 +140,15 @@ class Recipe:
         return Path(str(self.training["output_dir"]))
 
 
+class RecipeFile(NamedTuple):
+    """A recipe file as it was read: its keys, and the 1-based line of each top-level key."""
+
+    values: dict[str, Any]
+    lines: dict[str, int]
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """safe_load that refuses duplicate keys, reads `2e-5` as a number and only true/false as booleans."""
+    """safe_load that refuses duplicate keys, reads `2e-5` as a number, only true/false as bools."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -161,26 +162,33 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads `no` as False and `2e-5` as text; both have ruined runs elsewhere, so the 1.2 rules apply here.
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp)
-        for tag, regexp in resolvers
-        if not tag.endswith((":bool", ":float", ":timestamp"))
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_DIGITS, _POWER = r"\d[\d_]*", r"[eE][-+]?\d+"
-_FLOAT = rf"[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_POWER})?|{_DIGITS}{_POWER}|\.(?:inf|Inf|nan))"
-_BOOL = "true|True|TRUE|false|False|FALSE"
-for _tag, _pattern, _first in (("bool", _BOOL, "tTfF"), ("float", _FLOAT, "-+.0123456789")):
-    _StrictLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
-    )
+# YAML 1.1 reads `no` as False and `2e-5` as text; both have ruined runs elsewhere, so the 1.2 rules
+# apply here. Dates stay text.
+_REPLACED_TAGS = (":bool", ":float", ":timestamp")
+_BOOL = re.compile("^(?:true|True|TRUE|false|False|FALSE)$")
+_DIGITS = r"\d[\d_]*"
+_POWER = r"[eE][-+]?\d+"
+_FLOAT = re.compile(
+    rf"^[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_POWER})?"
+    rf"|{_DIGITS}{_POWER}|\.(?:inf|Inf|nan))$"
+)
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Read a recipe file into its keys and the 1-based line of each top-level key."""
+def _use_yaml_1_2_rules() -> None:
+    """Give the loader its own rules for what a plain word is."""
+    rules = {}
+    for first_letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        rules[first_letter] = [rule for rule in resolvers if not rule[0].endswith(_REPLACED_TAGS)]
+    _StrictLoader.yaml_implicit_resolvers = rules
+    _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+    _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+_use_yaml_1_2_rules()
+
+
+def read_yaml(path: Path) -> RecipeFile:
+    """Read a recipe file. Raises InputError for a file that is missing or is no flat YAML."""
     if not path.is_file():
         fix = "run `sft-recipes init` to see the shipped ones"
         raise InputError(Problem(str(path), "", "no such recipe file", fix))
@@ -189,24 +197,21 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             values = yaml.load(file, _StrictLoader)
         node = yaml.compose(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
+        where = str(path)
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = getattr(error, "problem", None) or str(error)
-        raise InputError(
-            Problem(where, "", f"not plain YAML: {what}", "use plain keys and values")
-        ) from error
+        if mark:
+            where += f":{mark.line + 1}"
+        what = f"not plain YAML: {getattr(error, 'problem', None) or error}"
+        raise InputError(Problem(where, "", what, "use plain keys and values")) from error
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
-        raise InputError(
-            Problem(
-                str(path), "", "a recipe is a mapping of keys to values", "write `key: value` lines"
-            )
-        )
+        what = "a recipe is a mapping of keys to values"
+        raise InputError(Problem(str(path), "", what, "write `key: value` lines"))
     lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
-    return {str(key): value for key, value in values.items()}, lines
+    return RecipeFile({str(key): value for key, value in values.items()}, lines)
 
 
 def parse_value(text: str) -> Any:
-    """Read one command-line value by the YAML rules of recipes: `2e-5` is a number, `[a, b]` a list."""
+    """Read one command-line value by the YAML rules of recipes: `2e-5` is a number."""
     try:
         return yaml.load(text, _StrictLoader)
     except yaml.YAMLError:
@@ -214,7 +219,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """`["--learning_rate", "1e-4", "--packing=true"]` as `{"learning_rate": 1e-4, "packing": True}`.
+    """`["--seed", "3", "--packing=true"]` as `{"seed": 3, "packing": True}`.
 
     A flag without a value means true. Raises InputError for anything that is not `--key value`.
     """
@@ -224,47 +229,135 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         if argument.startswith("--") and len(argument) > 2:
             key, equals, value = argument[2:].partition("=")
             key = key.replace("-", "_")
-            overrides[key] = parse_value(value) if equals else True
-            waiting = "" if equals else key
+            if equals:
+                overrides[key] = parse_value(value)
+                waiting = ""
+            else:
+                overrides[key] = True
+                waiting = key
         elif waiting:
-            overrides[waiting], waiting = parse_value(argument), ""
+            overrides[waiting] = parse_value(argument)
+            waiting = ""
         else:
-            raise InputError(
-                Problem("command line", argument, "not an override", "write `--key value`")
-            )
+            fix = "write `--key value`"
+            raise InputError(Problem("command line", argument, "not an override", fix))
     return overrides
 
 
 def relative_path(path: Path, folder: Path) -> str:
     """The path as seen from `folder`, starting with `./` or `../`."""
     relative = os.path.relpath(path.resolve(), folder.resolve())
-    return relative if relative.startswith("..") else f"./{relative}"
+    if relative.startswith(".."):
+        return relative
+    return f"./{relative}"
 
 
 def rebase_paths(
     values: Mapping[str, Any], base: Path | None, folder: Path | None = None
 ) -> dict[str, Any]:
-    """The recipe's keys with paths relative to `base` (those that start with `./` or `../`) made absolute, or relative
-    to `folder`. Any other path, and every path without a `base`, is left as it is.
+    """The recipe's keys with paths relative to `base` (those that start with `./` or `../`) made
+    absolute, or relative to `folder`. Any other path, and every path without a `base`, stays.
     """
+    if base is None:
+        return dict(values)
+    return {key: _rebased(key, value, base, folder) for key, value in values.items()}
 
-    def rebase(key: str, value: Any) -> Any:
-        if (
-            isinstance(value, str)
-            and base is not None
-            and key in _PATH_KEYS
-            and value.startswith(("./", "../"))
-        ):
-            return relative_path(base / value, folder) if folder else str((base / value).resolve())
-        if isinstance(value, list) and key == "datasets":
-            return [rebase(key, entry) for entry in value]
-        if isinstance(value, Mapping) and key in ("datasets", "evaluation", "data"):
-            return {name: rebase(name, part) for name, part in value.items()}
-        return value
 
-    return {key: rebase(key, value) for key, value in values.items()}
+def _rebased(key: str, value: Any, base: Path, folder: Path | None) -> Any:
+    """The value of one key, and of the keys inside it."""
+    if isinstance(value, str):
+        if key not in _PATH_KEYS or not value.startswith(("./", "../")):
+            return value
+        path = base / value
+        return relative_path(path, folder) if folder else str(path.resolve())
+    if isinstance(value, list) and key == "datasets":
+        return [_rebased(key, entry, base, folder) for entry in value]
+    if isinstance(value, Mapping) and key in _BLOCK_KEYS:
+        return {name: _rebased(name, part, base, folder) for name, part in value.items()}
+    return value
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
     """A settings dataclass as plain data for JSON."""
     return dataclasses.asdict(settings)
+
+
+# -- what ships ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedRecipe:
+    """A shipped recipe: `name` is model/kind, `summary` the first comment line of its file."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def _shipped_folder(name: str) -> Path:
+    """A folder that travels inside the wheel; in a checkout it stands beside the package."""
+    inside = _PACKAGE / "shipped" / name
+    if inside.is_dir():
+        return inside
+    return _PACKAGE.parent / name
+
+
+def shipped_recipes() -> list[ShippedRecipe]:
+    """All shipped recipes, by name."""
+    root = _shipped_folder("recipes")
+    recipes = []
+    for path in sorted(root.rglob("*.yaml")):
+        if path.name != GATE:
+            name = path.relative_to(root).with_suffix("").as_posix()
+            first_line = path.read_text(encoding="utf-8").splitlines()[0]
+            recipes.append(ShippedRecipe(name, path, first_line.lstrip("# ")))
+    return recipes
+
+
+def launch_config(name: Path | str) -> Path:
+    """The accelerate config called `name`, or the file if `name` is one."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
+    files = sorted(_shipped_folder("accelerate_configs").glob("*.yaml"))
+    known = {file.stem: file for file in files}
+    if str(name) in known:
+        return known[str(name)]
+    what = f"there is no accelerate config {str(name)!r}"
+    fix = f"use one of {', '.join(known)}, or a file"
+    raise InputError(Problem("command line", "--launch", what, fix))
+
+
+def copy_recipe(name: str, output: Path, force: bool = False) -> list[Path]:
+    """Copy a shipped recipe and what belongs to it into `output`; returns the files written.
+
+    Raises InputError, with nothing written, for an unknown or unsafe name and for files that exist
+    already (unless `force`) or would lie outside of `output`.
+    """
+    recipes = {recipe.name: recipe.path for recipe in shipped_recipes()}
+    if name not in recipes:
+        what = f"there is no shipped recipe {name!r}"
+        raise InputError(Problem("command line", "RECIPE", what, suggest(name, recipes)))
+    chosen = recipes[name]
+    others = set(recipes.values())
+    sources = [chosen]
+    for path in sorted(chosen.parent.rglob("*")):
+        if path.is_file() and path not in others:
+            sources.append(path)
+    targets = [output / source.relative_to(chosen.parent) for source in sources]
+    for target in targets:
+        _check_target(target, output, force)
+    for source, target in zip(sources, targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    return targets
+
+
+def _check_target(target: Path, output: Path, force: bool) -> None:
+    """Raise InputError for a file that must not be written."""
+    if not target.resolve().is_relative_to(output.resolve()) or target.is_symlink():
+        what = "lies outside the output folder"
+        raise InputError(Problem(str(target), "", what, "choose another --output"))
+    if target.exists() and not force:
+        fix = "choose another --output, or add --force"
+        raise InputError(Problem(str(target), "", "exists already", fix))

@@ -1,22 +1,19 @@
-"""Which keys a recipe may hold, what each must look like, and what to use instead of those it may not.
+"""Which keys a recipe may hold, and recipes from their keys.
 
-The names and types of TRL's keys are read from the installed TRL, so there is no list here to go stale.
+`recipe_keys.yaml` is the table of this project's own keys: what each means, the range of a number.
+Their types and defaults are those of the dataclasses in `recipe.py`. The names and types of TRL's
+keys are read from the installed TRL, so there is no list of them here to go stale.
 """
 
 import dataclasses
-import enum
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-
-from sft_recipes import recipe
-from sft_recipes.errors import InputError, Problem, suggest
+from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import (
     DatasetSource,
     DataSettings,
@@ -24,96 +21,161 @@ from sft_recipes.recipe import (
     LabelSettings,
     Recipe,
     TemplateSettings,
+    read_yaml,
+    rebase_paths,
 )
+from sft_recipes.recipe_checks import REFUSED, RENAMED, TABLES, Key, KeyCheck, Range, Setting
 
-_UNIONS = (typing.Union, types.UnionType)
-_OTHER_KEYS: Mapping[str, Any] = yaml.safe_load(
-    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
-)
-# TRL's data keys, read by this project with the same meaning.
-DATA_KEYS: Mapping[str, Any] = {**dict.fromkeys(_OTHER_KEYS["dataset_keys"], str), "datasets": list}
-# This project's own keys: the fields of the settings less those that TRL's keys fill, and the rest.
-OWN_KEYS: Mapping[str, Any] = {
-    **{
-        key: kind
-        for settings in (DatasetSource, DataSettings, LabelSettings, TemplateSettings)
-        for key, kind in typing.get_type_hints(settings).items()
-        if key not in _OTHER_KEYS["not_keys"]
-    },
-    **{"global_batch_size": int, "evaluation": dict, "gate": list},
-    # TRL's names for a push, which is ours: TRL's goes public and takes the whole output_dir.
-    **{"push_to_hub": bool, "hub_model_id": str},
-}
-# Old or foreign names for what a current key does; keys this project does not take, with what to do instead.
-RENAMED, REFUSED, NOTES = _OTHER_KEYS["renamed"], _OTHER_KEYS["refused"], _OTHER_KEYS["notes"]
-REFUSED_VALUES = _OTHER_KEYS["refused_values"]
 # Keys that other keys switch on (NEEDS) or off (IDLE), with the values of those that do.
-NEEDS, IDLE = _OTHER_KEYS["needs"], _OTHER_KEYS["idle"]
+NEEDS: Mapping[str, Mapping[str, list[Any]]] = TABLES["needs"]
+IDLE: Mapping[str, Mapping[str, list[Any]]] = TABLES["idle"]
+
+
+@dataclass(frozen=True, slots=True)
+class TopKeys:
+    """Types and defaults of the keys at the top of a recipe that no settings hold as they stand.
+
+    A push is ours under TRL's names: TRL's goes public and takes the whole output_dir.
+    """
+
+    datasets: list | None = None
+    global_batch_size: int | None = None
+    evaluation: dict | None = None
+    gate: list | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+
+
+def _keys_of(settings: type) -> dict[str, Key]:
+    """The keys that a dataclass holds, as far as the table explains them."""
+    kinds = typing.get_type_hints(settings)
+    table = TABLES["keys"][settings.__name__]
+    keys = {}
+    for field in dataclasses.fields(settings):
+        row = table.get(field.name)
+        if row is not None:
+            keys[field.name] = Key(kinds[field.name], _default(field), _range(row), row["meaning"])
+    return keys
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """A field's default; None for one that has to be set."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return None
+
+
+def _range(row: Mapping[str, Any]) -> Range | None:
+    """The range that a row of the table states."""
+    if "at_least" not in row:
+        return None
+    return Range(row["at_least"], row.get("at_most"))
+
+
+# Keys inside `datasets:` and `evaluation: data:`, and inside `evaluation:`.
+SOURCE_KEYS: Mapping[str, Key] = _keys_of(DatasetSource)
+EVALUATION_KEYS: Mapping[str, Key] = _keys_of(EvaluationSettings)
+_SET_KEYS: Mapping[str, Key] = {name: SOURCE_KEYS[name] for name in TABLES["set_keys"]}
+_SETTINGS_KEYS: Mapping[str, Key] = {
+    **_keys_of(DataSettings),
+    **_keys_of(LabelSettings),
+    **_keys_of(TemplateSettings),
+}
+_TOP_KEYS: Mapping[str, Key] = _keys_of(TopKeys)
+# TRL's names, beside `dataset_name`, of what stands inside `datasets:` under another.
+_NAMES_INSIDE = {"dataset_config": "name", "dataset_train_split": "split"}
+# TRL's data keys, read by this project with the same meaning.
+DATA_KEYS: Mapping[str, Key] = {
+    "dataset_name": SOURCE_KEYS["path"],
+    "dataset_config": SOURCE_KEYS["name"],
+    "dataset_train_split": SOURCE_KEYS["split"],
+    "dataset_test_split": _SETTINGS_KEYS["test_split"],
+    "datasets": _TOP_KEYS["datasets"],
+}
+
+
+def _own_keys() -> dict[str, Key]:
+    """This project's own keys at the top of a recipe."""
+    keys = {**_SET_KEYS, **_SETTINGS_KEYS, **_TOP_KEYS}
+    for name in ("test_split", "datasets"):  # known by TRL's names
+        del keys[name]
+    return keys
+
+
+OWN_KEYS: Mapping[str, Key] = _own_keys()
+
+
+class TRLKeys(NamedTuple):
+    """Names and types of TRL's `ModelConfig` and `SFTConfig` keys that recipes may set."""
+
+    model: dict[str, Any]
+    training: dict[str, Any]
 
 
 @lru_cache(maxsize=1)
-def trl_keys() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Names and types of the installed TRL's `ModelConfig` and `SFTConfig` keys that recipes may set."""
+def trl_keys() -> TRLKeys:
+    """The keys of the installed TRL, without those that this project reads, renames or refuses."""
     from trl import ModelConfig, SFTConfig  # seconds to import, and `--help` needs none of it
 
     taken = {*REFUSED, *RENAMED, *OWN_KEYS}
-    model, training = (
-        {
-            name: kind
-            for name, kind in typing.get_type_hints(config).items()
-            if name in fields and name not in taken
-        }
-        for config in (ModelConfig, SFTConfig)
-        for fields in [{field.name for field in dataclasses.fields(config)}]
-    )
-    return model, {name: kind for name, kind in training.items() if name not in model}
+    model = _field_types(ModelConfig, taken)
+    return TRLKeys(model, _field_types(SFTConfig, taken | model.keys()))
 
 
-def current(key: str, value: Any) -> tuple[str, Any] | None:
-    """The key and value that now say what these said; None if that has to be decided by hand."""
-    # A share below 1 stays one; a ratio of 1 would turn into one step.
-    if key == "warmup_ratio" and not (value is None or (fits_type(value, float) and value < 1)):
-        return None
-    table = _OTHER_KEYS["values"].get(key, {})
-    if value in [*table]:
-        return RENAMED.get(key, key), table[value]
-    return (
-        None if table and key in RENAMED and value is not None else (RENAMED.get(key, key), value)
-    )
+def _field_types(config: type, taken: Collection[str]) -> dict[str, Any]:
+    """Names and type hints of a dataclass's fields that are not taken."""
+    kinds = typing.get_type_hints(config)
+    untaken = {}
+    for field in dataclasses.fields(config):
+        if field.name not in taken:
+            untaken[field.name] = kinds[field.name]
+    return untaken
+
+
+# -- recipes from keys -----------------------------------------------------------------------------
 
 
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe file, apply overrides, and check every key. Raises InputError listing all problems found."""
+    """Read a recipe file, apply overrides, check every key. Raises InputError with all problems."""
     path = Path(path)
-    values, lines = recipe.read_yaml(path)
+    overrides = overrides or {}
+    values, lines = read_yaml(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
-    places |= dict.fromkeys(overrides or {}, "command line")
+    places |= dict.fromkeys(overrides, "command line")
     # ./ on the command line means the working directory, in the file the file's folder.
-    here = recipe.rebase_paths(overrides or {}, Path.cwd(), path.parent)
+    here = rebase_paths(overrides, Path.cwd(), path.parent)
     return make_recipe({**values, **here}, path, places)
 
 
 def make_recipe(
     values: Mapping[str, Any], path: Path | None = None, places: Mapping[str, str] | None = None
 ) -> Recipe:
-    """Build a recipe from plain values; `places` says where each key was set, for error messages."""
+    """Build a recipe from plain values; `places` says where each key was set, for errors."""
     where = str(path or "recipe")
-    model_keys, training_keys = trl_keys()
-    known = {**DATA_KEYS, **OWN_KEYS, **model_keys, **training_keys}
-    problems = _problems(values, known, places or {}, where) + _combinations(values, where)
+    trl = trl_keys()
+    known = {**DATA_KEYS, **OWN_KEYS}
+    for name, kind in {**trl.model, **trl.training}.items():
+        known[name] = Key(kind)
+    problems = KeyCheck(values, known, where, places or {}).problems()
+    problems += _combinations(values, where)
     if problems:
         raise InputError(problems)
     # null in `max_length` is a choice, rows of any length; elsewhere it is the default.
     given = {
         key: value for key, value in values.items() if value is not None or key == "max_length"
     }
-    given = recipe.rebase_paths(given, path.parent if path else None)
+    name = "recipe"
+    if path is not None:
+        name = f"{path.parent.name}/{path.stem}"
+        given = rebase_paths(given, path.parent)
     return Recipe(
-        name=f"{path.parent.name}/{path.stem}" if path else "recipe",
+        name=name,
         path=path,
         values=dict(values),
-        model={key: value for key, value in given.items() if key in model_keys},
-        training={key: value for key, value in given.items() if key in training_keys},
+        model={key: value for key, value in given.items() if key in trl.model},
+        training={key: value for key, value in given.items() if key in trl.training},
         data=_data_settings(given, where),
         labels=LabelSettings(**_fields(LabelSettings, given)),
         template=TemplateSettings(**_fields(TemplateSettings, given)),
@@ -132,18 +194,16 @@ class DataRecipe:
 
 
 def make_data_recipe(path: str, options: Mapping[str, Any]) -> DataRecipe:
-    """Settings for a data file, folder or Hub name. `options` are a recipe's keys for data, labels and template; rows
-    may have any length unless `max_length` is set. Raises InputError listing all problems found.
+    """Settings for a data file, folder or Hub name. `options` are a recipe's keys for data, labels
+    and template; rows may have any length unless `max_length` is set. Raises InputError listing all
+    problems found.
     """
     where = "command line"
-    known: dict[str, Any] = {**DATA_KEYS, "max_length": int | None, "data_seed": int}
-    for settings in (DatasetSource, DataSettings, LabelSettings, TemplateSettings):
-        for key, kind in typing.get_type_hints(settings).items():
-            if key in OWN_KEYS:
-                known[key] = kind
-    for key in ("dataset_name", "datasets"):
-        del known[key]
-    problems = _problems(options, known, dict.fromkeys(options, where), where)
+    known = {**DATA_KEYS, **_SET_KEYS, **_SETTINGS_KEYS}
+    known |= {"max_length": Key(int | None), "data_seed": Key(int)}
+    for name in ("dataset_name", "datasets", "test_split"):
+        del known[name]
+    problems = KeyCheck(options, known, where, dict.fromkeys(options, where)).problems()
     if problems:
         raise InputError(problems)
     given = {"max_length": None, **options, "dataset_name": path}
@@ -155,189 +215,108 @@ def make_data_recipe(path: str, options: Mapping[str, Any]) -> DataRecipe:
 
 
 def _fields(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        field.name: given[field.name]
-        for field in dataclasses.fields(settings)
-        if field.name in given
-    }
+    """The given keys that are fields of these settings."""
+    chosen = {}
+    for field in dataclasses.fields(settings):
+        if field.name in given:
+            chosen[field.name] = given[field.name]
+    return chosen
 
 
 def _combinations(values: Mapping[str, Any], where: str) -> list[Problem]:
     """Keys that are missing, and keys that exclude one another."""
-    required = [key for key in ("model_name_or_path", "output_dir") if not values.get(key)]
-    problems = [Problem(where, key, "is required", f"add `{key}: ...`") for key in required]
-    if not values.get("dataset_name") and not values.get("datasets"):
-        problems.append(
-            Problem(where, "dataset_name", "no data set is named", "add dataset_name or datasets")
-        )
-    if bool(values.get("push_to_hub")) != bool(values.get("hub_model_id")):
-        what, fix = "push_to_hub: true and hub_model_id go together", "set both or none"
-        problems.append(Problem(where, "hub_model_id", what, fix))
-    for key, other in _OTHER_KEYS["apart"].items():
-        if values.get(key) and values.get(other):
-            problems.append(
-                Problem(
-                    where, key, f"set together with {other}", "remove one of them or set it to null"
-                )
-            )
-    return problems
-
-
-def _problems(
-    values: Mapping[str, Any],
-    known: Mapping[str, Any],
-    places: Mapping[str, str],
-    where: str,
-    prefix: str = "",
-) -> list[Problem]:
-    """What is wrong with the keys and the types of their values, in the order they were written."""
     problems = []
-    for key, value in values.items():
-        found: tuple[str, str] | None = None
-        if key not in known and key in REFUSED:
-            found = "not taken by this project", REFUSED[key]
-        elif key not in known and key in RENAMED:
-            found = _renamed(key, values, places.get(key, "").startswith(where))
-        elif key not in known:
-            found = (
-                "unknown key",
-                suggest(key, known, "" if prefix else "remove it; the README lists every key"),
-            )
-        elif instead := REFUSED_VALUES.get(key, {}).get(str(value)):
-            found = f"{value!r} is not taken", instead
-        elif (now := current(key, value)) and now[1] != value:
-            found = (
-                f"{value!r} is now called {now[1]!r}",
-                "write that, or run `sft-recipes check --fix`",
-            )
-        elif value is not None and not fits_type(value, known[key]):
-            found = f"expected {_type_name(known[key])}, got {value!r}", "write it in that form"
-        if found:
-            problems.append(Problem(places.get(key, where), prefix + key, *found))
+    for key in ("model_name_or_path", "output_dir"):
+        if not values.get(key):
+            problems.append(Problem(where, key, "is required", f"add `{key}: ...`"))
+    if not values.get("dataset_name") and not values.get("datasets"):
+        fix = "add dataset_name or datasets"
+        problems.append(Problem(where, "dataset_name", "no data set is named", fix))
+    if bool(values.get("push_to_hub")) != bool(values.get("hub_model_id")):
+        what = "push_to_hub: true and hub_model_id go together"
+        problems.append(Problem(where, "hub_model_id", what, "set both or none"))
+    for key, other in TABLES["apart"].items():
+        if values.get(key) and values.get(other):
+            fix = "remove one of them or set it to null"
+            problems.append(Problem(where, key, f"set together with {other}", fix))
     return problems
-
-
-def _renamed(key: str, values: Mapping[str, Any], in_file: bool) -> tuple[str, str]:
-    """What to say of an old name: `check --fix` is offered where it would rewrite it."""
-    what = f"is now called {RENAMED[key]!r}" + (f" ({NOTES[key]})" if key in NOTES else "")
-    if RENAMED[key] in values:
-        return what, f"remove it; {RENAMED[key]} is set as well"
-    offer = (
-        ", or let `sft-recipes check --fix` rewrite it"
-        if in_file and current(key, values[key])
-        else ""
-    )
-    return what, f"write `{RENAMED[key]}: ...`{offer}"
-
-
-def fits_type(value: Any, kind: Any) -> bool:
-    """Whether a plain YAML value fits a type hint; an int fits a float, an enum takes its values."""
-    arguments = typing.get_args(kind)
-    if choices := _choices(kind):
-        return value in choices or (value is None and types.NoneType in arguments)
-    origin = typing.get_origin(kind) or kind
-    if origin in _UNIONS:
-        return any(fits_type(value, one) for one in arguments)
-    if origin in (list, Sequence):
-        return isinstance(value, list) and all(
-            fits_type(item, one) for one in arguments for item in value
-        )
-    if origin is Mapping and arguments:
-        return isinstance(value, Mapping) and all(
-            _fits_entry(entry, arguments) for entry in value.items()
-        )
-    if origin in (int, float):
-        return isinstance(value, (int, origin)) and not isinstance(value, bool)
-    return origin is Any or isinstance(value, origin)
-
-
-def _fits_entry(entry: tuple[Any, Any], kinds: Sequence[Any]) -> bool:
-    """Whether a key of a mapping and its value fit the two type hints."""
-    return all(fits_type(part, kind) for part, kind in zip(entry, kinds, strict=True))
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """The values of a Literal, or of an enum even where TRL takes any text beside it; none for other types."""
-    if typing.get_origin(kind) is typing.Literal:
-        return typing.get_args(kind)
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else [kind]
-    enums = [one for one in kinds if isinstance(one, type) and issubclass(one, enum.Enum)]
-    return tuple(member.value for one in enums for member in one)
-
-
-def _type_name(kind: Any) -> str:
-    if choices := _choices(kind):
-        return "one of " + ", ".join(map(str, choices))
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else [kind]
-    names = {bool: "true or false", Mapping: "dict", Sequence: "list"}
-    if typing.get_origin(kind) is Mapping and typing.get_args(kind)[-1] is not Any:
-        return "a mapping of names to names, {ours: theirs}"
-    plain = [typing.get_origin(one) or one for one in kinds if one is not types.NoneType]
-    return " or ".join(names.get(one) or one.__name__ for one in plain)
 
 
 def _data_settings(given: Mapping[str, Any], where: str) -> DataSettings:
-    single = {"dataset_config": "name", "dataset_train_split": "split"}
-    single |= {key: key for key in _OTHER_KEYS["set_keys"]}
+    problems = []
+    beside = _keys_beside_dataset_name(given)
     if "datasets" in given:
         sources = [_source(entry, where, "datasets.") for entry in given["datasets"]]
-        faults = [
-            (key, "belongs to one data set", "write it inside `datasets:`")
-            for key in single
-            if key in given
-        ]
+        for setting in beside:
+            fix = "write it inside `datasets:`"
+            problems.append(Problem(where, setting.key, "belongs to one data set", fix))
     else:
-        one = {field: given[key] for key, field in single.items() if key in given}
-        sources, faults = [_source({"path": given["dataset_name"], **one}, where, "")], []
-    fractions = [source.fraction is not None for source in sources]
-    if any(fractions) and not all(fractions):
-        faults.append(("fraction", "set for some data sets only", "set it for all or for none"))
-    if any(fractions) and any(source.weight != 1 for source in sources):
-        faults.append(("weight", "set together with fraction", "use one of them"))
-    if faults:
-        raise InputError([Problem(where, *fault) for fault in faults])
-    seed, settings = given.get("data_seed", given.get("seed", 42)), _fields(DataSettings, given)
-    settings |= {
-        "datasets": tuple(sources),
-        "test_split": given.get("dataset_test_split"),
-        "seed": seed,
-    }
+        entry = {"path": given["dataset_name"]}
+        for setting in beside:
+            entry[_NAMES_INSIDE.get(setting.key, setting.key)] = setting.value
+        sources = [_source(entry, where, "")]
+    problems += _mixture_problems(sources, where)
+    if problems:
+        raise InputError(problems)
+    settings = _fields(DataSettings, given)
+    settings["datasets"] = tuple(sources)
+    settings["test_split"] = given.get("dataset_test_split")
+    if "data_seed" in given:
+        settings["seed"] = given["data_seed"]
     return DataSettings(**settings)
+
+
+def _keys_beside_dataset_name(given: Mapping[str, Any]) -> list[Setting]:
+    """Those of the given keys that describe the data set of `dataset_name`."""
+    settings = []
+    for key in (*_NAMES_INSIDE, *_SET_KEYS):
+        if key in given:
+            settings.append(Setting(key, given[key]))
+    return settings
+
+
+def _mixture_problems(sources: Sequence[DatasetSource], where: str) -> list[Problem]:
+    """Shares of the mixture that do not go together."""
+    problems = []
+    with_fraction = [source for source in sources if source.fraction is not None]
+    if with_fraction and len(with_fraction) < len(sources):
+        what = "set for some data sets only"
+        problems.append(Problem(where, "fraction", what, "set it for all or for none"))
+    if with_fraction and any(source.weight != 1 for source in sources):
+        problems.append(Problem(where, "weight", "set together with fraction", "use one of them"))
+    return problems
 
 
 def _source(entry: Any, where: str, prefix: str) -> DatasetSource:
     """One data set: a path, or a mapping with TRL's and our per-set keys."""
-    entry = {"path": entry} if isinstance(entry, str) else entry
+    if isinstance(entry, str):
+        entry = {"path": entry}
     if not isinstance(entry, dict) or entry.get("path") is None:
-        raise InputError(
-            Problem(
-                where, f"{prefix}path", f"expected a mapping with `path`, got {entry!r}", "add path"
-            )
-        )
-    known = typing.get_type_hints(DatasetSource)
+        what = f"expected a mapping with `path`, got {entry!r}"
+        raise InputError(Problem(where, f"{prefix}path", what, "add path"))
+    known = dict(SOURCE_KEYS)
     if prefix.startswith("evaluation"):  # rows to answer are no mixture
-        known = {key: kind for key, kind in known.items() if key not in ("weight", "fraction")}
+        del known["weight"], known["fraction"]
     return DatasetSource(**_block(entry, known, where, prefix))
 
 
 def _evaluation_settings(block: Mapping[str, Any], where: str) -> EvaluationSettings:
-    chosen = _block(
-        block, {**typing.get_type_hints(EvaluationSettings), "data": Any}, where, "evaluation."
-    )
-    data = chosen.pop("data", None)
-    return EvaluationSettings(
-        _source(data, where, "evaluation.data.") if data is not None else None, **chosen
-    )
+    known = {**EVALUATION_KEYS, "data": Key(Any)}  # a path or a block, which `_source` reads
+    settings = _block(block, known, where, "evaluation.")
+    if settings.get("data") is not None:
+        settings["data"] = _source(settings["data"], where, "evaluation.data.")
+    return EvaluationSettings(**settings)
 
 
 def _block(
-    block: Mapping[str, Any], known: Mapping[str, Any], where: str, prefix: str
+    block: Mapping[str, Any], known: Mapping[str, Key], where: str, prefix: str
 ) -> dict[str, Any]:
-    """The keys of a nested block; null is the default, except where "none" is a choice of its own."""
-    if problems := _problems(block, known, {}, where, prefix):
+    """The keys of a nested block; null is the default, except where "none" is a choice too."""
+    problems = KeyCheck(block, known, where, prefix=prefix).problems()
+    if problems:
         raise InputError(problems)
-    return {
-        key: value
-        for key, value in block.items()
-        if value is not None or fits_type(None, known[key])
-    }
+    settings = {}
+    for key, value in block.items():
+        if value is not None or known[key].fits(None):
+            settings[key] = value
+    return settings

@@ -40,19 +40,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the run folder's files; an unknown schema version is refused, never guessed at."""
+    """Read one of the run folder's files; an unknown schema version is refused, not guessed at."""
     content = json.loads(path.read_text(encoding="utf-8"))
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
+        what = f"expected {SCHEMA_VERSION}, got {version!r}"
         fix = "use the version of sft-recipes that wrote it"
-        raise InputError(
-            Problem(str(path), "schema_version", f"expected {SCHEMA_VERSION}, got {version!r}", fix)
-        )
+        raise InputError(Problem(str(path), "schema_version", what, fix))
     return content
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Where the run in `folder` stands, from its `run_state.json`; empty where no run was started."""
+    """Where the run in `folder` stands, from its `run_state.json`; empty if none was started."""
     path = folder / RUN_STATE
     return read_json(path) if path.is_file() else {}
 

@@ -1,4 +1,4 @@
-"""The chapter's names: its text byte for byte, its shapes, its numbers on known answers, and the named deviations."""
+"""The chapter's names: its text byte for byte, its shapes, its numbers, the named deviations."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ FRENCH = InstructionExample(
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A base model's tokenizer: no chat template; EOS also serves as padding, as in many base models."""
+    """A base model's tokenizer: no chat template.
+
+    EOS also serves as padding, as in many base models.
+    """
     made = build_tokenizer("", None, "</s>", "</s>")
     made.chat_template = None
     return made
@@ -50,9 +53,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def model(tokenizer: PreTrainedTokenizerFast) -> Iterator[LlamaForCausalLM]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # a model this small only loses time to threads, much of it on a busy machine
+    # A model this small only loses time to threads, much of it on a busy machine.
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -73,7 +75,8 @@ def test_instruction_format_is_the_chapters() -> None:
         "Code flows like water\nDebugging through the long night\nSoftware born at dawn"
     )
     assert FRENCH.format_for_training() == (
-        "### Instruction:\nTranslate the following text to French\n\n### Input:\nHello, how are you?\n\n"
+        "### Instruction:\nTranslate the following text to French\n\n"
+        "### Input:\nHello, how are you?\n\n"
         "### Response:\nBonjour, comment allez-vous ?"
     )
     assert (
@@ -121,7 +124,10 @@ def test_dataset_rows(tokenizer: PreTrainedTokenizerFast, example: InstructionEx
 def test_training_on_a_row_reaches_eos_though_eos_is_the_padding_token(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Padding is told from EOS by position, so EOS keeps its label; the caller's tokenizer is left as it was."""
+    """Padding is told from EOS by position, so EOS keeps its label.
+
+    The caller's tokenizer is left as it was.
+    """
     row = SupervisedFineTuningDataset([HAIKU], tokenizer, max_length=256)[0]
     assert (row["labels"] == tokenizer.eos_token_id).sum() == 1
     assert tokenizer.chat_template is None
@@ -131,7 +137,10 @@ def test_training_on_a_row_reaches_eos_though_eos_is_the_padding_token(
 def test_markers_inside_the_answer_do_not_move_the_labels(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """The chapter searches for `### Response:`; an instruction that contains it would have trained the prompt."""
+    """The chapter searches for `### Response:`.
+
+    An instruction that contains it would have trained the prompt.
+    """
     example = InstructionExample("Repeat: ### Response:\nno", output="### Response:\nyes")
     labels = SupervisedFineTuningDataset([example], tokenizer, max_length=256)[0]["labels"]
     assert tokenizer.decode(labels[labels != -100]) == "### Response:\nyes</s>"
@@ -156,7 +165,9 @@ def test_dataloader(tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM)
     examples = [InstructionExample(f"say {index}", output=str(index)) for index in range(6)]
     batches = list(create_sft_dataloader(examples, tokenizer, batch_size=4, max_length=64))
     assert [batch["input_ids"].shape for batch in batches] == [(4, 64), (2, 64)]
-    answers = [tokenizer.decode(row[row != -100]) for batch in batches for row in batch["labels"]]
+    answers = []
+    for batch in batches:
+        answers += [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
     assert sorted(answers) == [f"{index}</s>" for index in range(6)]
     assert torch.isfinite(model(**batches[0]).loss)
 
@@ -196,7 +207,10 @@ def test_quality_analyzer() -> None:
 
 
 def test_repetition_needs_more_than_five_and_compares_twenty_characters() -> None:
-    """Five equal openings are not reported, six are; what differs after character 20 counts as equal."""
+    """Five equal openings are not reported, six are.
+
+    What differs after character 20 counts as equal.
+    """
     opening = "abcdefghijklmnopqrst"
     five = [InstructionExample(opening + str(index), output=str(index)) for index in range(5)]
     assert DataQualityAnalyzer(five).detect_repetitive_patterns()["repetitive_instructions"] == []
@@ -237,7 +251,7 @@ class Answers:
 def test_instruction_following_known_answers(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Length ratio, keyword coverage and format score by the chapter's definitions, on answers given by hand."""
+    """Length ratio, keyword coverage and format score of given answers, as the chapter has them."""
     answers = Answers(
         {
             "### Instruction:\nName a River\n\n### Response:\n": "A river: Rhine ",
@@ -287,7 +301,10 @@ def test_evaluate_quality_shows_five(
 def test_format_overfitting_known_answers(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than twice as long with the format, or `###` without it; exactly twice as long is not reported."""
+    """More than twice as long with the format, or `###` without it.
+
+    Exactly twice as long is not reported.
+    """
     answers = {"long": ("12345", "12"), "twice": ("1234", "12"), "leak": ("1", "### Response:")}
     by_prompt = {
         f"### Instruction:\n{name}\n\n### Response:\n": pair[0] for name, pair in answers.items()
@@ -316,7 +333,7 @@ def test_format_overfitting_known_answers(
 
 
 def test_a_real_model_answers(tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM) -> None:
-    """The whole path runs on a model, gives the same numbers twice, and leaves the model in training mode."""
+    """The whole path runs on a model, twice with the same numbers, and leaves it in training."""
     model.train()
     evaluator = SFTEvaluator(model, tokenizer)
     scores = evaluator.evaluate_instruction_following([HAIKU, FRENCH])
@@ -330,5 +347,8 @@ def test_a_real_model_answers(tokenizer: PreTrainedTokenizerFast, model: LlamaFo
 
 def test_importing_the_chapter_imports_no_torch() -> None:
     """The names are exported at the top of the package, so importing them must stay cheap."""
-    code = "import sys, sft_recipes.chapter; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, sft_recipes.chapter\n"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sft_recipes import cli
-from sft_recipes.recipe_files import copy_recipe, shipped_recipes
+from sft_recipes.recipe import copy_recipe, shipped_recipes
 
 
 def run(

@@ -30,6 +30,7 @@ from sft_recipes.data.prepare import prepare
 from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import DatasetSource, EvaluationSettings, Recipe
+from sft_recipes.recipe_checks import Key
 from sft_recipes.recipe_keys import (
     DATA_KEYS,
     IDLE,
@@ -446,7 +447,12 @@ def test_key_of_the_evaluation_data(builder: Builder, key: str) -> None:
 def switched(key: str, states: Mapping[str, list[Any]], state: Any) -> dict[str, Any]:
     """A recipe's keys: this one, and each key that switches it in the given state."""
     name, _, inner = key.partition(".")
-    value = {inner: 3} if inner else TRL_TRIES[key].value if key in TRL_TRIES else 0.5
+    if inner:
+        value: Any = {inner: EVALUATION_TRIES[inner].value}
+    elif key in TRL_TRIES:
+        value = TRL_TRIES[key].value
+    else:
+        value = 0.5
     return {name: value, **dict.fromkeys(states, state)}
 
 
@@ -501,7 +507,7 @@ def test_the_walk_finds_an_ignored_key_of_ours(
     builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key that is accepted and read by nobody fails the walk."""
-    monkeypatch.setitem(typing.cast(dict[str, Any], OWN_KEYS), "fake", int)
+    monkeypatch.setitem(typing.cast(dict[str, Any], OWN_KEYS), "fake", Key(int))
     builder.known = {}
     with pytest.raises(AssertionError, match="fake is accepted and changes nothing"):
         builder.check("fake", Try(3), {"fake": 3}, {})

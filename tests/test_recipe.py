@@ -18,15 +18,8 @@ from sft_recipes.recipe import (
     read_yaml,
     rebase_paths,
 )
-from sft_recipes.recipe_keys import (
-    DATA_KEYS,
-    NOTES,
-    OWN_KEYS,
-    REFUSED,
-    RENAMED,
-    load_recipe,
-    trl_keys,
-)
+from sft_recipes.recipe_checks import NOTES, REFUSED, RENAMED
+from sft_recipes.recipe_keys import DATA_KEYS, OWN_KEYS, load_recipe, trl_keys
 
 MINIMAL = "model_name_or_path: ./base\ndataset_name: ./data\noutput_dir: runs/x\n"
 

@@ -1,4 +1,4 @@
-"""`check --fix`: old keys get their current names in the file, everything else stays byte for byte."""
+"""`check --fix`: old keys get their current names in the file; comments, order and quotes stay."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from sft_recipes import cli
+from sft_recipes import cli, recipe_checks
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import parse_value
-from sft_recipes.recipe_keys import NOTES, REFUSED, RENAMED, current, load_recipe, trl_keys
-from sft_recipes.recipe_rewrite import rewrite
+from sft_recipes.recipe_checks import NOTES, REFUSED, RENAMED, current, rewrite
+from sft_recipes.recipe_keys import load_recipe, trl_keys
 
 MINIMAL = "model_name_or_path: ./base\ndataset_name: ./data\noutput_dir: runs/x\n"
 
@@ -37,8 +37,8 @@ chat_template: "max_seq_length: 3"
 NEW = """\
 # A recipe of 2024,  written by hand
 model_name_or_path: org/model   # the base
-dtype:  bfloat16
-max_length :   2048 # cut there
+dtype: bfloat16
+max_length: 2048          # cut there
 
 warmup_steps: 0.1
 train_sampling_strategy: group_by_length # faster?
@@ -66,7 +66,10 @@ def recipe_file(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("start", ["", "\ufeff", "# Grüße 😀\n---\n"])
 def test_only_old_keys_change(recipe_file: Callable[[str], Path], start: str, end: str) -> None:
-    """Keys, and values whose form changed, are replaced; comments, order, quotes, spaces and line ends stay."""
+    """Keys, and values whose form changed, are replaced; comments, order, quotes and line ends stay.
+
+    Only the spaces around a colon become the usual ones; the comment keeps its column.
+    """
     path = recipe_file((start + OLD).replace("\n", end))
     changes = rewrite(path)
     assert path.read_bytes().decode() == (start + NEW).replace("\n", end)
@@ -168,16 +171,50 @@ def test_error_without_fix_names_it(recipe_file: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", ["seen: &seen true\ngroup_by_length: *seen\n", "packing_strategy: &x ffd\nother: *x\n"]
+    ("lines", "values"),
+    [
+        (
+            "seen: &seen true\ngroup_by_length: *seen\n",
+            {"seen": True, "train_sampling_strategy": "group_by_length"},
+        ),
+        (
+            "packing_strategy: &x ffd\nother: *x\n",
+            {"packing_strategy": "bfd", "other": "ffd"},
+        ),
+    ],
 )
-def test_file_stays_where_a_rewrite_would_change_more(
-    recipe_file: Callable[[str], Path], lines: str
+def test_a_shared_value_changes_at_its_own_key_only(
+    recipe_file: Callable[[str], Path], lines: str, values: dict[str, Any]
 ) -> None:
-    """A converted value that is shared through a YAML anchor is refused and the file is left as it was."""
+    """A converted value that is shared through a YAML anchor stays as it was under the other key."""
     path = recipe_file(MINIMAL + lines)
+    assert len(rewrite(path)) == 1
+    assert parse_value(path.read_text()) == {**parse_value(MINIMAL), **values}
+
+
+def test_file_stays_where_a_rewrite_would_change_more(
+    recipe_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new file that would not load to the expected values is refused, the old one left as it was."""
+    text = f"{MINIMAL}torch_dtype: float32\n"
+    path = recipe_file(text)
+    monkeypatch.setattr(recipe_checks, "_changed", lambda text, changes: f"{text}seed: 1\n")
     with pytest.raises(InputError, match="rename them by hand"):
         rewrite(path)
-    assert path.read_text() == MINIMAL + lines
+    assert path.read_text() == text
+
+
+def test_blocks_and_long_lines_stay(recipe_file: Callable[[str], Path]) -> None:
+    """Indentation, block text, empty lines, numbers as written and lines of any length are kept."""
+    rest = (
+        "learning_rate: 2e-5\n\n"
+        "lora_target_modules:\n- q_proj   # attention\n- v_proj\n"
+        f"system_prompt: |\n  Be brief.\n\n  {'Stay polite. ' * 20}end\n"
+        "evaluation:\n  rows: 0x10\n  batch_size: null\n\n# the end\n"
+    )
+    path = recipe_file(f"{MINIMAL}torch_dtype: float32\n{rest}")
+    assert len(rewrite(path)) == 1
+    assert path.read_text() == f"{MINIMAL}dtype: float32\n{rest}"
 
 
 def test_flow_mapping(recipe_file: Callable[[str], Path]) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from sft_recipes.recipe import Recipe
-from sft_recipes.recipe_files import GATE, shipped_recipes
+from sft_recipes.recipe import GATE, Recipe, shipped_recipes
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.check import check_recipe, check_text
 from sft_recipes.training.train import train

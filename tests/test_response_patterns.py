@@ -50,7 +50,7 @@ def kinds(text: str) -> list[str]:
     ],
 )
 def test_private_data_is_found_and_masked(text: str, kind: str) -> None:
-    """Each type is found once, and its text is gone behind the mask, which holds nothing private itself."""
+    """Each kind is found once, and the mask, which holds nothing private, hides its text."""
     (found,) = private_spans(text)
     assert found[0] == kind
     assert text[found[1] : found[2]] not in mask(text) and f"[{kind.replace('_', ' ')}]" in mask(
@@ -89,7 +89,7 @@ def test_private_data_is_found_and_masked(text: str, kind: str) -> None:
     ],
 )
 def test_what_only_looks_private(text: str) -> None:
-    """Dates, sums, versions, invented and broken numbers are left alone, and long texts take no long time."""
+    """Dates, sums, versions, invented and broken numbers are left alone, long texts included."""
     assert kinds(text) == []
 
 
@@ -99,14 +99,15 @@ def test_masks_hide_generated_values() -> None:
     for _ in range(300):
         value = random.choice([card_number, secret, personal])(random)
         masked = mask(f"see ({value}), and again:\n{value}")
-        assert value not in masked and masked.count("[") == 2, value
+        assert value not in masked, value
+        assert masked.count("[") == 2, value
 
 
 @pytest.mark.parametrize(
     "name", [name for name, value in PATTERNS.items() if isinstance(value, list)]
 )
 def test_no_expression_matches_nothing(name: str) -> None:
-    """Every list compiles and none of its expressions matches the empty text, which would flag every row."""
+    """Every list compiles, and no expression matches the empty text, which would flag all rows."""
     assert pattern(name).search("") is None
 
 
@@ -131,21 +132,20 @@ def test_placeholders(answer: str) -> None:
 
 def test_curly_apostrophes_and_position() -> None:
     """A refusal is found with either apostrophe, and only in the first 200 characters."""
-    assert find_refusal("I\u2019m sorry, but I can\u2019t help with that.") == find_refusal(
-        "I'm sorry, but I can't help with that."
-    )
+    straight = "I'm sorry, but I can't help with that."
+    curly = straight.replace("'", "\u2019")
+    assert find_refusal(straight)
+    assert find_refusal(curly) == find_refusal(straight)
     assert not find_refusal("Words. " * 40 + "I can't help you.")
     assert find("cutoff", "As of my last knowledge update in 2021, it stood.")
 
 
 def test_the_refusal_rules_error_is_that_on_the_labelled_answers() -> None:
-    """Precision, recall and their Wilson intervals, counted again on the labelled set: 24 of 25 and 24 of 30."""
-    labelled = yaml.safe_load(
-        (Path(__file__).parent / "audit" / "refusals.yaml").read_text(encoding="utf-8")
-    )
-    right, wrong = (
-        sum(map(bool, map(find_refusal, labelled[name]))) for name in ("refusals", "others")
-    )
+    """Precision and recall, 24 of 25 and 24 of 30, with Wilson intervals, counted again."""
+    path = Path(__file__).parent / "audit" / "refusals.yaml"
+    labelled = yaml.safe_load(path.read_text(encoding="utf-8"))
+    right = len(list(filter(find_refusal, labelled["refusals"])))
+    wrong = len(list(filter(find_refusal, labelled["others"])))
     shares = {
         "precision": proportion(right, right + wrong),
         "recall": proportion(right, len(labelled["refusals"])),
@@ -153,12 +153,12 @@ def test_the_refusal_rules_error_is_that_on_the_labelled_answers() -> None:
     error = refusal_error()
     assert error["n"] == len(labelled["refusals"]) + len(labelled["others"])
     for name, share in shares.items():
-        print(
-            f"refusal rule, {name}: {share.value:.3f} [{share.ci_low:.2f}, {share.ci_high:.2f}], n = {share.n}"
-        )
+        interval = f"[{share.ci_low:.2f}, {share.ci_high:.2f}]"
+        print(f"refusal rule, {name}: {share.value:.3f} {interval}, n = {share.n}")
         assert error[name] == pytest.approx(share.value, abs=0.005)
         assert error[f"{name}_ci"] == pytest.approx([share.ci_low, share.ci_high], abs=5e-5)
-    assert shares["precision"].value >= 0.9 and shares["recall"].value >= 0.75
+    assert shares["precision"].value >= 0.9
+    assert shares["recall"].value >= 0.75
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,9 @@ def test_repetition_is_the_share_of_repeated_ngrams(text: str, n: int, share: fl
 
 def test_repetitive_needs_fifty_words_and_half_of_the_4_grams() -> None:
     """49 words of one phrase are too few; 50 are enough; 50 different words are not repetitive."""
-    assert [is_repetitive("so it goes on " * 12 + "so" + more) for more in ("", " it")] == [
-        False,
-        True,
-    ]
+    words_49 = "so it goes on " * 12 + "so"
+    assert not is_repetitive(words_49)
+    assert is_repetitive(f"{words_49} it")
     assert not is_repetitive(" ".join(map(str, range(60))))
 
 

@@ -11,6 +11,7 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,28 +94,37 @@ def package_shape() -> Shape:
 def faults(source: str) -> Iterator[str]:
     """What a reader has to unfold before reading on, by line."""
     for node in ast.walk(ast.parse(source)):
-        line = getattr(node, "lineno", 0)
-        if isinstance(node, ast.IfExp) and _holds(node, ast.IfExp):
-            yield f"{line}: a conditional expression inside another"
-        if isinstance(node, _COMPREHENSIONS):
-            if _holds(node, ast.NamedExpr):
-                yield f"{line}: an assignment expression inside a comprehension"
-            if len(node.generators) > 1 or len(node.generators[0].ifs) > 1:
-                yield f"{line}: a comprehension over more than one `for` and one `if`"
-        if isinstance(node, ast.Assign) and _is_long_tuple_assignment(node):
-            yield f"{line}: more than two names assigned at once"
-        if isinstance(node, ast.Call):
-            for keyword in node.keywords:
-                if keyword.arg is None and isinstance(keyword.value, ast.Dict):
-                    yield f"{line}: ** of a literal"
-        if isinstance(node, _FUNCTIONS):
-            length = (node.end_lineno or line) - line + 1
-            if length > FUNCTION_LINES:
-                yield f"{line}: {node.name} has {length} lines"
+        for fault in _faults_of(node):
+            yield f"{getattr(node, 'lineno', 0)}: {fault}"
+
+
+def _faults_of(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.IfExp) and _holds(node, ast.IfExp):
+        yield "a conditional expression inside another"
+    if isinstance(node, _COMPREHENSIONS) and _holds(node, ast.NamedExpr):
+        yield "an assignment expression inside a comprehension"
+    if isinstance(node, _COMPREHENSIONS) and _is_deep(node):
+        yield "a comprehension over more than one `for` and one `if`"
+    if isinstance(node, ast.Assign) and _is_long_tuple_assignment(node):
+        yield "more than two names assigned at once"
+    if isinstance(node, ast.Call) and any(_unpacks_a_literal(word) for word in node.keywords):
+        yield "** of a literal"
+    if isinstance(node, _FUNCTIONS):
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        if length > FUNCTION_LINES:
+            yield f"{node.name} has {length} lines"
 
 
 def _holds(node: ast.AST, kind: type[ast.AST]) -> bool:
     return any(isinstance(inner, kind) for inner in ast.walk(node) if inner is not node)
+
+
+def _is_deep(node: Any) -> bool:
+    return len(node.generators) > 1 or len(node.generators[0].ifs) > 1
+
+
+def _unpacks_a_literal(keyword: ast.keyword) -> bool:
+    return keyword.arg is None and isinstance(keyword.value, ast.Dict)
 
 
 def _is_long_tuple_assignment(node: ast.Assign) -> bool:

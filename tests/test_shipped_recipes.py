@@ -19,8 +19,7 @@ from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.formats import detect_format
 from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.models import load_for_inference, load_model, lora_config
-from sft_recipes.recipe import Recipe, TemplateSettings
-from sft_recipes.recipe_files import GATE, shipped_recipes
+from sft_recipes.recipe import GATE, Recipe, TemplateSettings, shipped_recipes
 from sft_recipes.recipe_keys import load_recipe
 from tests.tiny_architectures import ARCHITECTURES, build_base, build_real_shape
 from tests.training.tiny import logged, weights

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sft_recipes.recipe_files import launch_config
+from sft_recipes.recipe import launch_config
 from sft_recipes.recipe_keys import load_recipe
 
 REPOSITORY = Path(__file__).parents[1]

@@ -1,11 +1,14 @@
-"""What an audit looks at, rows with their texts by speaker, and what it finds: which rows, and what to do."""
+"""What an audit looks at, rows with their texts by speaker, and what it finds.
+
+The texts of every check stand in `checks.yaml`.
+"""
 
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -13,62 +16,85 @@ from sft_recipes.messages import Example, Message
 from sft_recipes.response_patterns import mask
 
 SEVERITIES = ("error", "warning", "info")
-CHECKS: Mapping[str, Any] = yaml.safe_load(
-    Path(__file__).with_name("checks.yaml").read_text(encoding="utf-8")
-)
+_CHECKS_FILE = Path(__file__).with_name("checks.yaml")
+CHECKS: Mapping[str, Any] = yaml.safe_load(_CHECKS_FILE.read_text(encoding="utf-8"))
+_EXAMPLES = 10
+
+
+class Turn(NamedTuple):
+    """One message as text; a tool call counts as content of the assistant, as JSON."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One input row. `index` counts rows over all files of the audit from 0; `where` is `FILE:LINE`.
+    """One input row. `index` counts rows over all files from 0; `where` is `FILE:LINE`.
 
-    `prompt` is all text that is not the assistant's and `response` all text that is, one line feed between messages.
-    `turns` are `(role, content)` in order; a tool call counts as content of the assistant, as JSON. A raw text row is
-    one assistant turn with an empty prompt.
+    `prompt` is all text that is not the assistant's and `response` all text that is, one line feed
+    between messages. A raw text row is one assistant turn with an empty prompt.
     """
 
     index: int
     where: str
     prompt: str
     response: str
-    turns: Sequence[tuple[str, str]]
+    turns: Sequence[Turn]
     example: Example
 
     @property
     def question(self) -> str:
-        """The prompt without system messages: what tells one row from another where all share a system prompt."""
-        return "\n".join(
-            content for role, content in self.turns if role not in ("assistant", "system")
-        )
+        """The prompt without system messages, which all rows may share."""
+        return _said_by(self.turns, ("user", "tool"))
 
 
 def audit_rows(examples: Iterable[Example], first_index: int = 0) -> list[AuditRow]:
     """The rows of one or several sources, numbered from `first_index`."""
     rows = []
     for index, example in enumerate(examples, first_index):
-        turns = [(message["role"], _content(message)) for message in example.messages]
-        turns = [("assistant", example.text)] if example.text is not None else turns
-        prompt = "\n".join(content for role, content in turns if role != "assistant")
-        response = "\n".join(content for role, content in turns if role == "assistant")
-        rows.append(AuditRow(index, example.where, prompt, response, turns, example))
+        turns = _turns(example)
+        row = AuditRow(
+            index=index,
+            where=example.where,
+            prompt=_said_by(turns, ("system", "user", "tool")),
+            response=_said_by(turns, ("assistant",)),
+            turns=turns,
+            example=example,
+        )
+        rows.append(row)
     return rows
 
 
+def _turns(example: Example) -> list[Turn]:
+    if example.text is not None:
+        return [Turn("assistant", example.text)]
+    turns = []
+    for message in example.messages:
+        turns.append(Turn(message["role"], _content(message)))
+    return turns
+
+
+def _said_by(turns: Sequence[Turn], roles: Sequence[str]) -> str:
+    return "\n".join(turn.content for turn in turns if turn.role in roles)
+
+
 def _content(message: Message) -> str:
-    calls = message.get("tool_calls")
-    parts = [
-        message.get("content") or "",
-        json.dumps(calls, ensure_ascii=False, sort_keys=True) if calls else "",
-    ]
-    return "\n".join(part for part in parts if part)
+    parts = []
+    if message.get("content"):
+        parts.append(message["content"])
+    if message.get("tool_calls"):
+        calls = json.dumps(message["tool_calls"], ensure_ascii=False, sort_keys=True)
+        parts.append(calls)
+    return "\n".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
 class FlaggedRow:
-    """One row under one check. `index` counts input rows over all files of the audit from 0; `where` is `FILE:LINE`.
+    """One row under one check. `index` counts input rows over all files; `where` is `FILE:LINE`.
 
-    `detail` says what was seen there (secrets masked), `related` names the other rows concerned (the kept duplicate,
-    the eval row).
+    `detail` says what was seen there (secrets masked), `related` names the other rows concerned
+    (the kept duplicate, the eval row).
     """
 
     index: int
@@ -81,7 +107,8 @@ class FlaggedRow:
 class Finding:
     """All rows under one check, of the `n` rows that it could look at.
 
-    `severity` is one of `SEVERITIES`, `definition` the rule in one sentence with its limits; `fix` says what to do.
+    `severity` is one of `SEVERITIES`, `definition` the rule in one sentence with its limits; `fix`
+    says what to do.
     """
 
     check: str
@@ -93,12 +120,22 @@ class Finding:
     fix: str
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data for JSON with the first ten rows, all of which stand in the flagged-rows file; a share of no rows
-        is None.
+        """Plain data with the first ten rows, all of which stand in the flagged-rows file.
+
+        A share of no rows is None.
         """
-        content = dataclasses.asdict(dataclasses.replace(self, rows=self.rows[:10]))
-        content["examples"], count = content.pop("rows"), len({row.index for row in self.rows})
-        return {**content, "count": count, "share": count / self.n if self.n else None}
+        count = len({row.index for row in self.rows})
+        return {
+            "check": self.check,
+            "severity": self.severity,
+            "title": self.title,
+            "n": self.n,
+            "definition": self.definition,
+            "fix": self.fix,
+            "examples": list(map(dataclasses.asdict, self.rows[:_EXAMPLES])),
+            "count": count,
+            "share": count / self.n if self.n else None,
+        }
 
 
 def make_finding(check: str, rows: Sequence[FlaggedRow], n: int, **fills: Any) -> Finding:
@@ -113,9 +150,15 @@ def flag(row: AuditRow, detail: str, others: Sequence[AuditRow] = ()) -> Flagged
 
 
 def excerpt(text: str, characters: int = 120) -> str:
-    """A text for people without its middle, beyond some `characters`; private data is masked before it is cut."""
+    """A text for people without its middle, beyond some `characters`.
+
+    Private data is masked before the text is cut.
+    """
     masked = mask(text)
-    left_out, end = len(masked) - characters, characters // 3
+    left_out = len(masked) - characters
+    # What is left out has to be worth the words that say so.
     if left_out <= characters // 4:
         return masked
-    return f"{masked[: characters - end]} [... {left_out:,} characters ...] {masked[-end:]}"
+    end = characters // 3
+    start = characters - end
+    return f"{masked[:start]} [... {left_out:,} characters ...] {masked[-end:]}"

@@ -1,7 +1,7 @@
-"""Chat templates: find one, attach it to a tokenizer, and render through it, the same way everywhere.
+"""Chat templates: find one, attach it to a tokenizer, and render through it everywhere.
 
-Training, inspection, evaluation and serving checks all render through `ChatRenderer`. A template is a `.jinja` text:
-one of ours (`chat_templates/*.jinja`), the tokenizer's own, or any file.
+Training, inspection, evaluation and serving checks all render through `ChatRenderer`. A template is
+a `.jinja` text: one of ours (`chat_templates/*.jinja`), the tokenizer's own, or any file.
 """
 
 import re
@@ -16,6 +16,7 @@ from sft_recipes.data.turns import Tools, TurnLayout, TurnLayouts
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Message
 from sft_recipes.recipe import TemplateSettings
+from sft_recipes.upstream.tokenizers import control_tokens
 
 SHIPPED_TEMPLATES = Path(__file__).parent / "chat_templates"
 
@@ -53,10 +54,10 @@ def load_chat_template(name_or_path: str) -> str:
 
 
 class ChatRenderer:
-    """Renders conversations with one tokenizer, its template and the recipe's `chat_template_kwargs`.
+    """Renders conversations with one tokenizer, its template and its `chat_template_kwargs`.
 
-    `stop_ids`: the ids that end an assistant turn when served: turn terminators, then the tokenizer's EOS.
-    `has_own_template`: the tokenizer brought the template.
+    `stop_ids`: the ids that end an assistant turn when served: turn terminators, then the
+    tokenizer's EOS. `has_own_template`: the tokenizer brought the template.
     """
 
     def __init__(
@@ -70,27 +71,33 @@ class ChatRenderer:
     @property
     def template_text(self) -> str:
         """The template's source; of several named templates, all of them."""
+        return "\n".join(self._templates)
+
+    @property
+    def _templates(self) -> list[str]:
         template = self.tokenizer.chat_template
-        return "\n".join(template.values()) if isinstance(template, dict) else str(template)
+        if isinstance(template, dict):
+            return list(template.values())
+        return [str(template)]
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Text and id of every added token the tokenizer calls special."""
-        return {
-            token.content: index
-            for index, token in self.tokenizer.added_tokens_decoder.items()
-            if token.special
-        }
+        tokens: dict[str, int] = {}
+        for index, token in self.tokenizer.added_tokens_decoder.items():
+            if token.special:
+                tokens[token.content] = index
+        return tokens
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Encodes what is rendered. Text of a message becomes no special token and none that the template writes."""
-        template = self.tokenizer.chat_template
-        templates = template.values() if isinstance(template, dict) else [template]
+        """Encodes what is rendered.
+
+        Text of a message becomes no special token and none that the template writes.
+        """
         tokens: dict[str, None] = {}
-        for text in templates:
-            # transformers' own choice, so that ids are those of its `sanitize_control_tokens`.
-            tokens |= dict.fromkeys(self.tokenizer._get_control_tokens(text))
+        for template in self._templates:
+            tokens |= dict.fromkeys(control_tokens(self.tokenizer, template))
         return Encoder(self.tokenizer, list(tokens))
 
     @cached_property
@@ -114,7 +121,10 @@ class ChatRenderer:
 
     @cached_property
     def template_segments(self) -> tuple[str, ...]:
-        """The template's own literal lines, such as `### Response:`, for telling whether a model writes them itself."""
+        """The template's own literal lines, such as `### Response:`.
+
+        For telling whether a model writes them itself.
+        """
         user: Message = {
             "role": "user",
             "content": "QZuserZQ",
@@ -123,8 +133,12 @@ class ChatRenderer:
         }
         conversation = [user, {"role": "assistant", "content": "QZanswerZQ"}] * 2
         text = re.sub(r"QZ[a-z]+ZQ", "\n", self.render(conversation, add_generation_prompt=True))
-        lines = (line.strip() for line in text.splitlines())
-        return tuple(dict.fromkeys(line for line in lines if len(line) > 2))
+        segments: dict[str, None] = {}
+        for line in text.splitlines():
+            segment = line.strip()
+            if len(segment) > 2:
+                segments[segment] = None
+        return tuple(segments)
 
     def render_batch(
         self,
@@ -132,9 +146,12 @@ class ChatRenderer:
         tools: Tools = None,
         add_generation_prompt: bool = False,
     ) -> list[str]:
-        """Render conversations that share `tools`. Raises one of TEMPLATE_ERRORS if the template refuses one."""
+        """Render conversations that share `tools`.
+
+        Raises one of TEMPLATE_ERRORS if the template refuses one.
+        """
         return self.tokenizer.apply_chat_template(
-            [list(conversation) for conversation in conversations],
+            list(map(list, conversations)),
             tools=list(tools) if tools else None,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
@@ -148,10 +165,13 @@ class ChatRenderer:
         return self.render_batch([messages], tools, add_generation_prompt)[0]
 
     def layout(self, messages: Sequence[Message], tools: Tools = None) -> TurnLayout | None:
-        """How the template lays out the last turn of `messages`, an assistant's; None where it gives no clear place."""
+        """How the template lays out the last turn of `messages`, an assistant's.
 
-        def render(some: Sequence[Message], prompt: bool) -> str:
-            return self.render(some, tools, prompt)
+        None where it gives no clear place.
+        """
+
+        def render(conversation: Sequence[Message], prompt: bool) -> str:
+            return self.render(conversation, tools, prompt)
 
         return self._layouts.find(render, messages, bool(tools))
 
@@ -160,7 +180,10 @@ class ChatRenderer:
         return self.encoder.encode([SegmentedText([text])])[0].ids[0].tolist()
 
     def prompt_ids(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
-        """Ids of the generation prompt after `messages`, as served: no second BOS, text never a control token."""
+        """Ids of the generation prompt after `messages`, as served.
+
+        No second BOS, and text is never a control token.
+        """
         markers = None
         given = all_text(messages, tools)
         if self.encoder.first_control_token(given) is not None:
@@ -172,11 +195,12 @@ class ChatRenderer:
 
 
 def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRenderer:
-    """Give the tokenizer the recipe's template, EOS and PAD, and return the renderer for everything that follows.
+    """Give the tokenizer the recipe's template, EOS and PAD, and return its renderer.
 
-    Without `chat_template` the tokenizer's own is kept; a tokenizer without one (a base model) gets the chapter's
-    instruction template as plain text, which needs no new token. Raises InputError if the tokenizer cannot be used,
-    CheckFailed if a model trained with the template would not learn to stop.
+    Without `chat_template` the tokenizer's own is kept; a tokenizer without one (a base model) gets
+    the chapter's instruction template as plain text, which needs no new token. Raises InputError if
+    the tokenizer cannot be used, CheckFailed if a model trained with the template would not learn
+    to stop.
     """
     if not getattr(tokenizer, "is_fast", False):
         fix = "use a model whose tokenizer has a tokenizer.json"
@@ -187,8 +211,9 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
     if name != "tokenizer":
         template = load_chat_template(name)
         # Our plain-text templates know no BOS of their own.
-        needs_bos = name in shipped_template_names() and begins_with_bos(tokenizer)
-        tokenizer.chat_template = "{{- bos_token -}}" + template if needs_bos else template
+        if name in shipped_template_names() and begins_with_bos(tokenizer):
+            template = "{{- bos_token -}}" + template
+        tokenizer.chat_template = template
     elif not tokenizer.chat_template:
         fix = f"set chat_template to one of {', '.join(shipped_template_names())}"
         raise InputError(
@@ -202,23 +227,24 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
 
 
 def begins_with_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts BOS before a text: the model was pretrained with it and must see it in training."""
+    """Whether the tokenizer puts BOS before a text.
+
+    The model was pretrained with it then, and must see it in training.
+    """
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
 def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:
-    """Make the tokenizer's EOS the token that ends a turn, unless the template itself writes `eos_token`."""
+    """Make the token that ends a turn the tokenizer's EOS.
+
+    Unless the template itself writes `eos_token`.
+    """
     tokenizer = renderer.tokenizer
     if tokenizer.eos_token is None and "eos_token" in renderer.template_text:
+        what = "the model would not learn to stop: no EOS token"
         fix = "use a tokenizer with an EOS token or a template that ends turns with a special token"
-        raise CheckFailed(
-            str(
-                Problem(
-                    name, "chat_template", "the model would not learn to stop: no EOS token", fix
-                )
-            )
-        )
+        raise CheckFailed(str(Problem(name, "chat_template", what, fix)))
     layout = renderer.layout(PROBE)
     if layout is None or layout.terminator.token is None:
         what = "the model would not learn to stop: no special token ends an assistant turn"
@@ -230,22 +256,31 @@ def _agree_on_end_of_turn(renderer: ChatRenderer, name: str) -> None:
 
 
 def _choose_pad_token(renderer: ChatRenderer) -> None:
-    """PAD is an existing token that is neither EOS nor an end of turn: pad, else reserved or unknown, else any."""
+    """PAD is an existing token that is neither EOS nor an end of turn.
+
+    The tokenizer's own, else one that is called pad, reserved or unknown, else any.
+    """
     tokenizer = renderer.tokenizer
     taken = {*renderer.stop_ids, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return
-    added = [
-        token.content
-        for index, token in sorted(tokenizer.added_tokens_decoder.items())
-        if index not in taken
-    ]
-    named = [
-        text
-        for hint in ("pad", "reserved", "unused", "unk")
-        for text in added
-        if hint in text.lower()
-    ]
-    # Padding is masked by attention and labels, so any token that cannot be mistaken for the end will do.
-    free = next(index for index in range(len(tokenizer)) if index not in taken)
-    tokenizer.pad_token = named[0] if named else tokenizer.convert_ids_to_tokens(free)
+    added: list[str] = []
+    for index, token in sorted(tokenizer.added_tokens_decoder.items()):
+        if index not in taken:
+            added.append(token.content)
+    pad_token = _called_like_padding(added)
+    if pad_token is None:
+        # Padding is masked by attention and labels, so any token that cannot be mistaken for the
+        # end will do.
+        free = next(index for index in range(len(tokenizer)) if index not in taken)
+        pad_token = tokenizer.convert_ids_to_tokens(free)
+    tokenizer.pad_token = pad_token
+
+
+def _called_like_padding(tokens: Sequence[str]) -> str | None:
+    """The first token with the best of the names that tokens nobody needs have, or None."""
+    for hint in ("pad", "reserved", "unused", "unk"):
+        for token in tokens:
+            if hint in token.lower():
+                return token
+    return None

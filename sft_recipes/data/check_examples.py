@@ -1,4 +1,4 @@
-"""Which training conversations the checks before a run look at: few, but of every structure in the data."""
+"""Which conversations the checks before a run look at: few, but of every structure."""
 
 from collections.abc import Hashable, Sequence
 from itertools import zip_longest
@@ -15,7 +15,9 @@ LONG_CONVERSATION = 6
 
 def structure(source: int, example: Example) -> Hashable:
     """What decides whether two conversations may be laid out differently by a template."""
-    fields = {key for message in example.messages for key, value in message.items() if value}
+    fields: set[str] = set()
+    for message in example.messages:
+        fields.update(key for key, value in message.items() if value)
     roles = tuple(message["role"] for message in example.messages[:LONG_CONVERSATION])
     return (
         source,
@@ -35,14 +37,16 @@ class CheckExamples:
 
     def add(self, source: int, example: Example) -> None:
         """Keep the example if its structure has few so far."""
-        kept = self._by_structure.setdefault(structure(source, example), [])
-        most = MOST_EXAMPLES if len(self._by_structure) <= FEW_STRUCTURES else KEPT_OF_MANY
-        if len(kept) < most:
-            kept.append(example)
+        alike = self._by_structure.setdefault(structure(source, example), [])
+        most = MOST_EXAMPLES
+        if len(self._by_structure) > FEW_STRUCTURES:
+            most = KEPT_OF_MANY
+        if len(alike) < most:
+            alike.append(example)
 
     def chosen(self) -> Sequence[Example]:
         """Up to 200 examples: one of each structure, then a second of each, and so on."""
         chosen: list[Example] = []
-        for row in zip_longest(*self._by_structure.values()):
-            chosen += [example for example in row if example is not None]
+        for one_of_each in zip_longest(*self._by_structure.values()):
+            chosen += filter(None, one_of_each)
         return chosen[:MOST_EXAMPLES]

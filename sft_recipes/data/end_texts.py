@@ -1,7 +1,7 @@
 """Answers that end in the text of an end token, as data sets of other tools do.
 
-Trained as they stand they teach a model to write that text before it stops. `control_tokens: strip_end` takes it off,
-the one edit of a text in this project.
+Trained as they stand they teach a model to write that text before it stops. `control_tokens:
+strip_end` takes it off, the one edit of a text in this project.
 """
 
 import dataclasses
@@ -36,10 +36,15 @@ class EndTexts:
         return text
 
     def strip_answers(self, example: Example) -> Example:
-        """The example without them at the end of its answers; the same object where there are none."""
+        """The example without them at the end of its answers.
+
+        The same object where there are none.
+        """
         if example.text is not None:
             text = self.strip(example.text)
-            return example if text == example.text else dataclasses.replace(example, text=text)
+            if text == example.text:
+                return example
+            return dataclasses.replace(example, text=text)
         messages: list[Message] = []
         is_changed = False
         for message in example.messages:
@@ -48,4 +53,6 @@ class EndTexts:
                 message = {**message, "content": self.strip(content)}
                 is_changed = True
             messages.append(message)
-        return dataclasses.replace(example, messages=messages) if is_changed else example
+        if not is_changed:
+            return example
+        return dataclasses.replace(example, messages=messages)

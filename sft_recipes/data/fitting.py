@@ -1,13 +1,15 @@
-"""A conversation as a chat template needs it: reasoning and tool calls under the names and types that it reads.
+"""A conversation as a chat template needs it: reasoning and calls in the form that it reads.
 
-Templates differ in whether they have a place for reasoning, in whether arguments of a call are an object or its JSON
-text, and in the ids of calls that they accept. What a template needs is found once by rendering probes; then every
-conversation is brought into that form, so that the same data trains under every template that has a place for it.
+Templates differ in whether they have a place for reasoning, in whether arguments of a call are an
+object or its JSON text, and in the ids of calls that they accept. What a template needs is found
+once by rendering probes; then every conversation is brought into that form, so that the same data
+trains under every template that has a place for it.
 """
 
 import base64
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ LOOK_UP = {
     "type": "function",
     "function": {"name": "look_up", "description": "Looks a word up.", "parameters": _WORD},
 }
-_LONG_ID, _SHORT_ID = "call_0123456789", "abcDEF123"
+_LONG_ID = "call_0123456789"
+_SHORT_ID = "abcDEF123"
 _SHORT_ID_PATTERN = re.compile(r"[a-zA-Z0-9]{9}")
 _INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _INLINE_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>\s*", re.DOTALL)
@@ -40,9 +43,10 @@ _INLINE_RESULT = re.compile(r"\s*<tool_response>\n?(.*?)\n?</tool_response>\s*",
 class TemplateNeeds:
     """What a template reads of a message.
 
-    `reasoning_apart`: it has a place for reasoning, or leaves it out of the text. `writes_calls`: it writes tool calls
-    at all, and where it does: `arguments_as_text`, and `short_ids` (ids of nine letters and digits). `call_tag` and
-    `result_tag`: it writes `<tool_call>` and `<tool_response>` itself.
+    `reasoning_apart`: it has a place for reasoning, or leaves it out of the text. `writes_calls`:
+    it writes tool calls at all, and where it does: `arguments_as_text`, and `short_ids` (ids of
+    nine letters and digits). `call_tag` and `result_tag`: it writes `<tool_call>` and
+    `<tool_response>` itself.
     """
 
     reasoning_apart: bool = False
@@ -56,17 +60,18 @@ class TemplateNeeds:
 def find_needs(render: RenderWithTools) -> TemplateNeeds:
     """What the template behind `render` needs, from renderings of probes."""
     reasoning_apart = _wants_reasoning_apart(render)
-    for as_text, short_ids in product((False, True), (False, True)):
-        text = _try(render, _call_probe(as_text, _SHORT_ID if short_ids else _LONG_ID), [LOOK_UP])
+    for as_text, call_id in product((False, True), (_LONG_ID, _SHORT_ID)):
+        needs_short_ids = call_id == _SHORT_ID
+        text = _try(render, _call_probe(as_text, call_id), [LOOK_UP])
         if text is None or not _holds_call(text):
             continue
-        if not short_ids and _try(render, _call_probe(as_text, None), [LOOK_UP]) is None:
+        if not needs_short_ids and _try(render, _call_probe(as_text, None), [LOOK_UP]) is None:
             continue
         return TemplateNeeds(
             reasoning_apart,
             writes_calls=True,
             arguments_as_text=as_text,
-            short_ids=short_ids,
+            short_ids=needs_short_ids,
             call_tag="<tool_call>" in text,
             result_tag="<tool_response>" in text,
         )
@@ -84,7 +89,7 @@ def _try(render: RenderWithTools, messages: Sequence[Message], tools: Tools = No
 def _wants_reasoning_apart(render: RenderWithTools) -> bool:
     question: Message = {"role": "user", "content": "QZuserZQ"}
     # transformers hands reasoning to templates under every name that one of them reads.
-    apart: Message = {
+    separate: Message = {
         "role": "assistant",
         "content": "QZanswerZQ",
         "reasoning_content": "QZreasonZQ",
@@ -93,7 +98,7 @@ def _wants_reasoning_apart(render: RenderWithTools) -> bool:
         "role": "assistant",
         "content": "<think>\nQZreasonZQ\n</think>\n\nQZanswerZQ",
     }
-    text = _try(render, [question, apart])
+    text = _try(render, [question, separate])
     text_of_inline = _try(render, [question, inline])
     if text is None or text_of_inline is None or "QZanswerZQ" not in text:
         return False
@@ -122,7 +127,10 @@ def _call_probe(as_text: bool, call_id: str | None) -> list[Message]:
 
 
 def _holds_call(text: str) -> bool:
-    """Whether a probe's rendering shows the call with its argument, not as Python or as JSON inside JSON would."""
+    """Whether a probe's rendering shows the call with its argument as it should.
+
+    Not as Python, or as JSON inside JSON.
+    """
     position = text.rfind("QZvalueZQ")
     before = text[:position].rstrip()
     is_python = before.endswith("'") and "'word'" in text
@@ -131,18 +139,21 @@ def _holds_call(text: str) -> bool:
 
 
 def fit_messages(messages: Sequence[Message], needs: TemplateNeeds) -> Sequence[Message]:
-    """The conversation in the form that the template needs; the same object where nothing changes."""
+    """The conversation in the form that the template needs.
+
+    The same object where nothing changes.
+    """
     fitted = [_fit_message(message, needs) for message in messages]
     if needs.short_ids:
         fitted = _with_short_ids(fitted)
-    unchanged = all(before is after for before, after in zip(messages, fitted, strict=True))
-    return messages if unchanged else fitted
+    if all(map(operator.is_, messages, fitted)):
+        return messages
+    return fitted
 
 
 def _fit_message(message: Message, needs: TemplateNeeds) -> Message:
-    if message["role"] == "tool":
-        result = _INLINE_RESULT.fullmatch(message["content"]) if needs.result_tag else None
-        return message if result is None else {**message, "content": result[1]}
+    if message["role"] == "tool" and needs.result_tag:
+        return _without_result_tag(message)
     if message["role"] != "assistant":
         return message
     if needs.reasoning_apart:
@@ -155,10 +166,19 @@ def _fit_message(message: Message, needs: TemplateNeeds) -> Message:
     return message
 
 
+def _without_result_tag(message: Message) -> Message:
+    """The message without `<tool_response>` around its content."""
+    result = _INLINE_RESULT.fullmatch(message["content"])
+    if result is None:
+        return message
+    return {**message, "content": result[1]}
+
+
 def _with_reasoning(message: Message) -> Message:
     """The message with its inline reasoning in its own field.
 
-    Left inline its tags would be text of a message like any other, never the control tokens a reasoning model writes.
+    Left inline its tags would be text of a message like any other, never the control tokens a
+    reasoning model writes.
     """
     if message.get("reasoning_content"):
         return message
@@ -173,8 +193,9 @@ def _with_reasoning(message: Message) -> Message:
 
 
 def _with_inline_calls(message: Message) -> Message:
-    """The message with calls that its content spells as `<tool_call>{...}</tool_call>` as calls; where anything else
-    follows them, or one is no call, it stays as it is.
+    """The message with calls that its content spells as `<tool_call>{...}</tool_call>` as calls.
+
+    Where anything else follows them, or one is no call, it stays as it is.
     """
     content = message["content"] or ""
     first = content.find("<tool_call>")
@@ -184,8 +205,10 @@ def _with_inline_calls(message: Message) -> Message:
     position = first
     while position < len(content):
         match = _INLINE_CALL.match(content, position)
-        call = _parse_call(match[1]) if match else None
-        if match is None or call is None:
+        if match is None:
+            return message
+        call = _parse_call(match[1])
+        if call is None:
             return message
         calls.append(call)
         position = match.end()
@@ -216,8 +239,8 @@ def _with_text_arguments(message: Message) -> Message:
 def _with_short_ids(messages: Sequence[Message]) -> list[Message]:
     """The conversation with ids of nine letters and digits, alike in a call and its result.
 
-    An id that fits stays. A call without an id gets one from its place, and results without one take those of the
-    calls before them, in order.
+    An id that fits stays. A call without an id gets one from its place, and results without one
+    take those of the calls before them, in order.
     """
     fitted: list[Message] = []
     waiting: list[str] = []  # ids of the calls whose results come next
@@ -229,9 +252,12 @@ def _with_short_ids(messages: Sequence[Message]) -> list[Message]:
             waiting = [call["id"] for call in calls]
             fitted.append({**message, "tool_calls": calls})
         elif message["role"] == "tool":
-            following = waiting.pop(0) if waiting else _short_id(str(index))
-            given = message.get("tool_call_id")
-            fitted.append({**message, "tool_call_id": _short_id(given) if given else following})
+            call_id = _short_id(message.get("tool_call_id") or str(index))
+            if waiting:
+                next_id = waiting.pop(0)
+                if not message.get("tool_call_id"):
+                    call_id = next_id
+            fitted.append({**message, "tool_call_id": call_id})
         else:
             fitted.append(message)
     return fitted

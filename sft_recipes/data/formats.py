@@ -1,128 +1,47 @@
 """Row formats: how a row of each kind becomes an `Example`.
 
-    instruction         instruction, output, and where present input, system, history (messages or pairs of texts)
-    messages            messages of {role, content}, OpenAI style, with tool_calls, reasoning_content, train, weight
+    instruction         instruction, output, and where present input, system, history (messages
+                        or pairs of texts)
+    messages            messages of {role, content}, OpenAI style, with tool_calls,
+                        reasoning_content, train, weight
     sharegpt            conversations of {from, value}, with function_call and observation turns
     prompt_completion   prompt and completion, each text or messages; only the completion is trained
     raw                 text as it stands; never assumed, always asked for
-    rendered            text that a chat template rendered already: its control tokens are control tokens
+    rendered            text that a chat template rendered already: its control tokens are
+                        control tokens
 
-`system` and `tools` may stand beside every conversation. Columns and keys in common use under other names are in
-`columns.py` and `conversations.py`. Types are checked, never converted; text is never edited.
+`system` and `tools` may stand beside every conversation. Columns and keys in common use under other
+names are in `columns.py` and `conversations.py`. Types are checked, never converted; text is never
+edited.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sft_recipes.data.reading.calls import expect, text_of, tool_definitions
 from sft_recipes.data.reading.column_advice import first_text, setting
-from sft_recipes.data.reading.column_values import fold, is_conversation, root
-from sft_recipes.data.reading.columns import (
-    FORMATS,
-    TEXT_FORMATS,
-    TheirNames,
-    detect,
-    our_names,
-    their_names,
-)
-from sft_recipes.data.reading.conversations import (
-    KNOWN_ROLES,
-    MESSAGE_KEYS,
-    TurnKeys,
-    is_trained,
-    join_turns,
-    read_turns,
-)
+from sft_recipes.data.reading.column_values import fold, is_conversation
+from sft_recipes.data.reading.columns import FORMATS, TEXT_FORMATS, TheirNames, detect, our_names
+from sft_recipes.data.reading.conversations import is_trained, join_turns, read_turns
 from sft_recipes.data.reading.json_reader import RowProblem
-from sft_recipes.data.reading.refused_columns import MEDIA, Reading, checks_for, refuse_placeholders
-from sft_recipes.errors import InputError, Problem, suggest
+from sft_recipes.data.reading.refused_columns import MEDIA, checks_for, refuse_placeholders
+from sft_recipes.data.reading.row_format import RowFormat
 from sft_recipes.messages import Example, Message, find_message_problem
 
-# Columns of text, which several of theirs may make up.
-_JOINABLE = ("instruction", "input", "output", "system", "prompt", "completion", "text")
-
-
-@dataclass(frozen=True, slots=True)
-class RowFormat:
-    """How the rows of one source are read.
-
-    `column_mapping` is {our name: their name, or a list of names whose texts are joined}; their name may lead into
-    nested values, as in `instances.0.input`. `extra` are further columns to keep on the examples (under our name) of
-    the rows that have them. `recognised` is {our name: their name} where a column was recognised unasked.
-    """
-
-    name: str
-    column_mapping: Mapping[str, TheirNames]
-    extra: Sequence[str] = ()
-    allow_empty_output: bool = False
-    recognised: Mapping[str, str] = field(default_factory=dict)
-    keys: TurnKeys = field(default_factory=TurnKeys)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What is read of a row, under our names."""
-        columns = FORMATS[self.name]
-        return (*columns.required, *columns.optional, *self.extra)
-
-    @property
-    def mapping(self) -> dict[str, TheirNames]:
-        """All columns that are read under another name, by the user's word or unasked."""
-        return {**self.recognised, **self.column_mapping}
-
-    def used_columns(self) -> set[str]:
-        """The columns that are read, under the names they have in the rows; others are ignored."""
-        mapping = self.mapping
-        names = {name for name in self.columns if name not in mapping}
-        names.update(their_names({ours: mapping[ours] for ours in self.columns if ours in mapping}))
-        return names | {root(name) for name in names}
-
-    def reading(self) -> Reading:
-        """What decides which columns may be passed over."""
-        return Reading(self.name, self.mapping, self.column_mapping, frozenset(self.used_columns()))
-
-    def check(self, where: str) -> None:
-        """Raise InputError for a format, or a name in one of the mappings, that does not exist."""
-        if self.name not in FORMATS:
-            raise InputError(
-                Problem(
-                    where, "format", f"unknown format {self.name!r}", suggest(self.name, FORMATS)
-                )
-            )
-        for name in self.column_mapping:
-            if name not in self.columns:
-                fix = f"map one of {', '.join(self.columns)}; write it as {{our name: name in the file}}"
-                raise InputError(
-                    Problem(
-                        where, "column_mapping", f"{name!r} is no column of format {self.name}", fix
-                    )
-                )
-        for name, theirs in self.column_mapping.items():
-            if not isinstance(theirs, str) and (name not in _JOINABLE or not theirs):
-                fix = f"name one column; only {', '.join(_JOINABLE)} can be joined of several"
-                raise InputError(
-                    Problem(where, "column_mapping", f"{name!r} is given a list of columns", fix)
-                )
-        _check_names(where, "message_mapping", self.keys.message_mapping, MESSAGE_KEYS)
-        _check_names(where, "role_mapping", self.keys.role_mapping, KNOWN_ROLES)
-
-
-def _check_names(where: str, key: str, names: Iterable[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            fix = f"use one of {', '.join(known)}; write it as {{our name: name in the file}}"
-            raise InputError(Problem(where, key, f"{name!r} is no name of ours", fix))
+__all__ = ["RowConverter", "RowFormat", "convert_row", "detect_format"]
 
 
 def detect_format(
     columns: Iterable[str], column_mapping: Mapping[str, TheirNames], where: str
 ) -> str:
-    """The format that rows with these columns have; a row itself tells more than its columns' names alone.
+    """The format that rows with these columns have; a row tells more than its columns' names alone.
 
     Raises InputError where none or several fit; never says raw.
     """
-    values = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, "")
-    return detect(values, column_mapping, where)
+    if not isinstance(columns, Mapping):
+        columns = dict.fromkeys(columns, "")
+    return detect(columns, column_mapping, where)
 
 
 def convert_row(
@@ -139,7 +58,7 @@ class RowConverter:
         self.format = format
         self._reading = format.reading()
         self._checks = checks_for(columns, self._reading)
-        self._has_media = any(fold(name) in MEDIA for name, _ in self._checks)
+        self._has_media = any(fold(checked.column) in MEDIA for checked in self._checks)
         self._names = our_names(columns, format.mapping)
 
     def convert(
@@ -148,51 +67,47 @@ class RowConverter:
         """Convert one row. Raises RowProblem for any row that is not what its format says."""
         format = self.format
         fields = self._fields(values)
-        columns = {name: fields[name] for name in format.extra if name in fields}
+        columns = {name: fields.values[name] for name in format.extra if name in fields.values}
         if format.name in TEXT_FORMATS:
-            text = _text(fields, "text", format)
+            text = fields.text("text")
             if not text.strip():
                 raise RowProblem("text", "empty", "write the text or remove the row")
-            return Example(
-                [],
-                source,
-                row,
-                line,
-                text=text,
-                columns=columns,
-                rendered=format.name == "rendered",
-            )
-        tools = tool_definitions(fields.get("tools"))
-        messages = _with_system(_conversation(fields, format), fields, format)
+            is_rendered = format.name == "rendered"
+            return Example([], source, row, line, text=text, columns=columns, rendered=is_rendered)
+        tools = tool_definitions(fields.values.get("tools"))
+        messages = fields.messages()
         train = _train_flags(messages)
         for message in messages:
             message.pop("train", None)
-        problem = find_message_problem(messages)
-        if problem is not None:
-            raise RowProblem(*problem)
-        _refuse_empty(messages, format)
-        if self._has_media:
-            for index, message in enumerate(messages):
-                refuse_placeholders(
-                    message["content"], f"messages[{index}].content", values, self._reading
-                )
+        self._check(messages, values)
         return Example(messages, source, row, line, tools, train, columns=columns)
 
-    def _fields(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _check(self, messages: Sequence[Message], values: Mapping[str, Any]) -> None:
+        """Raise RowProblem for messages that are no conversation to train."""
+        problem = find_message_problem(messages)
+        if problem is not None:
+            raise RowProblem(problem.field, problem.what, problem.fix)
+        _refuse_empty(messages, self.format)
+        if self._has_media:
+            for index, message in enumerate(messages):
+                where = f"messages[{index}].content"
+                refuse_placeholders(message["content"], where, values, self._reading)
+
+    def _fields(self, values: Mapping[str, Any]) -> "_Fields":
         """The row's values under our names."""
-        for name, check in self._checks:
-            problem = check(name, values, self._reading)
+        for checked in self._checks:
+            problem = checked.check(checked.column, values, self._reading)
             if problem is not None:
                 raise problem
-        missing = [name for name in FORMATS[self.format.name].required if name not in self._names]
-        if missing:
-            raise _missing_column(missing[0], self._names, values, self.format)
+        for name in FORMATS[self.format.name].required:
+            if name not in self._names:
+                raise _missing_column(name, self._names, values, self.format)
         mapping = self.format.mapping
         fields: dict[str, Any] = {}
         for name in self.format.columns:
             if name in self._names:
                 fields[name] = _look_up_all(values, mapping.get(name, name))
-        return fields
+        return _Fields(fields, self.format)
 
 
 def _missing_column(
@@ -201,15 +116,15 @@ def _missing_column(
     required = FORMATS[format.name].required
     for other, columns in FORMATS.items():
         if names.issuperset(columns.required):
-            what = f"this row looks like {other} ({', '.join(columns.required)}), the file is {format.name}"
-            return RowProblem("", f"{what} ({', '.join(required)})", "keep one format per file")
+            this = f"this row looks like {other} ({', '.join(columns.required)})"
+            what = f"{this}, the file is {format.name} ({', '.join(required)})"
+            return RowProblem("", what, "keep one format per file")
     what = f"the column is missing (found: {', '.join(values) or 'none'})"
     fix = "add it or set `column_mapping`"
     text = first_text(values)
     if len(required) == 1 and text is not None:
-        fix = (
-            f"add it, or set {setting('column_mapping', {**format.column_mapping, missing: text})}"
-        )
+        mapping = setting("column_mapping", {**format.column_mapping, missing: text})
+        fix = f"add it, or set {mapping}"
     return RowProblem(missing, what, fix)
 
 
@@ -235,144 +150,165 @@ def _look_up(values: Mapping[str, Any], path: str) -> Any:
             value = value[int(step)]
         else:
             what = f"column_mapping leads to {path!r}, which this row does not have (at {step!r})"
-            raise RowProblem(
-                "", what, f"correct the mapping; the row has {', '.join(values) or 'no columns'}"
-            )
+            fix = f"correct the mapping; the row has {', '.join(values) or 'no columns'}"
+            raise RowProblem("", what, fix)
     return value
 
 
 def _joined_lines(value: Any, name: str) -> str:
     """Text, or the lines of a list of texts."""
-    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
+    if _is_lines(value):
         return "\n".join(value)
     return text_of(value, name)
 
 
-def _text(fields: Mapping[str, Any], name: str, format: RowFormat) -> str:
-    """The text of a column; a list of lines only where the user named the column."""
-    value = fields[name]
-    if name in format.column_mapping:
-        return _joined_lines(value, name)
-    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
-        theirs = format.mapping.get(name, name)
-        join = setting("column_mapping", {**format.column_mapping, name: theirs})
-        raise RowProblem(
-            name, "expected a string, got list", f"write a string, or join the lines: set {join}"
-        )
-    return text_of(value, name)
-
-
-def _optional_text(fields: Mapping[str, Any], name: str, format: RowFormat) -> str:
-    return "" if fields.get(name) is None else _text(fields, name, format)
-
-
-def _conversation(fields: Mapping[str, Any], format: RowFormat) -> list[Message]:
-    """The row's messages without its system column; `train` of each is what the data says, or None."""
-    if format.name == "instruction":
-        return _from_instruction(fields, format)
-    if format.name in ("messages", "sharegpt"):
-        column = FORMATS[format.name].required[0]
-        return read_turns(fields[column], column, format.keys)
-    prompt = _side(fields, "prompt", "user", format)
-    completion = _side(fields, "completion", "assistant", format)
-    for message in prompt:
-        # Only the completion is trained, unless the data says so of a turn before it.
-        message["train"] = message["train"] or False
-    return join_turns(prompt, completion, "completion", format.keys)
-
-
-def _side(fields: Mapping[str, Any], column: str, role: str, format: RowFormat) -> list[Message]:
-    """The messages of a prompt or a completion, which may be text."""
-    value = fields[column]
-    is_lines = (
-        column in format.column_mapping
-        and isinstance(value, list)
-        and isinstance((value or [0])[0], str)
-    )
-    if isinstance(value, list | dict) and not is_lines:
-        return read_turns(value, column, format.keys)
-    return [_message(role, _text(fields, column, format))]
+def _is_lines(value: Any) -> bool:
+    """Whether this is a list of texts."""
+    return isinstance(value, list) and bool(value) and all(isinstance(line, str) for line in value)
 
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content, "train": None}
 
 
-def _from_instruction(fields: Mapping[str, Any], format: RowFormat) -> list[Message]:
-    messages = _history(fields.get("history"), format)
-    instruction = _text(fields, "instruction", format)
-    context = _optional_text(fields, "input", format)
-    question = _message("user", "\n\n".join(part for part in (instruction, context) if part))
-    if instruction:  # Some sets keep the whole prompt in `input`; an empty instruction section would teach nothing.
-        question["instruction"] = instruction
-        if context:
-            question["input"] = context
-    return [*messages, question, _message("assistant", _text(fields, "output", format))]
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """The values of one row under our names, and the format that says what they are."""
 
+    values: Mapping[str, Any]
+    format: RowFormat
 
-def _history(value: Any, format: RowFormat) -> list[Message]:
-    """The turns before the instruction: messages, or pairs of a question and its answer."""
-    if value and is_conversation(value):
-        return read_turns(value, "history", format.keys)
-    messages: list[Message] = []
-    for index, pair in enumerate(
-        expect(list, value or [], "history", "a list of [question, answer] pairs")
-    ):
-        place = f"history[{index}]"
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RowProblem(place, "not a [question, answer] pair", "write two strings")
-        messages.append(_message("user", text_of(pair[0], place)))
-        messages.append(_message("assistant", text_of(pair[1], place)))
-    return messages
+    def text(self, name: str) -> str:
+        """The text of a column; a list of lines only where the user named the column."""
+        value = self.values[name]
+        format = self.format
+        if name in format.column_mapping:
+            return _joined_lines(value, name)
+        if _is_lines(value):
+            theirs = format.mapping.get(name, name)
+            join = setting("column_mapping", {**format.column_mapping, name: theirs})
+            fix = f"write a string, or join the lines: set {join}"
+            raise RowProblem(name, "expected a string, got list", fix)
+        return text_of(value, name)
 
+    def optional_text(self, name: str) -> str:
+        """The text of a column that a row may lack, else ""."""
+        if self.values.get(name) is None:
+            return ""
+        return self.text(name)
 
-def _with_system(
-    messages: list[Message], fields: Mapping[str, Any], format: RowFormat
-) -> list[Message]:
-    """The messages with the system column as their first turn. Raises RowProblem where they begin with another one."""
-    system = _optional_text(fields, "system", format)
-    if not system.strip():
-        return messages
-    if messages and messages[0]["role"] == "system":
-        if messages[0]["content"] == system:
+    def messages(self) -> list[Message]:
+        """The row's messages, with the system column as their first turn.
+
+        `train` of each is what the data says, or None. Raises RowProblem where the conversation
+        begins with another system turn.
+        """
+        messages = self._conversation()
+        system = self.optional_text("system")
+        if not system.strip():
             return messages
-        what = "the column and the conversation's own system turn say different things"
-        raise RowProblem(
-            "system", what, "keep one of them, or list the columns to read under `columns`"
-        )
-    return [_message("system", system), *messages]
+        if messages and messages[0]["role"] == "system":
+            if messages[0]["content"] == system:
+                return messages
+            what = "the column and the conversation's own system turn say different things"
+            fix = "keep one of them, or list the columns to read under `columns`"
+            raise RowProblem("system", what, fix)
+        return [_message("system", system), *messages]
+
+    def _conversation(self) -> list[Message]:
+        """The row's messages without its system column."""
+        if self.format.name == "instruction":
+            return self._instruction()
+        if self.format.name == "prompt_completion":
+            return self._prompt_completion()
+        (column,) = FORMATS[self.format.name].required
+        return read_turns(self.values[column], column, self.format.keys)
+
+    def _instruction(self) -> list[Message]:
+        messages = self._history()
+        instruction = self.text("instruction")
+        context = self.optional_text("input")
+        question = _message("user", "\n\n".join(filter(None, (instruction, context))))
+        # Some sets keep the whole prompt in `input`; an empty instruction section would teach
+        # nothing.
+        if instruction:
+            question["instruction"] = instruction
+            if context:
+                question["input"] = context
+        return [*messages, question, _message("assistant", self.text("output"))]
+
+    def _history(self) -> list[Message]:
+        """The turns before the instruction: messages, or pairs of a question and its answer."""
+        value = self.values.get("history")
+        if value and is_conversation(value):
+            return read_turns(value, "history", self.format.keys)
+        messages: list[Message] = []
+        pairs = expect(list, value or [], "history", "a list of [question, answer] pairs")
+        for index, pair in enumerate(pairs):
+            place = f"history[{index}]"
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise RowProblem(place, "not a [question, answer] pair", "write two strings")
+            messages.append(_message("user", text_of(pair[0], place)))
+            messages.append(_message("assistant", text_of(pair[1], place)))
+        return messages
+
+    def _prompt_completion(self) -> list[Message]:
+        prompt = self._side("prompt", "user")
+        completion = self._side("completion", "assistant")
+        for message in prompt:
+            # Only the completion is trained, unless the data says so of a turn before it.
+            message["train"] = message["train"] or False
+        return join_turns(prompt, completion, "completion", self.format.keys)
+
+    def _side(self, column: str, role: str) -> list[Message]:
+        """The messages of a prompt or a completion, which may be text."""
+        value = self.values[column]
+        is_text = not isinstance(value, list | dict)
+        if isinstance(value, list) and column in self.format.column_mapping:
+            is_text = bool(value) and isinstance(value[0], str)  # lines
+        if is_text:
+            return [_message(role, self.text(column))]
+        return read_turns(value, column, self.format.keys)
 
 
 def _train_flags(messages: Sequence[Message]) -> tuple[bool, ...]:
-    """`Example.train` of these messages; empty where the data says nothing that differs from the default."""
+    """`Example.train` of these messages.
+
+    Empty where the data says nothing that differs from the default.
+    """
     flags: list[bool] = []
     is_default = True
     for message in messages:
         flag = is_trained(message)
         is_default = is_default and flag == (message["role"] == "assistant")
         flags.append(flag)
-    return () if is_default else tuple(flags)
+    if is_default:
+        return ()
+    return tuple(flags)
 
 
 def _refuse_empty(messages: Sequence[Message], format: RowFormat) -> None:
-    """Raise RowProblem for an empty prompt, and for an empty answer that calls no tool unless it is allowed."""
+    """Raise RowProblem for an empty prompt, or an empty answer that is not allowed.
+
+    An answer that calls a tool may be empty.
+    """
     for index, message in enumerate(messages):
         if message["content"].strip():
             continue
+        where = _field_of(index, messages, format)
         if message["role"] == "user":
-            raise RowProblem(
-                _field_of(index, messages, format),
-                "the prompt is empty",
-                "write it or remove the row",
-            )
+            raise RowProblem(where, "the prompt is empty", "write it or remove the row")
         is_answer = message["role"] == "assistant" and not message.get("tool_calls")
         if is_answer and not format.allow_empty_output:
             fix = "write it, remove the row, or set `allow_empty_output: true`"
-            raise RowProblem(_field_of(index, messages, format), "the answer is empty", fix)
+            raise RowProblem(where, "the answer is empty", fix)
 
 
 def _field_of(index: int, messages: Sequence[Message], format: RowFormat) -> str:
-    """Where a message stands in the row: in a column of its own where the format has one for each side."""
+    """Where a message stands in the row.
+
+    In a column of its own where the format has one for each side.
+    """
     columns = FORMATS[format.name].required
     from_end = len(messages) - index
     if len(columns) == 2 and from_end <= 2:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 from rich.console import Console
@@ -34,10 +34,26 @@ class TokenRun:
     is_special: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _AlikeTokens:
+    """Ids of neighbouring tokens of one kind."""
+
+    ids: list[int]
+    is_trained: bool
+    is_special: bool
+
+    def is_alike(self, is_trained: bool, is_special: bool) -> bool:
+        """Whether a token of this kind belongs to the run."""
+        return self.is_trained == is_trained and self.is_special == is_special
+
+
 def inspect_rows(
     labeller: Labeller, data: DataSettings, rejects: RejectLog, limit: int | None = None
 ) -> Iterator[InspectedRow]:
-    """Label the first `limit` input rows (all by default) of every data set, in order, dropped ones included."""
+    """Label the first `limit` input rows (all by default) of every data set, in order.
+
+    Dropped ones are included.
+    """
     workers = Workers(labeller.label, data.dataset_num_proc)
     for source in data.datasets:
         examples = islice(iter_examples(source, data, rejects=rejects), limit)
@@ -62,33 +78,46 @@ def row_json(renderer: ChatRenderer, example: Example, row: LabelledRow) -> dict
 def token_runs(renderer: ChatRenderer, row: LabelledRow) -> Iterator[TokenRun]:
     """The row's text in runs of tokens that are alike: trained or not, special or not."""
     special = set(renderer.special_tokens.values())
-
-    def kind(pair: tuple[int, int]) -> tuple[bool, bool]:
-        token, label = pair
-        return label != IGNORE_INDEX, token in special
-
-    for (is_trained, is_special), run in groupby(zip(row.input_ids, row.labels, strict=True), kind):
-        text = renderer.tokenizer.decode(
-            [token for token, _ in run], clean_up_tokenization_spaces=False
-        )
-        yield TokenRun(text, is_trained, is_special)
+    runs: list[_AlikeTokens] = []
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        is_trained = label != IGNORE_INDEX
+        is_special = token in special
+        if not runs or not runs[-1].is_alike(is_trained, is_special):
+            runs.append(_AlikeTokens([], is_trained, is_special))
+        runs[-1].ids.append(token)
+    for run in runs:
+        text = renderer.tokenizer.decode(run.ids, clean_up_tokenization_spaces=False)
+        yield TokenRun(text, run.is_trained, run.is_special)
 
 
 def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
-    """The row's text with trained tokens in green on the rest in grey; special tokens bold, invisibles shown."""
+    """The row's text with trained tokens in green on the rest in grey.
+
+    Special tokens bold, invisibles shown.
+    """
     text = Text()
     for run in token_runs(renderer, row):
-        style = "green" if run.is_trained else "grey50"
-        text.append(visible(run.text), f"{style} bold" if run.is_special else style)
+        style = "grey50"
+        if run.is_trained:
+            style = "green"
+        if run.is_special:
+            style += " bold"
+        text.append(visible(run.text), style)
     return text
 
 
 def summary_line(rows: Sequence[InspectedRow]) -> str:
     """How many rows were shown and what share of their tokens is trained."""
-    kept = [row.result for row in rows if isinstance(row.result, LabelledRow)]
-    trained = sum(row.trained_tokens for row in kept)
-    total = sum(len(row.ids) for row in kept)
-    return f"{len(kept)} rows shown, {trained} of {total} tokens trained, {len(rows) - len(kept)} dropped"
+    shown = 0
+    trained = 0
+    total = 0
+    for row in rows:
+        if isinstance(row.result, LabelledRow):
+            shown += 1
+            trained += row.result.trained_tokens
+            total += len(row.result.ids)
+    tokens = f"{trained} of {total} tokens trained"
+    return f"{shown} rows shown, {tokens}, {len(rows) - shown} dropped"
 
 
 def show_rows(renderer: ChatRenderer, rows: Sequence[InspectedRow]) -> None:
@@ -97,9 +126,8 @@ def show_rows(renderer: ChatRenderer, rows: Sequence[InspectedRow]) -> None:
     for row in rows:
         console.rule(row.example.where, align="left", style="grey50")
         if isinstance(row.result, DroppedRow):
-            console.print(
-                f"dropped, {row.result.reason}: {row.result.detail}", style="red", markup=False
-            )
+            line = f"dropped, {row.result.reason}: {row.result.detail}"
+            console.print(line, style="red", markup=False)
         else:
             console.print(coloured(renderer, row.result), soft_wrap=True)
     console.print(f"\n{summary_line(rows)} (green = trained)\n", markup=False)

@@ -12,12 +12,14 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality of their own
 class LabelledRow:
-    """One training row. `spans` are the positions `start:end` that are trained, in order, none overlapping.
+    """One training row.
 
-    `example` indexes the examples that were passed in; `turns` are the message indices trained in this row.
-    `lost_tokens`: trained tokens removed with whole trailing turns by `overlength: truncate`.
-    `neutralized`: text that spells control tokens was tokenized as text. `joined`: a token of the whole text would
-    join the last trained turn to what stands before it.
+    `spans` are the positions `start:end` that are trained, in order, none overlapping.
+
+    `example` indexes the examples that were passed in; `turns` are the message indices trained in
+    this row. `lost_tokens`: trained tokens removed with whole trailing turns by `overlength:
+    truncate`. `neutralized`: text that spells control tokens was tokenized as text. `joined`: a
+    token of the whole text would join the last trained turn to what stands before it.
     """
 
     example: int
@@ -49,7 +51,7 @@ class LabelledRow:
 
 @dataclass(frozen=True, slots=True)
 class DroppedRow:
-    """A row that is not trained, why, and how many trained tokens went with it where that is known."""
+    """A row that is not trained, why, and how many trained tokens went with it if known."""
 
     example: int
     reason: str
@@ -59,10 +61,11 @@ class DroppedRow:
 
 @dataclass(slots=True)
 class LabelledBatch:
-    """What became of a batch: every example is in `rows`, in `dropped`, or in both (turns that became own rows).
+    """What became of a batch.
 
-    `masked_turns`: turns left untrained by `history: mask`. `stripped`: examples of which an answer ended in the text
-    of an end token that was taken off.
+    Every example is in `rows`, in `dropped`, or in both (turns that became own rows).
+    `masked_turns`: turns left untrained by `history: mask`. `stripped`: examples of which an answer
+    ended in the text of an end token that was taken off.
     """
 
     rows: list[LabelledRow] = field(default_factory=list)

@@ -1,14 +1,14 @@
 """The account of every input row: trained, or listed with source, line and reason."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from sft_recipes.data.labels import LabelledBatch
+from sft_recipes.data.labels import LabelledBatch, LabelledRow
 from sft_recipes.data.reading.rejects import RejectLog
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
@@ -18,10 +18,12 @@ SHOWN_PLACES = 5
 
 @dataclass(slots=True)
 class SourceLedger:
-    """Counts of one source. Rows are input rows; training rows can be more (turns that became rows of their own).
+    """Counts of one source.
 
-    `rows_in = rows_rejected + rows_kept + rows_dropped`, always. Tokens of rows that could not be verified are not
-    known; they count as rows in `dropped`.
+    Rows are input rows; training rows can be more (turns that became rows of their own).
+
+    `rows_in = rows_rejected + rows_kept + rows_dropped`, always. Tokens of rows that could not be
+    verified are not known; they count as rows in `dropped`.
     """
 
     source: str
@@ -46,25 +48,25 @@ class SourceLedger:
 
     def add(self, examples: Sequence[Example], batch: LabelledBatch) -> None:
         """Account for a labelled batch."""
-        kept = {row.example for row in batch.rows}
+        labelled = _input_rows(batch.rows)
         self.rows_in += len(examples)
-        self.rows_kept += len(kept)
-        self.rows_dropped += len(examples) - len(kept)
+        self.rows_kept += len(labelled)
+        self.rows_dropped += len(examples) - len(labelled)
+        self.rows_stripped += len(batch.stripped & labelled)
+        self.rows_cut += len(_input_rows(row for row in batch.rows if row.lost_tokens))
+        self.rows_neutralized += len(_input_rows(row for row in batch.rows if row.neutralized))
+        self.rows_joined += len(_input_rows(row for row in batch.rows if row.joined))
         self.turns_masked += batch.masked_turns
         self.training_rows += len(batch.rows)
-        self.tokens_kept += sum(len(row.ids) for row in batch.rows)
-        self.trained_tokens_kept += sum(row.trained_tokens for row in batch.rows)
-        self.trained_tokens_lost += sum(lost.trained_tokens for lost in batch.dropped)
-        self.trained_tokens_lost += sum(row.lost_tokens for row in batch.rows)
-        self.rows_cut += len({row.example for row in batch.rows if row.lost_tokens})
-        self.rows_neutralized += len({row.example for row in batch.rows if row.neutralized})
-        self.rows_stripped += len(batch.stripped & kept)
-        self.rows_joined += len({row.example for row in batch.rows if row.joined})
+        for row in batch.rows:
+            self.tokens_kept += len(row.ids)
+            self.trained_tokens_kept += row.trained_tokens
+            self.trained_tokens_lost += row.lost_tokens
         for lost in batch.dropped:
+            self.trained_tokens_lost += lost.trained_tokens
             self.dropped[lost.reason] += 1
-            places = self.places.setdefault(lost.reason, [])
-            if len(places) < SHOWN_PLACES:
-                places.append(f"{examples[lost.example].where} ({lost.detail})")
+            place = f"{examples[lost.example].where} ({lost.detail})"
+            self._show_places(lost.reason, [place])
 
     def merge(self, part: "SourceLedger") -> None:
         """Account for rows that another process has counted."""
@@ -72,11 +74,15 @@ class SourceLedger:
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.dropped.update(part.dropped)
         for reason, places in part.places.items():
-            known = self.places.setdefault(reason, [])
-            known += places[: SHOWN_PLACES - len(known)]
+            self._show_places(reason, places)
+
+    def _show_places(self, reason: str, places: Sequence[str]) -> None:
+        """Remember where rows were dropped, as far as there is room for it."""
+        shown = self.places.setdefault(reason, [])
+        shown += places[: SHOWN_PLACES - len(shown)]
 
     def add_rejected(self, rejects: RejectLog, source: str) -> None:
-        """Account for the rows of the source that were no examples, and for what its columns were read as."""
+        """Account for the rows that were no examples, and for what the columns were read as."""
         rows = rejects.rejected[source].total()
         self.rows_in += rows
         self.rows_rejected = rows
@@ -85,40 +91,50 @@ class SourceLedger:
 
     @property
     def lost_share(self) -> float:
-        """The larger of two shares: trained tokens lost where they could be counted, rows dropped where not."""
-        total = self.trained_tokens_kept + self.trained_tokens_lost
-        rows_unknown = sum(
-            count for reason, count in self.dropped.items() if reason != "overlength"
-        )
-        by_tokens = self.trained_tokens_lost / total if total else 0.0
+        """The larger of two shares that are lost.
+
+        Of trained tokens where they could be counted, of rows where not.
+        """
+        tokens = self.trained_tokens_kept + self.trained_tokens_lost
+        by_tokens = self.trained_tokens_lost / max(tokens, 1)
+        rows_unknown = self.dropped.total() - self.dropped["overlength"]
         by_rows = rows_unknown / max(self.rows_kept + self.rows_dropped, 1)
         return max(by_tokens, by_rows)
 
     def check(self, max_lost: float) -> None:
-        """Raise InputError with the table of reasons if nothing is left or more than `max_lost` is lost."""
+        """Raise InputError if nothing is left or more than `max_lost` is lost, with the reasons."""
         if self.training_rows and self.lost_share <= max_lost:
             return
-        reasons = "; ".join(
-            f"{why}: {n} rows, first {self.places[why][0]}" for why, n in self.dropped.most_common()
-        )
+        lines: list[str] = []
+        for reason, count in self.dropped.most_common():
+            lines.append(f"{reason}: {count} rows, first {self.places[reason][0]}")
+        reasons = "; ".join(lines)
         if not self.training_rows:
+            what = f"no row is left to train ({reasons or 'no rows'})"
             fix = "look at rows with `sft-recipes inspect`; raise max_length if they are too long"
-            raise InputError(
-                Problem(self.source, "", f"no row is left to train ({reasons or 'no rows'})", fix)
-            )
+            raise InputError(Problem(self.source, "", what, fix))
         lost = f"{self.lost_share:.1%} of the trained tokens or rows would be lost"
         what = f"{lost}, max_lost is {max_lost:.1%} ({reasons})"
-        fix = "raise max_length, change overlength or the rows named, or raise max_lost if this is intended"
+        fix = (
+            "raise max_length, change overlength or the rows named, "
+            "or raise max_lost if this is intended"
+        )
         raise InputError(Problem(self.source, "", what, fix))
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `data.json`."""
-        fields = {name: getattr(self, name) for name in self.__slots__ if name != "dropped"}
-        return {**fields, "dropped": dict(self.dropped.most_common())}
+        content = {name: getattr(self, name) for name in self.__slots__}
+        del content["dropped"]  # stands last, the most frequent reason first
+        return content | {"dropped": dict(self.dropped.most_common())}
 
 
 # The counts of a ledger that add up over parts of a source.
-COUNTS = tuple(counted.name for counted in fields(SourceLedger) if counted.type is int)
+COUNTS = tuple(count.name for count in fields(SourceLedger) if count.type is int)
+
+
+def _input_rows(rows: Iterable[LabelledRow]) -> set[int]:
+    """The positions of the examples that these training rows are made of."""
+    return {row.example for row in rows}
 
 
 def ledger_lines(ledgers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -131,5 +147,12 @@ def ledger_lines(ledgers: Sequence[Mapping[str, Any]]) -> list[str]:
 def dropped_entries(examples: Sequence[Example], batch: LabelledBatch) -> Iterator[dict[str, Any]]:
     """Lines of `dropped.jsonl`: each dropped row of a batch with source, line and reason."""
     for lost in batch.dropped:
-        place = {name: getattr(examples[lost.example], name) for name in ("source", "line", "row")}
-        yield place | {name: getattr(lost, name) for name in ("reason", "detail", "trained_tokens")}
+        example = examples[lost.example]
+        yield {
+            "source": example.source,
+            "line": example.line,
+            "row": example.row,
+            "reason": lost.reason,
+            "detail": lost.detail,
+            "trained_tokens": lost.trained_tokens,
+        }

@@ -1,4 +1,4 @@
-"""From a recipe's data set to examples: files, folders and Hub sets, with every rejected row accounted for."""
+"""From a recipe's data set to examples: files, folders and Hub sets, no row unaccounted for."""
 
 import dataclasses
 import json
@@ -8,7 +8,6 @@ from typing import Any
 
 from sft_recipes.data.formats import RowConverter, RowFormat, detect_format
 from sft_recipes.data.reading.columns import FORMATS, recognise, refuse_second_candidates
-from sft_recipes.data.reading.conversations import TurnKeys
 from sft_recipes.data.reading.json_reader import Row, RowProblem, read_json_rows
 from sft_recipes.data.reading.rejects import RejectLog
 from sft_recipes.data.reading.row_files import (
@@ -19,6 +18,7 @@ from sft_recipes.data.reading.row_files import (
     unreadable,
 )
 from sft_recipes.data.reading.tables import TableRows, arrow_file_rows, csv_rows, hub_rows
+from sft_recipes.data.reading.turn_keys import TurnKeys
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import Example, place
 from sft_recipes.recipe import DatasetSource, DataSettings
@@ -45,24 +45,26 @@ def iter_examples(
 ) -> Iterator[Example]:
     """Yield the examples of one source in order; rows that are none go to `rejects`.
 
-    `split` overrides the source's own; `columns` are further columns to keep on the examples. The format is detected
-    from the first readable row unless the source names one. Raises InputError for a source that cannot be read.
-    Exhaust it: what `rejects` does not accept is raised only behind the last row, never to a caller that stops early.
+    `split` overrides the source's own; `columns` are further columns to keep on the examples. The
+    format is detected from the first readable row unless the source names one. Raises InputError
+    for a source that cannot be read. Exhaust it: what `rejects` does not accept is raised only
+    behind the last row, never to a caller that stops early.
     """
-    name, total = source.path, 0
+    name = source.path
+    total = 0
     rejects.begin(name)
     reader = _SourceReader(source, settings, rejects, columns)
     for file, rows in open_rows(source, split or source.split):
         try:
-            for row, (line, content, text) in enumerate(rows):
+            for number, row in enumerate(rows):
                 total += 1
                 try:
-                    if isinstance(content, RowProblem):
-                        raise content
-                    yield reader.convert(content, file, row, line)
+                    if isinstance(row.content, RowProblem):
+                        raise row.content
+                    yield reader.convert(row.content, file, number, row.line)
                 except RowProblem as error:
-                    raw = text or json.dumps(content, ensure_ascii=False, default=str)
-                    rejects.add(name, file, row, line, error, raw)
+                    raw = row.text or json.dumps(row.content, ensure_ascii=False, default=str)
+                    rejects.add(name, file, number, row.line, error, raw)
         finally:  # a caller may stop early
             if isinstance(rows, TableRows):
                 rejects.nulls_removed[name] += rows.nulls_removed
@@ -71,7 +73,10 @@ def iter_examples(
 
 
 def read_held_out(sources: Sequence[DatasetSource], settings: DataSettings) -> list[Example]:
-    """The conversations of sources that are only evaluated. Raises InputError for bad rows, as training does."""
+    """The conversations of sources that are only evaluated.
+
+    Raises InputError for bad rows, as training does.
+    """
     log = RejectLog(settings)
     examples: list[Example] = []
     for source in sources:
@@ -80,7 +85,10 @@ def read_held_out(sources: Sequence[DatasetSource], settings: DataSettings) -> l
 
 
 class _SourceReader:
-    """Reads the rows of one source: the first decides on the format, each new set of columns on what they are."""
+    """Reads the rows of one source.
+
+    The first row decides on the format, each new set of columns on what they are.
+    """
 
     def __init__(
         self,
@@ -99,11 +107,14 @@ class _SourceReader:
         self._seen: set[str] = set()
 
     def convert(self, cells: dict[str, Any], file: str, row: int, line: int | None) -> Example:
-        """The example of a row. Raises RowProblem for a row that is none, InputError for columns that fit no format."""
+        """The example of a row.
+
+        Raises RowProblem for a row that is none, InputError for columns that fit no format.
+        """
         asked = self._source.columns
         values = cells
         if asked is not None:
-            values = {column: value for column, value in cells.items() if column in asked}
+            values = {name: cells[name] for name in cells if name in asked}
         shape = tuple(cells)
         converter = self._converters.get(shape)
         if converter is None:
@@ -155,7 +166,8 @@ class _SourceReader:
     ) -> dict[str, str]:
         """The columns of this row that are read under other names than ours.
 
-        The first row says which columns hold the question and the answer; later ones may add what goes with them.
+        The first row says which columns hold the question and the answer; later ones may add what
+        goes with them.
         """
         columns = FORMATS[format.name]
         mapping = {**self._recognised, **format.column_mapping}

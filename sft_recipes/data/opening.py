@@ -1,4 +1,4 @@
-"""From a model's name to what turns rows into labels: tokenizer, chat template and labeller, opened in one place."""
+"""From a model's name to tokenizer, chat template and labeller, opened in one place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +14,13 @@ from sft_recipes.recipe_keys import DataRecipe, load_recipe, make_data_recipe
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a local folder or Hub name. Raises InputError if there is none to be had."""
-    from transformers import (
-        AutoTokenizer,
-    )  # takes seconds, and some commands end before it is needed
+    # Takes seconds, and some commands end before it is needed.
+    from transformers import AutoTokenizer
 
     check_folder(name)
+    revision = revision or "main"
     try:
-        return AutoTokenizer.from_pretrained(
-            name, revision=revision or "main", trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise not_loadable(name, "tokenizer", error) from error
 
@@ -30,24 +28,32 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 def open_renderer(
     name: str, template: TemplateSettings, revision: str | None = None
 ) -> ChatRenderer:
-    """The renderer of a model's tokenizer with a chat template. Raises InputError or CheckFailed, see there."""
+    """The renderer of a model's tokenizer with a chat template.
+
+    Raises InputError or CheckFailed, see there.
+    """
     return attach_chat_template(load_tokenizer(name, revision), template)
 
 
 def open_labeller(recipe: Recipe, tokenizer: str | None = None) -> Labeller:
     """The labeller of a recipe; `tokenizer` names another tokenizer than the model's.
 
-    Raises InputError for a tokenizer that cannot be used, CheckFailed for a template that would train the wrong thing.
+    Raises InputError for a tokenizer that cannot be used, CheckFailed for a template that would
+    train the wrong thing.
     """
-    revision = recipe.model.get("model_revision") if tokenizer is None else None
-    return Labeller(
-        open_renderer(tokenizer or recipe.model_name, recipe.template, revision), recipe.labels
-    )
+    revision = None
+    if tokenizer is None:
+        tokenizer = recipe.model_name
+        revision = recipe.model.get("model_revision")
+    return Labeller(open_renderer(tokenizer, recipe.template, revision), recipe.labels)
 
 
 @dataclass(frozen=True)
 class OpenedData:
-    """Settings of a recipe, or of data without one (`recipe` None), and the labeller where a tokenizer is known."""
+    """Settings of a recipe, or of data without one, where `recipe` is None.
+
+    `labeller` is there where a tokenizer is known.
+    """
 
     settings: Recipe | DataRecipe
     recipe: Recipe | None
@@ -78,10 +84,14 @@ def check_folder(name: str) -> None:
 
 
 def not_loadable(name: str, what: str, error: Exception) -> InputError:
-    """The error for a model, tokenizer or config that the library could not load, with its first line."""
+    """The error for what a library could not load, with the first line of its reason.
+
+    `what`: model, tokenizer or config.
+    """
+    reason = type(error).__name__
     lines = str(error).strip().splitlines()
-    first_line = lines[0] if lines else type(error).__name__
+    if lines:
+        reason = lines[0]
+    problem = f"the {what} could not be loaded ({reason})"
     fix = "check the name, or download it first and give the folder"
-    return InputError(
-        Problem(name, "model_name_or_path", f"the {what} could not be loaded ({first_line})", fix)
-    )
+    return InputError(Problem(name, "model_name_or_path", problem, fix))

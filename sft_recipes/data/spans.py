@@ -1,4 +1,4 @@
-"""Trained spans of a conversation in characters of its rendering, each verified before anything is tokenized."""
+"""Trained spans of a conversation, in characters of its rendering, each verified."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,10 @@ _STAND_IN = "QZanswerZQ"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters `start:end` of `text` are trained for message `turn`; `text` is the rendering that ends with it, and
-    `terminator` the control token at the end of the span.
+    """Characters `start:end` of `text` are trained for message `turn`.
+
+    `text` is the rendering that ends with it, and `terminator` the control token at the end of the
+    span.
     """
 
     turn: int
@@ -39,8 +41,9 @@ class Turn:
 
 @dataclass(slots=True)
 class Renderings:
-    """What a batch needs, by turn: `prompts` end with the generation prompt before it, `texts` with the turn itself.
+    """What a batch needs, by turn.
 
+    `prompts` end with the generation prompt before the turn, `texts` with the turn itself.
     `failed`: by position of the example, what the template refused.
     """
 
@@ -54,13 +57,18 @@ def render_examples(
     examples: Mapping[int, Example],
     trained_turns: Callable[[Example], Sequence[int]],
 ) -> Renderings:
-    """Render each example before and after each of its trained turns, in two batched calls per set of tools."""
+    """Render each example before and after each of its trained turns.
+
+    In two batched calls for each set of tools.
+    """
     by_tools: dict[str, list[Turn]] = {}
     for position, example in examples.items():
-        tools = json.dumps(example.tools, sort_keys=True) if example.tools else ""
-        by_tools.setdefault(tools, []).extend(
-            Turn(position, index) for index in trained_turns(example)
-        )
+        tools = ""
+        if example.tools:
+            tools = json.dumps(example.tools, sort_keys=True)
+        turns = by_tools.setdefault(tools, [])
+        for index in trained_turns(example):
+            turns.append(Turn(position, index))
     renderings = Renderings()
     for turns in by_tools.values():
         _render_turns(renderer, examples, turns, renderings)
@@ -77,18 +85,21 @@ def _render_turns(
     if not turns:
         return
     tools = examples[turns[0].example].tools
-    before = [examples[turn.example].messages[: turn.index] for turn in turns]
-    after = [examples[turn.example].messages[: turn.index + 1] for turn in turns]
+    before: list[Sequence[Message]] = []
+    after: list[Sequence[Message]] = []
+    for turn in turns:
+        messages = examples[turn.example].messages
+        before.append(messages[: turn.index])
+        after.append(messages[: turn.index + 1])
     try:
         prompts = renderer.render_batch(before, tools, add_generation_prompt=True)
         texts = renderer.render_batch(after, tools)
     except TEMPLATE_ERRORS as error:
         if len(turns) == 1:
-            renderings.failed.setdefault(
-                turns[0].example, f"the template refuses this row: {error}"
-            )
+            refusal = f"the template refuses this row: {error}"
+            renderings.failed.setdefault(turns[0].example, refusal)
             return
-        # One row stopped the batch: render one by one to name it and to keep the others.
+        # One row stopped the batch: render each alone to name it and to keep the others.
         for turn in turns:
             _render_turns(renderer, examples, [turn], renderings)
         return
@@ -106,8 +117,8 @@ def turn_span(
 ) -> Span | str:
     """The trained span of one turn, or what could not be verified.
 
-    `prompt` and `text`: the renderings that end just before and just after the turn. Where the template leaves the
-    turn open, the span's text ends in the layout's closing.
+    `prompt` and `text`: the renderings that end just before and just after the turn. Where the
+    template leaves the turn open, the span's text ends in the layout's closing.
     """
     layout = renderer.layout(example.messages[: turn + 1], example.tools)
     if layout is None:
@@ -153,23 +164,25 @@ def _verified_span(
 def _answer_behind_prompt(
     renderer: ChatRenderer, example: Example, prompt: str, text: str, turn: int, prompt_tail: str
 ) -> str | None:
-    """The generation prompt with the answer behind it, for a template that writes the conversation otherwise once it is
-    answered; None where the answer is not found.
+    """The generation prompt with the answer behind it, or None where the answer is not found.
 
-    `prompt_tail`: what the prompt writes after the last text of the conversation.
+    For a template that writes the conversation otherwise once it is answered. `prompt_tail`: what
+    the prompt writes after the last text of the conversation.
     """
     stand_in: Message = {"role": "assistant", "content": _STAND_IN}
     answered = renderer.render([*example.messages[:turn], stand_in], example.tools)
     before = answered.partition(_STAND_IN)[0]
-    is_found = (
-        prompt.endswith(prompt_tail) and before.endswith(prompt_tail) and text.startswith(before)
-    )
-    return prompt + text[len(before) :] if is_found else None
+    if not (prompt.endswith(prompt_tail) and before.endswith(prompt_tail)):
+        return None
+    if not text.startswith(before):
+        return None
+    return prompt + text[len(before) :]
 
 
 def _holds_answer(span: str, message: Message) -> bool:
-    """Whether the message stands in the span: the name of every tool it calls, and its content, allowing for trimming
-    and for what a template does with reasoning.
+    """Whether the message stands in the span: its content, and the name of every tool it calls.
+
+    Allowing for trimming and for what a template does with reasoning.
     """
     for call in message.get("tool_calls") or ():
         if call["function"]["name"] not in span:
@@ -177,7 +190,8 @@ def _holds_answer(span: str, message: Message) -> bool:
     content = message.get("content") or ""
     if content in span or content.strip() in span:
         return True
-    # Reasoning written inline is moved to its place by some templates and left out by others, which a check says.
+    # Reasoning written inline is moved to its place by some templates and left out by others, which
+    # a check says.
     parts = content.replace("<think>", "</think>").split("</think>")
     if all(part.strip() in span for part in parts):
         return True

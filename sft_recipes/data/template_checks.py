@@ -1,13 +1,12 @@
-"""Named checks of a chat template, run before every training run on a probe and on rows of the data.
+"""Named checks of a chat template, before every training run, on a probe and on its rows.
 
-They look at ids and renderings alone. Nothing here asks for layouts, the code that found the labels: what both got
-wrong would pass.
+They look at ids and renderings alone. Nothing here asks for layouts, the code that found the
+labels: what both got wrong would pass.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sft_recipes.data.chat_templates import (
     PROBE,
@@ -15,33 +14,21 @@ from sft_recipes.data.chat_templates import (
     load_chat_template,
     shipped_template_names,
 )
-from sft_recipes.data.labels import IGNORE_INDEX, LabelledRow, Labeller
+from sft_recipes.data.label_checks import (
+    CheckedRow,
+    Outcome,
+    Verdict,
+    header_not_trained,
+    ids_as_served,
+    stop_token_trained,
+)
+from sft_recipes.data.labels import Labeller
 from sft_recipes.data.turns import TEMPLATE_ERRORS
 from sft_recipes.errors import CheckFailed
 from sft_recipes.messages import Example, Message
 
-# `unseen`: there was nothing to look at.
-Outcome = Literal["ok", "note", "failed", "unseen"]
-
 # A control token as templates spell it; DeepSeek's bars are full-width.
 _CONTROL_TOKEN = re.compile(r"<[|\uff5c][^<>{}]+[|\uff5c]>")
-
-# With a system message of its own a conversation brings none of the template's.
-_EXCHANGE: Sequence[Message] = (
-    {"role": "system", "content": "QZsystemZQ"},
-    {"role": "user", "content": "QZaskZQ"},
-    {"role": "assistant", "content": "QZanswerZQ"},
-    {"role": "user", "content": "QZnextZQ"},
-    {"role": "assistant", "content": "QZlaterZQ"},
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a check says."""
-
-    outcome: Outcome
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +40,6 @@ class TemplateCheck:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedRow:
-    """A training row with its example, as it came and as it is rendered."""
-
-    row: LabelledRow
-    original: Example
-    example: Example
-
-    def trained_runs(self) -> Iterator[tuple[int, int]]:
-        """Positions `start:end` of neighbouring trained tokens."""
-        labels = self.row.labels
-        start = 0
-        for position, label in enumerate([*labels, IGNORE_INDEX]):
-            before = labels[position - 1] if position else IGNORE_INDEX
-            if label != IGNORE_INDEX and before == IGNORE_INDEX:
-                start = position
-            if label == IGNORE_INDEX and before != IGNORE_INDEX:
-                yield start, position
-
-
 def check_template(labeller: Labeller, examples: Sequence[Example] = ()) -> list[TemplateCheck]:
     """Run all checks. `examples`: training conversations, of every structure in the data."""
     renderer = labeller.renderer
@@ -80,9 +47,9 @@ def check_template(labeller: Labeller, examples: Sequence[Example] = ()) -> list
     # The probe is no row of the data, and of one conversation there may be several rows.
     rendered = list({id(checked.original): checked.example for checked in rows[1:]}.values())
     verdicts = {
-        "stop token trained": _stop_token_trained(renderer, labeller, rows),
-        "header not trained": _header_not_trained(renderer, labeller, rows),
-        "ids as served": _ids_as_served(renderer, labeller, rows),
+        "stop token trained": stop_token_trained(renderer, labeller, rows),
+        "header not trained": header_not_trained(renderer, labeller, rows),
+        "ids as served": ids_as_served(renderer, labeller, rows),
         "render stable": _render_stable(renderer),
         "training equals serving": _training_equals_serving(renderer),
         "reasoning rendered": _reasoning_rendered(renderer, rendered),
@@ -90,9 +57,10 @@ def check_template(labeller: Labeller, examples: Sequence[Example] = ()) -> list
         "tool calls rendered": _calls_rendered(renderer, rendered),
         "answers end by themselves": _end_texts(labeller, rendered),
     }
-    return [
-        TemplateCheck(name, verdict.outcome, verdict.detail) for name, verdict in verdicts.items()
-    ]
+    checks: list[TemplateCheck] = []
+    for name, verdict in verdicts.items():
+        checks.append(TemplateCheck(name, verdict.outcome, verdict.detail))
+    return checks
 
 
 def require(checks: Sequence[TemplateCheck]) -> None:
@@ -112,152 +80,7 @@ def _labelled(labeller: Labeller, examples: Sequence[Example]) -> list[CheckedRo
     return rows
 
 
-def _all_trained(labeller: Labeller) -> Verdict | None:
-    if labeller.settings.train_on == "all":
-        return Verdict("note", "train_on: all trains headers and user text, as asked")
-    return None
-
-
-def _count(rows: Sequence[CheckedRow]) -> str:
-    return f"checked {len(rows)} of {len(rows)} rows"
-
-
-# -- checks of labels --------------------------------------------------------------------------------------------------
-
-
-def _stop_token_trained(
-    renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]
-) -> Verdict:
-    """Every trained turn ends in one terminator that generation stops at, and with it the trained text ends.
-
-    Which tokens open a turn is read off a rendered exchange, token by token: none of them may be trained as an end.
-    """
-    all_trained = _all_trained(labeller)
-    if all_trained is not None:
-        return all_trained
-    openers = _opening_ids(renderer)
-    special = set(renderer.special_tokens.values())
-    for checked in rows:
-        runs = list(checked.trained_runs())
-        where = checked.example.where
-        if len(runs) != len(checked.row.turns):
-            counts = f"{len(checked.row.turns)} trained turns, {len(runs)} trained stretches"
-            return Verdict("failed", f"{where}: {counts}: a turn runs into the next one")
-        for start, end in runs:
-            last = checked.row.input_ids[end - 1]
-            if last not in special or last not in renderer.stop_ids:
-                text = renderer.tokenizer.convert_ids_to_tokens(last)
-                what = f"{text!r} is the last trained token of a turn, and generation does not stop at it"
-                return Verdict("failed", f"{where}: {what}: the model would not learn to stop")
-            inside = _stops_before_end(renderer, checked.row.input_ids[start : end - 1])
-            if inside:
-                return Verdict(
-                    "failed", f"{where}: generation would stop at {inside!r}, inside a trained turn"
-                )
-            if last in openers:
-                text = renderer.tokenizer.convert_ids_to_tokens(last)
-                return Verdict(
-                    "failed",
-                    f"{where}: {text!r} is trained as the end of a turn, and it opens every turn",
-                )
-    stops = ", ".join(
-        repr(renderer.tokenizer.convert_ids_to_tokens(index)) for index in renderer.stop_ids
-    )
-    return Verdict("ok", f"stops at {stops}; {_count(rows)}")
-
-
-def _stops_before_end(renderer: ChatRenderer, ids: Sequence[int]) -> str | None:
-    """A token before a turn's last one at which generation would stop; a run of them at the end is one terminator."""
-    special = set(renderer.special_tokens.values())
-    body = list(ids)
-    while body and body[-1] in special:
-        body.pop()
-    for token in body:
-        if token in renderer.stop_ids:
-            return str(renderer.tokenizer.convert_ids_to_tokens(token))
-    return None
-
-
-def _opening_ids(renderer: ChatRenderer) -> set[int]:
-    """Ids of the control tokens that open the assistant's turn, and every turn."""
-    special = set(renderer.special_tokens.values())
-    closed = renderer.text_ids(renderer.render(PROBE[:1]))
-    opened = renderer.text_ids(renderer.render(PROBE[:1], add_generation_prompt=True))
-    if len(opened) > len(closed) and opened[: len(closed)] == closed:
-        # What the generation prompt adds opens the assistant's turn.
-        return special.intersection(opened[len(closed) :])
-    # The template opens the turn whatever is asked, or has no header. The tokens before the first text of an exchange
-    # that stand again before the next question, but not first there: the first one ends the answer.
-    for exchange in (_EXCHANGE, _EXCHANGE[1:]):
-        try:
-            text = renderer.render(exchange)
-        except TEMPLATE_ERRORS:
-            continue
-        before_first = text.partition(exchange[0]["content"])[0]
-        before_next = text.partition("QZanswerZQ")[2].partition("QZnextZQ")[0]
-        next_ids = [token for token in renderer.text_ids(before_next) if token in special]
-        return special.intersection(renderer.text_ids(before_first)).intersection(next_ids[1:])
-    return set()
-
-
-def _header_not_trained(
-    renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]
-) -> Verdict:
-    """Nothing of the generation prompt and no text of another role carries a label."""
-    all_trained = _all_trained(labeller)
-    if all_trained is not None:
-        return all_trained
-    for checked in rows:
-        first_turn = checked.row.turns[0]
-        prompt = renderer.prompt_ids(checked.example.messages[:first_turn], checked.example.tools)
-        start, _ = next(checked.trained_runs())
-        if checked.row.input_ids[: start + 1] == prompt[: start + 1]:
-            return Verdict(
-                "failed", f"{checked.example.where}: the trained span begins inside the prompt"
-            )
-    return Verdict("ok", _count(rows))
-
-
-def _ids_as_served(
-    renderer: ChatRenderer, labeller: Labeller, rows: Sequence[CheckedRow]
-) -> Verdict:
-    """A row begins with the ids that a server makes of the prompt, and is the tokenizer's own encoding of the text
-    where no token joins the answer to the prompt.
-    """
-    compared = 0
-    joined = 0
-    for checked in rows:
-        if checked.row.neutralized:
-            continue  # compared with transformers' own encoding in the tests
-        compared += 1
-        joined += checked.row.joined
-        example = checked.example
-        last = checked.row.turns[-1]
-        ids = checked.row.input_ids
-        prompt = renderer.prompt_ids(example.messages[:last], example.tools)
-        whole = renderer.text_ids(renderer.render(example.messages[: last + 1], example.tools))
-        # Where the template leaves the last turn open, the token that closes it is ours.
-        is_served = ids == whole or ids[:-1] == whole[: len(ids) - 1]
-        if not is_served and (checked.row.joined or whole[: len(prompt) - 1] != prompt[:-1]):
-            # A token joins the answer, or the template writes the conversation otherwise once it is answered: then the
-            # row begins with what a server makes, or where the prompt is no beginning of the text, with the tokenizer's
-            # own ids of what stands before the answer.
-            *_, (start, _) = checked.trained_runs()
-            before = renderer.tokenizer.decode(ids[:start], clean_up_tokenization_spaces=False)
-            is_served = ids[: len(prompt)] == prompt or ids[:start] == renderer.text_ids(before)
-        if not is_served:
-            return Verdict(
-                "failed", f"{example.where}: the ids are not those that a server makes of the row"
-            )
-    if not compared:
-        return Verdict("unseen", "every row looked at spells control tokens")
-    return Verdict(
-        "ok",
-        f"checked {compared} of {compared} rows, {joined} with an answer that a token would join",
-    )
-
-
-# -- checks of the template --------------------------------------------------------------------------------------------
+# -- checks of the template ------------------------------------------------------------------------
 
 
 def _render_stable(renderer: ChatRenderer) -> Verdict:
@@ -265,8 +88,9 @@ def _render_stable(renderer: ChatRenderer) -> Verdict:
     if renderer.render(PROBE) != renderer.render(PROBE):
         return Verdict("failed", "two renderings of the same conversation differ")
     if "strftime_now" in renderer.template_text:
-        what = "the template may write today's date; fix it with chat_template_kwargs (often date_string)"
-        return Verdict("note", what)
+        what = "the template may write today's date"
+        fix = "fix it with chat_template_kwargs (often date_string)"
+        return Verdict("note", f"{what}; {fix}")
     return Verdict("ok", "two renderings are equal and read no clock")
 
 
@@ -278,20 +102,18 @@ def _training_equals_serving(renderer: ChatRenderer) -> Verdict:
         shared = len(prompt)
         while not text.startswith(prompt[:shared]):
             shared -= 1
-        rest = f"the generation prompt ends in {prompt[shared:]!r}, which answers without reasoning do not repeat"
-        return Verdict(
-            "note",
-            f"{rest}: the span starts at the answer, and serving begins elsewhere than training",
-        )
+        ending = f"the generation prompt ends in {prompt[shared:]!r}"
+        what = f"{ending}, which answers without reasoning do not repeat"
+        so = "the span starts at the answer, and serving begins elsewhere than training"
+        return Verdict("note", f"{what}: {so}")
     if text.rstrip().endswith(PROBE[1]["content"]):
-        what = (
-            "the template leaves the last turn open; the token that ends earlier turns is appended"
-        )
-        return Verdict("note", f"{what}, so that the model stops")
+        what = "the template leaves the last turn open"
+        fix = "the token that ends earlier turns is appended, so that the model stops"
+        return Verdict("note", f"{what}; {fix}")
     return Verdict("ok", "the generation prompt is a prefix of the trained text")
 
 
-# -- checks of what the template leaves out ----------------------------------------------------------------------------
+# -- checks of what the template leaves out --------------------------------------------------------
 
 
 def _reasoning_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verdict:
@@ -309,7 +131,8 @@ def _reasoning_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> 
     if not brought:
         return Verdict("unseen", f"none of {len(examples)} conversations brings reasoning")
     if left_out:
-        what = f"the template leaves out the reasoning of {len(left_out)} of {brought} turns ({left_out[0].where})"
+        where = f"{len(left_out)} of {brought} turns ({left_out[0].where})"
+        what = f"the template leaves out the reasoning of {where}"
         fix = "remove it from the rows if that is meant"
         others = templates_with_reasoning(renderer)
         if others:
@@ -341,7 +164,10 @@ def templates_with_reasoning(renderer: ChatRenderer) -> list[str]:
 
 
 def _tools_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verdict:
-    """A template without tools leaves out their definitions: the model would learn to call what it is not shown."""
+    """A template without tools leaves out their definitions.
+
+    The model would learn to call what it is not shown.
+    """
     brought = [example for example in examples if example.tools]
     if not brought:
         return Verdict("unseen", f"none of {len(examples)} conversations brings tools")
@@ -361,11 +187,10 @@ def _leaves_out_tools(renderer: ChatRenderer, example: Example) -> bool:
 
 def _calls_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verdict:
     """A template without tool calls leaves them out, or refuses their rows."""
-    calling = [
-        example
-        for example in examples
-        if any(message.get("tool_calls") for message in example.messages)
-    ]
+    calling: list[Example] = []
+    for example in examples:
+        if any(message.get("tool_calls") for message in example.messages):
+            calling.append(example)
     if not calling:
         return Verdict("unseen", f"none of {len(examples)} conversations calls a tool")
     for example in calling:
@@ -373,14 +198,16 @@ def _calls_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verd
         for message in example.messages:
             for call in message.get("tool_calls") or ():
                 if call["function"]["name"] not in text:
-                    return Verdict(
-                        "note", f"{example.where}: the template leaves out a call of the row"
-                    )
+                    what = f"{example.where}: the template leaves out a call of the row"
+                    return Verdict("note", what)
     return Verdict("ok", f"checked {len(calling)} of {len(calling)} rows that call tools")
 
 
 def _end_texts(labeller: Labeller, examples: Sequence[Example]) -> Verdict:
-    """Answers that end in the text of an end token would teach a model to write that text before it stops."""
+    """Answers that end in the text of an end token.
+
+    They would teach a model to write that text before it stops.
+    """
     answers = 0
     ending: list[str] = []
     for example in examples:
@@ -393,6 +220,7 @@ def _end_texts(labeller: Labeller, examples: Sequence[Example]) -> Verdict:
     if not answers:
         return Verdict("unseen", f"none of {len(examples)} conversations has an answer in text")
     if ending:
-        what = f"{len(ending)} of {answers} answers end in the text {ending[0]!r}, which is trained as text"
+        which = f"{len(ending)} of {answers} answers end in the text {ending[0]!r}"
+        what = f"{which}, which is trained as text"
         return Verdict("note", f"{what}; control_tokens: strip_end takes it off")
     return Verdict("ok", f"checked {answers} of {answers} answers")

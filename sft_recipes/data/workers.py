@@ -1,7 +1,8 @@
 """Batches of rows worked on in several processes, results in the order of the batches.
 
-Few rows are worked on in this process: starting others costs more than it saves. Workers are forked where the platform
-forks, so that they hold tokenizer and template already; each encodes with one thread, for there is one of them a core.
+Few rows are worked on in this process: starting others costs more than it saves. Workers are forked
+where the platform forks, so that they hold tokenizer and template already; each encodes with one
+thread, for there is one of them a core.
 """
 
 import gc
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from sft_recipes.errors import TrainingFault
 
@@ -35,10 +36,10 @@ def worker_count(asked: int | None) -> int:
     """Processes to work in: as asked, else one for each core that this process may use."""
     if asked is not None:
         return asked
-    return min(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        MOST_WORKERS,
-    )
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    return min(cores, MOST_WORKERS)
 
 
 class Workers(Generic[Batch, Result]):
@@ -76,21 +77,29 @@ class Workers(Generic[Batch, Result]):
             pool.shutdown(cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
-        method = "fork" if sys.platform == "linux" else "spawn"
-        context = multiprocessing.get_context(method)
-        settings: dict[str, Any] = {"initializer": _begin, "initargs": (self._work,)}
-        return ProcessPoolExecutor(self._processes, context, **settings)
+        method: Literal["fork", "spawn"] = "spawn"
+        if sys.platform == "linux":
+            method = "fork"
+        return ProcessPoolExecutor(
+            self._processes,
+            multiprocessing.get_context(method),
+            initializer=_begin,
+            initargs=(self._work,),
+        )
 
 
 def _begin(work: Callable[[Any], Any]) -> None:
     """What a worker does first."""
     global _work
     _work = work
-    # What the parent loaded is no garbage: collections that looked at it would take 7 % of the time (measured).
+    # What the parent loaded is no garbage: collections that looked at it would take 7 % of the time
+    # (measured).
     gc.freeze()
-    # Read by the tokenizer at every call. Its threads do not survive a fork, and one process a core is enough.
+    # Read by the tokenizer at every call. Its threads do not survive a fork, and one process a core
+    # is enough.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C reaches all processes of a terminal; the parent ends the others. Its own handlers are not for them.
+    # Ctrl-C reaches all processes of a terminal; the parent ends the others. Its own handlers are
+    # not for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -27,7 +27,7 @@ from sft_recipes.evaluation.metrics import METRICS, flag_share, flagged
 from sft_recipes.evaluation.questions import Indicator
 from sft_recipes.evaluation.safety import LEAST_PROMPTS, SAFETY_METRICS
 from sft_recipes.recipe import read_yaml
-from sft_recipes.recipe_keys import fits_type
+from sft_recipes.recipe_checks import fits_type
 from sft_recipes.statistics import Estimate, Value, mean_estimate, mean_of_differences
 
 ALPHA = 0.05

@@ -1,1 +1,1 @@
-"""From a finished run to something others can use: an exported folder, a model card, a repository on the Hub."""
+"""From a finished run to what others can use: an exported folder, a card, a Hub repository."""

@@ -1,34 +1,38 @@
 """The model card: `README.md` of a run folder, rendered from what the run wrote about itself.
 
-Whatever the run did not write says "not recorded". Words and metadata stand in `model_card.md.jinja`; the metadata,
-with every metric as `model-index`, follows https://huggingface.co/docs/hub/model-cards.
+Whatever the run did not write says "not recorded". What the card says is gathered here, its layout
+is `model_card.md.jinja`; the metadata, with every metric as `model-index`, follows
+https://huggingface.co/docs/hub/model-cards.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
-import yaml
 
 from sft_recipes import run_folder
-from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import visible
-from sft_recipes.recipe import Recipe
-from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.report.evaluation_report import METRIC_TEXTS
-from sft_recipes.report.page import format_estimate
+from sft_recipes.recipe import LabelSettings, Recipe
+from sft_recipes.release.finished_run import (
+    ADAPTER_CONFIG,
+    EXPORT,
+    evaluations,
+    finished_run,
+)
+from sft_recipes.release.local_paths import LOCAL_PATH, is_hub_name, public, recipe_text
+from sft_recipes.report.number_texts import format_estimate
 from sft_recipes.response_patterns import mask
 
 CARD = "README.md"
-EXPORT = "export.json"  # what the export of a run found, beside the exported model
-ADAPTER_CONFIG = "adapter_config.json"
 MARK = (
     "<!-- Rendered by sft-recipes from the run folder. Delete this line to keep your own edits. -->"
 )
-# TRL and peft write cards at every checkpoint. A card without any of these was written by people and is kept.
+# TRL and peft write cards at every checkpoint. A card without any of these was written by people
+# and is kept.
 _REPLACED = (
     MARK,
     "generated_from_trainer",
@@ -36,131 +40,343 @@ _REPLACED = (
     "# Model Card for Model ID",
 )
 SAMPLES = 4
-_TEXTS = ("system_prompt", "chat_template_kwargs")  # may begin with a slash and are no paths
-# Where people keep files; a path elsewhere that is not one of this run is not told from text.
-_FOLDERS = "home|Users|root|mnt|media|tmp|var|opt|srv|data|scratch|workspace|nfs|fsx|gpfs|lustre"
-LOCAL_PATH = rf"(?<![\w.:/])/(?:{_FOLDERS})/[\w.@+-][^\s\"'`)\],;]*|\b[A-Za-z]:\\[^\s\"'`]+"
-_HUB_NAME = re.compile(r"(?!.*\.(?:jsonl?|csv|parquet|arrow)$)\w[\w.-]*(?:/[\w.-]+)?")
+_SAMPLE_TEXTS = ("prompt", "reference", "response")
+
+# Keys of the recipe that the card shows as set, and what it says of one that is not.
+_LORA_KEYS = {
+    "lora_r": "not set: TRL's default",
+    "lora_alpha": "not set: TRL's default",
+    "lora_dropout": "not set: TRL's default",
+    "lora_target_modules": "not set: all linear layers",
+    "use_dora": "not set: TRL's default",
+    "use_rslora": "not set: TRL's default",
+}
+_TRAINING_KEYS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "global_batch_size",
+    "packing",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "seed",
+    "dtype",
+    "bf16",
+)
+# Choices of the recipe in the card's words.
+_LOSS_COVERS = {
+    "assistant": "the assistant's turns with their end tokens, nothing else",
+    "last_assistant": "the last assistant turn with its end token, nothing else",
+    "all": "every token",
+}
+_EARLIER_TURNS = {"expand": "a row of their own each", "mask": "not trained"}
+_EMPTY_REASONING = {"mask": "not trained", "train": "trained"}
+_LONGER_ROWS = {
+    "drop": "dropped",
+    "truncate": "whole trailing turns removed, else dropped",
+    "error": "refused",
+}
 
 
-def finished_run(run: Path) -> Recipe:
-    """The recipe of a finished run. Raises InputError for any other folder."""
-    if not run_folder.is_run_folder(run):
-        raise InputError(
-            Problem(str(run), "", "this is no run folder", "name the output_dir of a finished run")
-        )
-    state = run_folder.read_state(run).get("state")
-    if state != "finished":
-        fix = f"let it finish: sft-recipes train {run / run_folder.RECIPE}"
-        raise InputError(
-            Problem(
-                str(run / run_folder.RUN_STATE), "state", f"the run is {state}, not finished", fix
-            )
-        )
-    return load_recipe(run / run_folder.RECIPE)
+class Line(NamedTuple):
+    """One line of a table of two columns; a value of None is "not recorded"."""
+
+    label: str
+    value: Any
 
 
-def evaluations(run: Path) -> dict[str, dict[str, Any]]:
-    """The run's evaluations by name, the newest first: the content of their `metrics.json`."""
-    paths = sorted(
-        run.glob(f"{run_folder.EVALUATIONS}/*/metrics.json"), key=lambda path: -path.stat().st_mtime
-    )
-    return {path.parent.name: run_folder.read_json(path) for path in paths}
+@dataclass(frozen=True)
+class Score:
+    """One metric of an evaluation. `estimate` and `difference` to the base are in words."""
+
+    metric: str
+    label: str
+    definition: str
+    n: int
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    estimate: str
+    difference: str
+
+
+@dataclass(frozen=True)
+class ScoredEvaluation:
+    """One evaluation of the run: its data, how it was asked, what came out, what the gate said."""
+
+    name: str
+    data: str
+    answers: int
+    decoding: str
+    max_new_tokens: int | str
+    base: str | None
+    scores: Sequence[Score]
+    gate: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says, block by block. `data` is the run's `data.json`, empty if there is none."""
+
+    name: str
+    library: str
+    base: str
+    base_on_hub: bool
+    relation: str  # to the base, in the Hub's words
+    origin: str  # the same in ours
+    revision: str | None
+    quantized_bits: int | None
+    is_adapter: bool
+    is_merged: bool
+    datasets_on_hub: Sequence[str]
+    sft_recipes: str
+    trl: str
+    system_prompt: str | None
+    template_arguments: Mapping[str, Any]
+    data: Mapping[str, Any]
+    trained: Sequence[Line]
+    hyperparameters: Sequence[Line]
+    evaluations: Sequence[ScoredEvaluation]
+    has_gate: bool
+    samples: Sequence[Mapping[str, str]]
+    export: Sequence[Line]
+    versions: Sequence[Line]
+    recipe: str
+    mark: str = MARK
 
 
 def write_card(run: Path, folder: Path | None = None, repo: str | None = None) -> Path:
     """Write the card of a run to its README.md, or to that of the folder it was exported to.
 
-    A card that people wrote into the run folder is kept, and copied to `folder`. `repo` is its name on the Hub.
+    A card that people wrote into the run folder is kept, and copied to `folder`. `repo` is its name
+    on the Hub.
     """
-    path, old = (folder or run) / CARD, run / CARD
-    text = old.read_text(encoding="utf-8") if old.is_file() else MARK
-    if any(made in text for made in _REPLACED):
+    text = MARK
+    own_card = run / CARD
+    if own_card.is_file():
+        text = own_card.read_text(encoding="utf-8")
+    if any(written_by_library in text for written_by_library in _REPLACED):
         text = render_card(run, folder, repo)
+    path = (folder or run) / CARD
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def render_card(run: Path, exported: Path | None = None, repo: str | None = None) -> str:
-    """The card as Markdown, of what stands in the run folder or of the model that was `exported` from it."""
-    recipe, scores, log = finished_run(run), evaluations(run), run / run_folder.LOG
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    content = {
-        **{
-            "recipe": recipe,
-            "labels": recipe.labels,
-            "set": public(recipe.values),
-            "yaml": recipe_text(recipe),
-        },
-        **{
-            "name": repo or run.resolve().name,
-            "base": public(recipe.model_name),
-            "mark": MARK,
-            "public": public,
-        },
-        **{"lora": (run / ADAPTER_CONFIG).is_file(), "exported": exported},
-        **{"scores": scores, "metrics": METRIC_TEXTS, "samples": _samples(run, scores)},
-        **{
-            path.stem: _read(path) for path in (run / run_folder.DATA, run / run_folder.ENVIRONMENT)
-        },
-        **{
-            "state": run_folder.read_state(run),
-            "export": _read(exported / EXPORT) if exported else {},
-        },
-        "log": {key: value for line in lines for key, value in json.loads(line).items()},
-    }
-    return TEXTS.get_template("model_card.md.jinja").render(content)
+    """The card as Markdown, of what stands in the run folder or of the model `exported` from it."""
+    card = read_card(run, exported, repo)
+    return TEXTS.get_template("model_card.md.jinja").render(card=card)
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """The recipe as it is published: its keys as set, without the folders of this machine."""
-    return yaml.safe_dump(
-        {**public(recipe.values), "output_dir": "./"}, sort_keys=False, allow_unicode=True
+def read_card(run: Path, exported: Path | None = None, repo: str | None = None) -> Card:
+    """What the card of a finished run says, from the files that the run wrote."""
+    recipe = finished_run(run)
+    environment = _read(run / run_folder.ENVIRONMENT)
+    scored = evaluations(run)
+    has_lora = (run / ADAPTER_CONFIG).is_file()
+    is_adapter = has_lora and exported is None
+    is_merged = has_lora and exported is not None
+    library = "transformers"
+    relation = "finetune"
+    origin = "A model fine-tuned from"
+    if is_adapter:
+        library = "peft"
+        relation = "adapter"
+        origin = "A LoRA adapter for"
+    elif is_merged:
+        origin = "A model fine-tuned (LoRA, merged) from"
+    export_lines = []
+    if exported is not None:
+        export_lines = _export_lines(_read(exported / EXPORT))
+    unknown = "(version not recorded)"
+    base = public(recipe.model_name)
+    datasets = recipe.data.datasets
+    return Card(
+        name=repo or run.resolve().name,
+        library=library,
+        base=base,
+        base_on_hub=is_hub_name(base),
+        relation=relation,
+        origin=origin,
+        revision=recipe.model.get("model_revision"),
+        quantized_bits=_quantized_bits(recipe),
+        is_adapter=is_adapter,
+        is_merged=is_merged,
+        datasets_on_hub=[source.path for source in datasets if is_hub_name(source.path)],
+        sft_recipes=environment.get("sft_recipes", unknown),
+        trl=environment.get("versions", {}).get("trl", unknown),
+        system_prompt=recipe.labels.system_prompt,
+        template_arguments=recipe.template.chat_template_kwargs,
+        data=_read(run / run_folder.DATA),
+        trained=_trained_lines(recipe.labels, recipe),
+        hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
+        evaluations=[_scored_evaluation(name, found) for name, found in scored.items()],
+        has_gate=bool(recipe.values.get("gate")),
+        samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
+        export=export_lines,
+        versions=_version_lines(environment, run),
+        recipe=recipe_text(recipe),
     )
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether this names something on the Hub, not a folder here."""
-    return _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
+def _quantized_bits(recipe: Recipe) -> int | None:
+    """The bits of each weight of the base while it was trained on, if it was quantized."""
+    for bits in (4, 8):
+        if recipe.model.get(f"load_in_{bits}bit"):
+            return bits
+    return None
 
 
-def public(value: Any) -> Any:
-    """Plain data of ours without the folders of this machine: `/a/b/c` and `../b/c` become `./c`."""
-    if isinstance(value, Mapping):
-        return {key: one if key in _TEXTS else public(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [public(one) for one in value]
-    if isinstance(value, str) and re.match(r"(~|[A-Za-z]:)?[/\\]+\w|\.\.?[/\\]", value):
-        return "./" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-    return value
-
-
-def _samples(run: Path, scores: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Some answers of the newest evaluation, half of them wrong where there are wrong ones, masked."""
-    path = run / run_folder.EVALUATIONS / next(iter(scores), "") / "samples.jsonl"
-    rows = (
-        [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-        if path.is_file()
-        else []
-    )
-    wrong, right = (
-        [row for row in rows if (row["exact_match"] is True) is good] for good in (False, True)
-    )
-    chosen = [*wrong[: max(SAMPLES // 2, SAMPLES - len(right))], *right][:SAMPLES]
-    texts = ("prompt", "reference", "response")
+def _trained_lines(labels: LabelSettings, recipe: Recipe) -> list[Line]:
+    """What the loss covers, and what becomes of rows and turns that are out of the ordinary."""
+    template = recipe.template
+    own = "the tokenizer's own, or the instruction template where it has none"
     return [
-        {key: re.sub(LOCAL_PATH, "[local path]", mask(str(row[key] or ""))) for key in texts}
-        for row in chosen
+        Line("Loss covers", _LOSS_COVERS[labels.train_on]),
+        Line("Chat template", template.chat_template or own),
+        Line("Template arguments", template.chat_template_kwargs or "none"),
+        Line("System prompt", labels.system_prompt or "none"),
+        Line("Earlier turns that render otherwise", _EARLIER_TURNS[labels.history]),
+        Line("Empty reasoning blocks", _EMPTY_REASONING[labels.empty_think]),
+        Line("Longest row, tokens", labels.max_length or "no limit"),
+        Line("Longer rows", _LONGER_ROWS[labels.overlength]),
     ]
+
+
+def _hyperparameter_lines(
+    recipe: Recipe, run: Path, has_lora: bool, environment: Mapping[str, Any]
+) -> list[Line]:
+    """The method, the keys as they were set, and what the run made of them."""
+    values = public(recipe.values)
+    method = "full fine-tuning"
+    if recipe.model.get("load_in_4bit"):
+        method = "QLoRA"
+    elif has_lora:
+        method = "LoRA"
+    lines = [Line("Method", method)]
+    if has_lora:
+        for key, unset in _LORA_KEYS.items():
+            lines.append(Line(key, values.get(key, unset)))
+    for key in _TRAINING_KEYS:
+        lines.append(Line(key, values.get(key, "not set")))
+    log = _last_logged(run / run_folder.LOG)
+    return [
+        *lines,
+        Line("Processes", environment.get("processes")),
+        Line("Optimizer steps", run_folder.read_state(run).get("step")),
+        Line("Mean training loss", log.get("train_loss")),
+        Line("Training time, seconds", log.get("train_runtime")),
+    ]
+
+
+def _last_logged(path: Path) -> dict[str, Any]:
+    """The last value of everything that a run logged."""
+    last: dict[str, Any] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            last |= json.loads(line)
+    return last
+
+
+def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluation:
+    """One evaluation, from its `metrics.json`."""
+    info = content["info"]
+    differences = content.get("differences") or {}
+    scores = []
+    for metric, estimate in content["metrics"].items():
+        difference = differences.get(metric)
+        scores.append(
+            Score(
+                metric=metric,
+                label=estimate.get("label", metric),
+                definition=estimate.get("definition", ""),
+                n=estimate["n"],
+                value=estimate["value"],
+                ci_low=estimate["ci_low"],
+                ci_high=estimate["ci_high"],
+                estimate=format_estimate(estimate),
+                difference=format_estimate(difference, "+") if difference else "",
+            )
+        )
+    return ScoredEvaluation(
+        name=name,
+        data=public(info["data"]),
+        answers=content["n"],
+        decoding=info.get("decoding", "decoding not recorded"),
+        max_new_tokens=info.get("max_new_tokens", "(not recorded)"),
+        base=public(info["base"]) if differences else None,
+        scores=scores,
+        gate=content.get("gate"),
+    )
+
+
+def _samples(evaluation: Path) -> list[dict[str, str]]:
+    """Some answers of an evaluation, half of them wrong where there are wrong ones, masked."""
+    path = evaluation / "samples.jsonl"
+    if not path.is_file():
+        return []
+    wrong: list[dict[str, Any]] = []
+    right: list[dict[str, Any]] = []
+    for line in path.read_text("utf-8").split("\n"):
+        if line:
+            row = json.loads(line)
+            if row["exact_match"] is True:
+                right.append(row)
+            else:
+                wrong.append(row)
+    wrong_shown = max(SAMPLES // 2, SAMPLES - len(right))
+    chosen = [*wrong[:wrong_shown], *right][:SAMPLES]
+    samples = []
+    for row in chosen:
+        samples.append({key: _masked(row[key]) for key in _SAMPLE_TEXTS})
+    return samples
+
+
+def _masked(text: str | None) -> str:
+    """Text of a sample without secrets, personal data and paths, as far as patterns know them."""
+    return re.sub(LOCAL_PATH, "[local path]", mask(text or ""))
+
+
+def _export_lines(export: Mapping[str, Any]) -> list[Line]:
+    """What the export compared and checked."""
+    if not export:
+        return []
+    lines = [Line("Saved as", export["dtype"])]
+    for name, compared in export["compared"].items():
+        difference = f"largest logit difference {compared['logit_difference']:.2g}"
+        equal = f"{compared['equal_texts']} of {compared['prompts']} prompts"
+        lines.append(Line(name, f"{difference}, greedy text equal on {equal}"))
+    for check in export["checks"]:
+        lines.append(Line(check["name"], f"{check['outcome']}: {check['detail']}"))
+    return lines
+
+
+def _version_lines(environment: Mapping[str, Any], run: Path) -> list[Line]:
+    """What the run ran on."""
+    lines = [
+        Line("sft-recipes", environment.get("sft_recipes")),
+        Line("Python", environment.get("python")),
+    ]
+    for name, version in environment.get("versions", {}).items():
+        lines.append(Line(name, version))
+    lines.append(Line("Device", environment.get("device")))
+    lines.append(Line("Finished", run_folder.read_state(run).get("time")))
+    return lines
 
 
 def _read(path: Path) -> dict[str, Any]:
     return run_folder.read_json(path) if path.is_file() else {}
 
 
-_LOADER = jinja2.FileSystemLoader(Path(__file__).parent)
 TEXTS = jinja2.Environment(
-    loader=_LOADER, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
-TEXTS.tests["hub_name"] = is_hub_name
-TEXTS.filters |= {"estimate": format_estimate, "visible": visible}
+TEXTS.filters |= {"public": public, "visible": visible}

@@ -26,8 +26,7 @@ from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
 from sft_recipes.devices import computes_on_cpu
 from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
-from sft_recipes.recipe import Recipe
-from sft_recipes.recipe_files import launch_config
+from sft_recipes.recipe import Recipe, launch_config
 from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import batch_per_device, launched_processes, sft_config
 from sft_recipes.training.measure import measure_steps

@@ -113,7 +113,9 @@ def fault_of(folder: Path) -> str:
 def _file_fault(folder: Path, name: str, expected: Sequence[Any]) -> str:
     """What is wrong with one file of a checkpoint, or nothing."""
     path = folder / name
-    if not path.is_file():
+    # A manifest is a file like others: a name that leads out of the folder is none of its files.
+    inside = path.resolve().is_relative_to(folder.resolve())
+    if not inside or not path.is_file():
         return f"{name} is missing"
     return "" if _is_as_sealed(path, expected) else f"corrupt {name}"
 

@@ -15,8 +15,7 @@ import yaml
 
 from sft_recipes import run_folder
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.recipe import parse_overrides
-from sft_recipes.recipe_files import launch_config
+from sft_recipes.recipe import launch_config, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.checkpoints import check_same_run
 from sft_recipes.training.record import lock_holder, require_unlocked

@@ -1,7 +1,7 @@
 """Generated rows with planted faults, so that a test knows which rows a check has to find.
 
-`COPIES` make a second row from a clean one that stays; `FAULTS` spoil rows of their own. Add a kind by adding a
-function `(random, prompt, response) -> (prompt, response)` to one of them.
+`COPIES` make a second row from a clean one that stays; `FAULTS` spoil rows of their own. Add a kind
+by adding a function `(random, prompt, response) -> (prompt, response)` to one of them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, product
 from random import Random
 
 from sft_recipes.messages import Example
@@ -18,7 +19,10 @@ Change = Callable[[Random, str, str], tuple[str, str]]
 
 @dataclass(frozen=True)
 class Planted:
-    """Rows with their faults: `rows_of[kind]` are row numbers; `original[row]` is the row that a copy was made from."""
+    """Rows with their faults.
+
+    `rows_of[kind]` are row numbers; `original[row]` is the row that a copy was made from.
+    """
 
     examples: Sequence[Example]
     rows_of: Mapping[str, set[int]]
@@ -27,15 +31,14 @@ class Planted:
 
 @cache
 def vocabulary(size: int = 4000) -> tuple[Sequence[str], Sequence[float]]:
-    """Invented words of two to four syllables, and cumulative weights as word frequencies have them."""
+    """Invented words of two to four syllables, and cumulative weights like word frequencies."""
     random = Random(7)
-    syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-    invented = dict.fromkeys(
-        "".join(random.choices(syllables, k=random.randint(2, 4))) for _ in range(2 * size)
-    )
-    total, weights = 0.0, []
-    for rank in range(size):
-        weights.append(total := total + 1 / (rank + 10))
+    syllables = list(map("".join, product("bdfgklmnprstvz", "aeiou")))
+    invented: dict[str, None] = {}
+    for _ in range(2 * size):
+        word = "".join(random.choices(syllables, k=random.randint(2, 4)))
+        invented[word] = None
+    weights = list(accumulate(1 / (rank + 10) for rank in range(size)))
     return list(invented)[:size], weights
 
 
@@ -43,10 +46,11 @@ def text(random: Random, count: int) -> str:
     """About `count` words in sentences."""
     words, weights = vocabulary()
     chosen = random.choices(words, cum_weights=weights, k=count)
-    return " ".join(
-        word.capitalize() if place % 12 == 0 else f"{word}." if place % 12 == 11 else word
-        for place, word in enumerate(chosen)
-    )
+    for first in range(0, count, 12):
+        chosen[first] = chosen[first].capitalize()
+    for last in range(11, count, 12):
+        chosen[last] += "."
+    return " ".join(chosen)
 
 
 def example(
@@ -190,7 +194,10 @@ FAULTS: Mapping[str, Change] = {
 
 
 def plant(clean: int = 300, each: int = 10, seed: int = 0) -> Planted:
-    """`clean` rows of about 90 words plus `each` rows of every kind after them; a clean row is copied once."""
+    """`clean` rows of about 90 words plus `each` rows of every kind after them.
+
+    A clean row is copied once.
+    """
     random = Random(seed)
     rows = [
         (text(random, random.randint(15, 40)), text(random, random.randint(40, 80)))
@@ -200,18 +207,15 @@ def plant(clean: int = 300, each: int = 10, seed: int = 0) -> Planted:
     rows_of: dict[str, set[int]] = {kind: set() for kind in (*COPIES, *FAULTS)}
     original = {}
     for kind, change in COPIES.items():
-        for source in [unused.pop() for _ in range(each)]:
+        for _ in range(each):
+            source = unused.pop()
             rows_of[kind].add(len(rows))
             original[len(rows)] = source
             rows.append(change(random, *rows[source]))
     for kind, change in FAULTS.items():
         for _ in range(each):
+            prompt = text(random, random.randint(15, 40))
+            response = text(random, random.randint(40, 80))
             rows_of[kind].add(len(rows))
-            rows.append(
-                change(
-                    random,
-                    text(random, random.randint(15, 40)),
-                    text(random, random.randint(40, 80)),
-                )
-            )
+            rows.append(change(random, prompt, response))
     return Planted([example(*row, number) for number, row in enumerate(rows)], rows_of, original)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
 from sft_recipes.audit.duplicates import check_duplicates
 from sft_recipes.audit.finding import Finding, audit_rows
-from sft_recipes.messages import Example
+from sft_recipes.messages import Example, Message
 from tests.audit.planted import Planted, example, plant
 
 PASSAGE = (
-    "The harbour of the old town was built by fishermen who came from the north and stayed for the winter. They left "
-    "their boats on the sand, carried stones down from the hill and laid them in a half circle against the waves. When "
-    "the king heard of it he sent masons, a priest and a clerk, who wrote down what each family owned and owed."
+    "The harbour of the old town was built by fishermen who came from the north and stayed for the "
+    "winter. They left their boats on the sand, carried stones down from the hill and laid them in "
+    "a half circle against the waves. When the king heard of it he sent masons, a priest and a "
+    "clerk, who wrote down what each family owned and owed."
 )
 
 
@@ -54,8 +57,10 @@ def found(planted: Planted) -> dict[str, Finding]:
 def test_planted_copies_are_found(
     planted: Planted, found: Mapping[str, Finding], check: str, kinds: Sequence[str]
 ) -> None:
-    """Each check flags exactly the copies planted for it and names the row that each was made from."""
-    expected = set().union(*(planted.rows_of[kind] for kind in kinds))
+    """Each check flags exactly the copies planted for it and names the row that each is of."""
+    expected: set[int] = set()
+    for kind in kinds:
+        expected |= planted.rows_of[kind]
     assert flagged(found, check) == expected
     for row in found[check].rows:
         assert row.where == f"rows.jsonl:{row.index + 1}"
@@ -65,28 +70,33 @@ def test_planted_copies_are_found(
 def test_clean_rows_are_not_flagged() -> None:
     """Rows without a copy raise nothing, and every check is there to say so."""
     findings, data = check_duplicates(audit_rows(plant(each=0).examples))
-    exact = ["duplicate_row", "duplicate_messages", "duplicate_prompt"]
-    close = ["near_duplicate", "near_duplicate_prompt", "template_variant"]
-    assert [finding.check for finding in findings] == [*exact, *close]
-    assert all(
-        not finding.rows and finding.as_json()["share"] == 0 and "{" not in finding.definition
-        for finding in findings
-    )
+    assert [finding.check for finding in findings] == [
+        "duplicate_row",
+        "duplicate_messages",
+        "duplicate_prompt",
+        "near_duplicate",
+        "near_duplicate_prompt",
+        "template_variant",
+    ]
+    for finding in findings:
+        assert not finding.rows
+        assert finding.as_json()["share"] == 0
+        assert "{" not in finding.definition
     assert data["exact"] == {"row": 0, "messages": 0, "prompt": 0, "response": 0}
 
 
 def test_answers_repeat_without_a_warning() -> None:
     """Equal answers to different prompts are counted and not flagged."""
     answers = ["yes", "18", "The answer is B.", PASSAGE]
-    rows = [
-        example(f"Question about {topic}: {text_of}?", answer)
-        for answer in answers
-        for topic, text_of in QUESTIONS
-    ]
+    rows = []
+    for answer in answers:
+        for topic, question in QUESTIONS:
+            rows.append(example(f"Question about {topic}: {question}?", answer))
     findings, data = check_duplicates(audit_rows(_numbered(rows)))
     by_check = {finding.check: finding for finding in findings}
     assert data["exact"]["response"] == 8
-    assert not any(by_check[check].rows for check in ("duplicate_row", "duplicate_messages"))
+    assert not by_check["duplicate_row"].rows
+    assert not by_check["duplicate_messages"].rows
     # A long answer makes rows near-duplicates whatever the prompt; a short one never does.
     assert flagged(by_check, "near_duplicate") <= {10, 11}
 
@@ -99,16 +109,17 @@ QUESTIONS = [
 
 
 def _numbered(examples: Sequence[Example]) -> list[Example]:
-    return [
-        Example(messages=one.messages, source="rows.jsonl", row=row, line=row + 1)
-        for row, one in enumerate(examples)
-    ]
+    numbered = []
+    for number, row in enumerate(examples):
+        numbered.append(replace(row, source="rows.jsonl", row=number, line=number + 1))
+    return numbered
 
 
 def test_another_answer_is_no_duplicate() -> None:
-    """Two questions on one passage with other answers are no near-duplicates, however much text they share.
+    """Two questions on one passage with other answers are no near-duplicates.
 
-    A control token at the end of every answer does not make the answers alike.
+    That holds however much text they share. A control token at the end of every answer does not
+    make the answers alike.
     """
     rows = [
         example(f"{PASSAGE}\nDid fishermen build it?", "Yes<|endoftext|>"),
@@ -123,7 +134,10 @@ def test_another_answer_is_no_duplicate() -> None:
 
 
 def test_a_shared_system_prompt_is_no_similarity() -> None:
-    """Rows that have only a long system prompt in common are not near-duplicates; equal questions under it are."""
+    """Rows that have only a long system prompt in common are not near-duplicates.
+
+    Equal questions under it are duplicate prompts.
+    """
     questions = [
         "Is rain water?",
         "Name a tree.",
@@ -137,35 +151,35 @@ def test_a_shared_system_prompt_is_no_similarity() -> None:
     assert flagged(findings, "duplicate_prompt") == {3}
 
 
+def _conversation(*texts: str) -> list[Message]:
+    """User and assistant by turns."""
+    roles = itertools.cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
 def test_tools_and_roles_tell_rows_apart() -> None:
     """A row with other tools, or with the same words in other turns, is not the same row."""
-    turns = [("user", "a b"), ("assistant", "c"), ("user", "d"), ("assistant", "e")]
-    split = [("user", "a"), ("assistant", "c"), ("user", "b d"), ("assistant", "e")]
+    turns = _conversation("a b", "c", "d", "e")
+    split = _conversation("a", "c", "b d", "e")
     rows = [
-        Example(
-            messages=[{"role": role, "content": said} for role, said in said_by],
-            source="s",
-            row=row,
-            tools=tools,
-        )
-        for row, (said_by, tools) in enumerate(
-            [(turns, None), (turns, [{"name": "f"}]), (split, None), (turns, None)]
-        )
+        Example(turns, "s", 0),
+        Example(turns, "s", 1, tools=[{"name": "f"}]),
+        Example(split, "s", 2),
+        Example(turns, "s", 3),
     ]
     assert flagged(checked(rows), "duplicate_row") == {3}
 
 
 def test_raw_text_rows() -> None:
     """Raw text has no prompt: equal texts are the same row, and no prompt is said to repeat."""
-    said = [PASSAGE, "Another text that is short.", PASSAGE]
-    findings = checked(
-        [Example(messages=[], source="s", row=row, text=one) for row, one in enumerate(said)]
-    )
+    texts = [PASSAGE, "Another text that is short.", PASSAGE]
+    rows = [Example([], "s", row, text=text) for row, text in enumerate(texts)]
+    findings = checked(rows)
     assert {check for check, finding in findings.items() if finding.rows} == {"duplicate_row"}
 
 
 def test_data_for_the_report(planted: Planted) -> None:
-    """The report gets counts, cluster sizes, a Jaccard histogram and pairs on both sides of the threshold, as JSON."""
+    """The report gets counts, cluster sizes, a histogram and pairs around the threshold."""
     _, data = check_duplicates(audit_rows(planted.examples))
     json.dumps(data)
     near = data["near"]
@@ -174,27 +188,27 @@ def test_data_for_the_report(planted: Planted) -> None:
     assert 0 < near["rows_at_least_0.9"] < 20
     assert sum(near["histogram"]["counts"]) >= 20
     assert len(near["histogram"]["edges"]) == len(near["histogram"]["counts"]) + 1
-    assert len(near["just_above"]) == 5 and all(
-        pair["jaccard"] >= 0.7 for pair in near["just_above"]
-    )
+    assert len(near["just_above"]) == 5
+    assert min(pair["jaccard"] for pair in near["just_above"]) >= 0.7
     assert all(pair["jaccard"] < 0.7 for pair in near["just_below"])
     assert len(data["template_variants"]) == 5
 
 
 def test_pairs_just_below_the_threshold_are_shown() -> None:
-    """A pair at J = 41 / 59 is not flagged and stands among the pairs just below the threshold, both texts in full."""
+    """A pair at J = 41 / 59 is not flagged and stands among the pairs just below the threshold.
+
+    Both texts are shown in full.
+    """
     words = [f"w{chr(97 + place // 20)}{chr(97 + place % 20)}" for place in range(51)]
     other = [*words[:12], "changed", *words[13:30], "again", *words[31:45], "here", *words[46:]]
     # 52 words with the prompt's make 50 shingles, of which three changed words spoil nine.
-    findings, data = check_duplicates(
-        audit_rows(_numbered([example("Say", " ".join(one)) for one in (words, other)]))
-    )
+    rows = _numbered([example("Say", " ".join(words)), example("Say", " ".join(other))])
+    findings, data = check_duplicates(audit_rows(rows))
     (pair,) = data["near"]["just_below"]
     assert pair["jaccard"] == pytest.approx((50 - 9) / (50 + 9), abs=1e-4)
-    assert pair["where"] == ["rows.jsonl:1", "rows.jsonl:2"] and pair["texts"][
-        0
-    ] == "Say\n" + " ".join(words)
-    assert not any(finding.rows for finding in findings if finding.check == "near_duplicate")
+    assert pair["where"] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert pair["texts"] == ["Say\n" + " ".join(words), "Say\n" + " ".join(other)]
+    assert not {finding.check: finding for finding in findings}["near_duplicate"].rows
 
 
 def test_no_rows() -> None:

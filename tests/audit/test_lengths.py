@@ -1,4 +1,4 @@
-"""Lengths in words and tokens, and the truncation forecast against a count by hand over the labelled rows."""
+"""Lengths in words and tokens, and the truncation forecast against a count over labelled rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def labeller(make_tokenizer: Callable[..., Any]) -> Labeller:
 
 @pytest.fixture(scope="module")
 def rows() -> list[AuditRow]:
-    """Single exchanges, two conversations of three turns each, and a row of which nothing is trained."""
+    """Single exchanges, a conversation of eight turns, and a row of which nothing is trained."""
     turns = [
         ("user", "one two"),
         ("assistant", "three"),
@@ -49,51 +49,60 @@ def rows() -> list[AuditRow]:
 
 
 @pytest.fixture(scope="module")
-def tokens(labeller: Labeller, rows: list[AuditRow], monkeypatch_module: Any) -> TokenLengths:
+def tokens(labeller: Labeller, rows: list[AuditRow]) -> TokenLengths:
     """All rows measured in small batches, so that several are joined."""
-    return measure_tokens(labeller, rows, tqdm(disable=True))
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module() -> Any:
-    """Batches of 7 rows for the whole module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sft_recipes.audit.lengths._BATCH", 7)
-        yield patch
+    return measure_tokens(labeller, rows, tqdm(disable=True), batch_size=7)
 
 
 def test_tokens_are_those_of_the_labelled_rows(
     labeller: Labeller, rows: list[AuditRow], tokens: TokenLengths
 ) -> None:
-    """Total, number and places of trained tokens of each row are those of its labels; an unlabelled row is named."""
+    """Total, number and places of trained tokens of each row are those of its labels.
+
+    An unlabelled row is named.
+    """
     labelled = labeller.label([row.example for row in rows]).rows
     assert tokens.row.tolist() == [row.example for row in labelled]
     assert tokens.total.tolist() == [len(row.labels) for row in labelled]
     assert tokens.trained.tolist() == [row.trained_tokens for row in labelled]
     for mask, row in zip(tokens.masks, labelled, strict=True):
         assert mask.tolist() == [label != IGNORE_INDEX for label in row.labels]
-    ((position, lost),) = tokens.dropped
-    assert position == len(rows) - 1 and lost.reason == "no_trained_turn"
+    (dropped,) = tokens.dropped
+    assert dropped.position == len(rows) - 1
+    assert dropped.loss.reason == "no_trained_turn"
 
 
 def test_forecast_equals_cutting_the_rows(
     labeller: Labeller, rows: list[AuditRow], tokens: TokenLengths
 ) -> None:
-    """For each length the counts are those of labels that are cut there, as TRL does, and of rows dropped whole."""
+    """For each length the counts are those of labels that are cut there, and of rows dropped."""
     labelled = labeller.label([row.example for row in rows]).rows
     everything = sum(row.trained_tokens for row in labelled)
     for cost in forecast(tokens, [20, 60, int(tokens.total[0]), 500]):
         limit = cost["max_length"]
-        long = [row for row in labelled if len(row.labels) > limit]
-        left = [sum(label != IGNORE_INDEX for label in row.labels[:limit]) for row in long]
-        lost = sum(row.trained_tokens for row in long) - sum(left)
-        assert cost["rows_cut"] == len(long) and cost["answers_lost"] == left.count(0)
-        assert cost["trained_tokens_lost"] == lost and cost["share"] == pytest.approx(
-            lost / everything
-        )
-        assert cost["trained_tokens_dropped"] == sum(row.trained_tokens for row in long)
-        assert cost["share_dropped"] == pytest.approx(cost["trained_tokens_dropped"] / everything)
-    assert forecast(tokens, [20])[0]["answers_lost"] > 0 == forecast(tokens, [5000])[0]["rows_cut"]
+        left = []
+        dropped = 0
+        for row in labelled:
+            if len(row.labels) > limit:
+                left.append(sum(label != IGNORE_INDEX for label in row.labels[:limit]))
+                dropped += row.trained_tokens
+        lost = dropped - sum(left)
+        assert cost == {
+            "max_length": limit,
+            "rows_cut": len(left),
+            "answers_lost": left.count(0),
+            "trained_tokens_lost": lost,
+            "share": pytest.approx(lost / everything),
+            "trained_tokens_dropped": dropped,
+            "share_dropped": pytest.approx(dropped / everything),
+        }
+
+
+def test_forecast_at_both_ends(tokens: TokenLengths) -> None:
+    """A very short limit loses whole answers, a very long one cuts nothing."""
+    short, long = forecast(tokens, [20, 5000])
+    assert short["answers_lost"] > 0
+    assert long["rows_cut"] == 0
 
 
 @pytest.mark.parametrize("count", [1, 50, 100, 101, 250, 1000])
@@ -105,37 +114,46 @@ def test_smallest_length_loses_less_than_one_percent(count: int) -> None:
     assert (total > fitting).sum() < 0.01 * count <= (total > fitting - 1).sum()
 
 
-def zip_lists(*columns: Any) -> list[list[int]]:
-    """The rows of columns."""
-    return np.stack(columns, axis=1).tolist()
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("prompt_words", "rows"),
+        ("response_words", "rows"),
+        ("prompt_tokens", "training rows"),
+        ("response_tokens", "training rows"),
+        ("total_tokens", "training rows"),
+    ],
+)
+def test_histograms_hold_every_row(
+    rows: list[AuditRow], tokens: TokenLengths, name: str, unit: str
+) -> None:
+    """The counts add up, and the edges reach from the shortest to the longest."""
+    numbers = summarise_lengths(rows, tokens)[name]
+    edges = numbers["histogram"]["edges"]
+    counts = numbers["histogram"]["counts"]
+    assert sum(counts) == {"rows": len(rows), "training rows": len(tokens.total)}[unit]
+    assert len(edges) == len(counts) + 1
+    assert edges[0] == numbers["min"]
+    assert edges[-1] >= numbers["max"]
 
 
-def test_summary_counts_every_row(rows: list[AuditRow], tokens: TokenLengths) -> None:
-    """Histograms hold every row, extremes are the shortest and longest, turns are the assistant's."""
-    summary = summarise_lengths(rows, tokens)
-    for name in (
-        "prompt_words",
-        "response_words",
-        "prompt_tokens",
-        "response_tokens",
-        "total_tokens",
-    ):
-        histogram = summary[name]["histogram"]
-        expected = len(rows) if name.endswith("words") else len(tokens.total)
-        assert (
-            sum(histogram["counts"]) == expected
-            and len(histogram["edges"]) == len(histogram["counts"]) + 1
-        )
-        assert (
-            histogram["edges"][0] == summary[name]["min"]
-            and histogram["edges"][-1] >= summary[name]["max"]
-        )
-    assert sorted(summary["points"]) == sorted(
-        zip_lists(tokens.total - tokens.trained, tokens.trained)
-    )
+def test_points_are_rows(rows: list[AuditRow], tokens: TokenLengths) -> None:
+    """Each point is prompt and answer of a training row; of many rows 500 are drawn."""
+    expected = np.stack([tokens.total - tokens.trained, tokens.trained], axis=1).tolist()
+    assert sorted(summarise_lengths(rows, tokens)["points"]) == sorted(expected)
     assert len(summarise_lengths(list(rows) * 30, None)["points"]) == 500
+
+
+def test_extremes_and_turns(rows: list[AuditRow], tokens: TokenLengths) -> None:
+    """The shortest and longest rows are shown in their order; turns are the assistant's."""
+    summary = summarise_lengths(rows, tokens)
     assert summary["turns"] == {"1": 41, "4": 1}
     words = sorted(len(row.prompt.split()) + len(row.response.split()) for row in rows)
     for name, expected in {"shortest": words[:5], "longest": words[::-1][:5]}.items():
         assert [row["prompt_words"] + row["response_words"] for row in summary[name]] == expected
-    assert summarise_lengths(rows[:1], None)["prompt_words"]["max"] == len(rows[0].prompt.split())
+
+
+def test_summary_of_one_row(rows: list[AuditRow]) -> None:
+    """A single row has a distribution, too."""
+    summary = summarise_lengths(rows[:1], None)
+    assert summary["prompt_words"]["max"] == len(rows[0].prompt.split())

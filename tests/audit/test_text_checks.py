@@ -28,18 +28,16 @@ def found(examples: list[Example], own: tuple[str, ...] = ()) -> dict[str, Findi
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_planted_faults_are_found_and_nothing_else(seed: int) -> None:
-    """Recall is 1 for every kind and precision at least .98, over clean rows, copies and all other faults."""
+    """Recall is 1 for every kind and precision at least .98, over clean rows, copies and faults."""
     planted = plant(clean=800, each=20, seed=seed)
     findings = found(list(planted.examples))
     wrong = total = 0
     for kind in FAULTS:
         flagged = {row.index for row in findings[kind].rows}
-        # An answer that is nothing but a control token or ends in one is rightly found as text that spells one, too.
-        also = (
-            planted.rows_of["empty_answer"] | planted.rows_of["end_text"]
-            if kind == "control_tokens"
-            else set()
-        )
+        also: set[int] = set()
+        if kind == "control_tokens":
+            # An answer that is nothing but a control token or ends in one spells one, too.
+            also = planted.rows_of["empty_answer"] | planted.rows_of["end_text"]
         assert flagged >= planted.rows_of[kind], kind
         wrong += len(flagged - planted.rows_of[kind] - also)
         total += len(flagged)
@@ -102,7 +100,10 @@ def test_what_only_looks_like_a_fault(prompt: str, answer: str, kind: str) -> No
 
 
 def test_every_assistant_turn_is_looked_at() -> None:
-    """The first faulty turn of a conversation is named, wherever it stands; a user's words are not an answer."""
+    """The first faulty turn of a conversation is named, wherever it stands.
+
+    A user's words are not an answer.
+    """
     turns = [
         ("user", "I am ChatGPT."),
         ("assistant", "Hello."),
@@ -137,16 +138,17 @@ def test_excerpts_are_masked_before_they_are_cut(length: int) -> None:
     shown = excerpt(
         f"{'x' * length} {key} and more, up to the end of a long text, {'y' * 2 * length} {key}"
     )
-    assert (
-        key[:8] not in shown
-        and key[-8:] not in shown
-        and "characters ...]" in shown
-        and len(shown) <= 150
-    )
+    assert key[:8] not in shown
+    assert key[-8:] not in shown
+    assert "characters ...]" in shown
+    assert len(shown) <= 150
 
 
 def test_excerpts_leave_out_the_middle() -> None:
-    """A long text keeps its beginning and its end and says how much is left out; a short one stays whole."""
+    """A long text keeps its beginning and its end and says how much is left out.
+
+    A short one stays whole.
+    """
     assert (
         excerpt("a" * 900 + "b" * 600, 300) == f"{'a' * 200} [... 1,200 characters ...] {'b' * 100}"
     )

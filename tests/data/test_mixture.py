@@ -7,13 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sft_recipes.data.mixture import (
-    join_near_duplicates,
-    mix,
-    prompt_group,
-    prompt_text,
-    split_eval,
-)
+from sft_recipes.data.mixture import mix
+from sft_recipes.data.prompt_groups import join_near_duplicates, prompt_group, prompt_text
+from sft_recipes.data.splits import split_eval
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource
 

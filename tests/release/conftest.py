@@ -72,6 +72,14 @@ def make_run(trained: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+WORDS = {
+    "unit": "proportion",
+    "higher_is_better": True,
+    "label": "Exact match",
+    "definition": "Answers equal to the reference, outer whitespace aside.",
+}
+
+
 def write_evaluation(run: Path, name: str = "eval", **more: Any) -> Path:
     """An evaluation of four answers in the run folder, as `evaluate` writes it."""
     metric = {"value": 0.75, "n": 4, "n_excluded": 0, "ci_low": 0.3006, "ci_high": 0.9544}
@@ -83,7 +91,7 @@ def write_evaluation(run: Path, name: str = "eval", **more: Any) -> Path:
             "decoding": "greedy",
         },
         "n": 4,
-        "metrics": {"exact_match": {**metric, "unit": "proportion", "higher_is_better": True}},
+        "metrics": {"exact_match": {**metric, **WORDS}},
         **more,
     }
     rows = [

@@ -1,7 +1,8 @@
 """A small Hub on localhost, enough for the real client to create a repository and push files to it.
 
-It speaks the calls that `huggingface_hub` makes for a push: create, info, validate-yaml, preupload, LFS batch, upload,
-verify, commit. It keeps what it was sent, notes every call, and fails where a test tells it to.
+It speaks the calls that `huggingface_hub` makes for a push: create, info, tree, validate-yaml,
+preupload, LFS batch, upload, verify, commit. It keeps what it was sent, notes every call, and fails
+where a test tells it to.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from urllib.parse import urlparse
 import yaml
 
 TOKEN = "hf_" + "localtesttokenlocaltesttoken01"
+# A fault that is no status: the connection is closed when half of the call has arrived.
+DROPPED = 0
 
 
 @dataclass
@@ -38,7 +41,10 @@ class Repository:
 
 @dataclass
 class Hub:
-    """Everything the server holds. `faults` are statuses to answer a kind of call with, one after the other."""
+    """Everything the server holds.
+
+    `faults` are statuses to answer a kind of call with, one after the other; DROPPED for no answer.
+    """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -50,6 +56,11 @@ class Hub:
     def count(self, kind: str) -> int:
         """How often a kind of call was made."""
         return self.calls.count(kind)
+
+    def next_fault(self, kind: str) -> int | None:
+        """The fault that this call is to meet, if there is one left."""
+        faults = self.faults.get(kind)
+        return faults.pop(0) if faults else None
 
 
 def git_oid(content: bytes) -> str:
@@ -86,6 +97,16 @@ def info(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
     }
 
 
+def tree(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+    repository = hub.repositories[path.removeprefix("/api/models/").partition("/tree/")[0]]
+    entries = []
+    for name, content in repository.files.items():
+        entries.append(
+            {"type": "file", "path": name, "size": len(content), "oid": git_oid(content)}
+        )
+    return 200, entries
+
+
 def validate(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
     try:
         content = body["content"]
@@ -93,11 +114,9 @@ def validate(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
         ok = "library_name" in metadata
     except yaml.YAMLError:
         ok = False
-    return (
-        (200, {"errors": [], "warnings": []})
-        if ok
-        else (400, {"errors": [{"message": "bad card"}], "warnings": []})
-    )
+    if ok:
+        return 200, {"errors": [], "warnings": []}
+    return 400, {"errors": [{"message": "bad card"}], "warnings": []}
 
 
 def preupload(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
@@ -105,27 +124,29 @@ def preupload(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
     answers = []
     for file in body["files"]:
         name = file["path"]
-        one = {
+        upload_mode = {
             "path": name,
             "uploadMode": "lfs" if is_lfs(name) else "regular",
             "shouldIgnore": False,
         }
-        if (old := repository.files.get(name)) is not None:
-            one["oid"] = hashlib.sha256(old).hexdigest() if is_lfs(name) else git_oid(old)
-        answers.append(one)
+        old = repository.files.get(name)
+        if old is not None:
+            oid = hashlib.sha256(old).hexdigest() if is_lfs(name) else git_oid(old)
+            upload_mode["oid"] = oid
+        answers.append(upload_mode)
     return 200, {"files": answers}
 
 
 def batch(hub: Hub, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
     objects = []
     for wanted in body["objects"]:
-        one = {"oid": wanted["oid"], "size": wanted["size"]}
+        blob = {"oid": wanted["oid"], "size": wanted["size"]}
         if wanted["oid"] not in hub.blobs:
-            one["actions"] = {
+            blob["actions"] = {
                 "upload": {"href": f"{hub.url}/upload/{wanted['oid']}"},
                 "verify": {"href": f"{hub.url}/verify"},
             }
-        objects.append(one)
+        objects.append(blob)
     return 200, {"transfer": "basic", "objects": objects}
 
 
@@ -162,34 +183,35 @@ def kind_of(method: str, path: str) -> str:
         return "create"
     if path == "/api/validate-yaml":
         return "validate"
-    for name in ("preupload", "commit"):
+    for name in ("preupload", "commit", "tree"):
         if f"/{name}/" in path:
             return name
     if path.endswith("/objects/batch"):
         return "batch"
-    return "upload" if method == "PUT" else "verify" if path == "/verify" else "info"
+    if path == "/verify":
+        return "verify"
+    return "upload" if method == "PUT" else "info"
 
 
-def answer(hub: Hub, method: str, path: str, raw: bytes) -> tuple[int, Any]:
+# Calls whose body is JSON; the others bring bytes.
+_JSON_HANDLERS = {
+    "create": create,
+    "info": info,
+    "tree": tree,
+    "validate": validate,
+    "preupload": preupload,
+    "batch": batch,
+}
+_BYTES_HANDLERS = {"upload": upload, "commit": commit}
+
+
+def answer(hub: Hub, kind: str, path: str, raw: bytes) -> tuple[int, Any]:
     """The status and body that a call is answered with."""
-    kind = kind_of(method, path)
-    hub.calls.append(kind)
-    if hub.faults.get(kind):
-        status = hub.faults[kind].pop(0)
-        return status, {"error": f"told to answer {status}"}
-    if kind in ("upload", "commit"):
-        return {"upload": upload, "commit": commit}[kind](hub, path, raw)
-    body = json.loads(raw) if raw else {}
     if kind == "verify":
         return 200, {}
-    handlers = {
-        "create": create,
-        "info": info,
-        "validate": validate,
-        "preupload": preupload,
-        "batch": batch,
-    }
-    return handlers[kind](hub, path, body)
+    if kind in _BYTES_HANDLERS:
+        return _BYTES_HANDLERS[kind](hub, path, raw)
+    return _JSON_HANDLERS[kind](hub, path, json.loads(raw) if raw else {})
 
 
 @contextmanager
@@ -199,13 +221,28 @@ def serve() -> Iterator[Hub]:
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
-            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = urlparse(self.path).path
+            kind = kind_of(self.command, path)
+            hub.calls.append(kind)
             hub.tokens.add(self.headers.get("Authorization", ""))
-            status, content = answer(hub, self.command, urlparse(self.path).path, raw)
+            length = int(self.headers.get("Content-Length") or 0)
+            fault = hub.next_fault(kind)
+            if fault == DROPPED:
+                self.rfile.read(length // 2)
+                self.close_connection = True
+                return
+            raw = self.rfile.read(length)
+            if fault is None:
+                self._send(*answer(hub, kind, path, raw))
+            else:
+                self._send(fault, {"error": f"told to answer {fault}"})
+
+        def _send(self, status: int, content: Any) -> None:
             # A gateway that fails says so in HTML, not in JSON.
-            sent = b"<html>bad gateway</html>" if status >= 500 else json.dumps(content).encode()
+            is_json = status < 500
+            sent = json.dumps(content).encode() if is_json else b"<html>bad gateway</html>"
             self.send_response(status)
-            self.send_header("Content-Type", "application/json" if status < 500 else "text/html")
+            self.send_header("Content-Type", "application/json" if is_json else "text/html")
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
             self.wfile.write(sent)

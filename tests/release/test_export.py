@@ -15,14 +15,14 @@ import httpx2
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.errors import CheckFailed, InputError
 from sft_recipes.messages import Example
 from sft_recipes.recipe import LabelSettings, TemplateSettings
-from sft_recipes.release import export as export_module
-from sft_recipes.release.export import as_text, export, lint
+from sft_recipes.release.export import export, save_servable
+from sft_recipes.release.lint import lint
 from tests.conftest import build_model
 from tests.data.template_tokenizers import tokenizer_for
 
@@ -48,7 +48,7 @@ def test_the_export_is_what_was_trained(make_run: Callable[..., Path], kind: str
     run = make_run(kind, exported=False)
     found = export(run, progress=False)
     folder = run / "export"
-    assert {path.name for path in folder.iterdir()} == SERVING and found["folder"] == str(folder)
+    assert {path.name for path in folder.iterdir()} == SERVING and found.folder == folder
     assert not list(run.glob(".export*"))
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     trained: Any = AutoModelForCausalLM.from_pretrained(
@@ -56,18 +56,19 @@ def test_the_export_is_what_was_trained(make_run: Callable[..., Path], kind: str
     )
     ids = list(range(2, 40))
     if kind == "full":
-        assert found["compared"]["saved"]["logit_difference"] == 0
+        assert found.compared["saved"].logit_difference == 0
         assert torch.equal(logits(exported, ids), logits(trained, ids))
     else:
         base = logits(trained, ids)
         unmerged = logits(PeftModel.from_pretrained(trained, str(run)).eval(), ids)
         assert torch.allclose(logits(exported, ids), unmerged, atol=1e-5)
         assert float((unmerged - base).abs().max()) > 1e-2
-        assert 0 < found["compared"]["merged"]["logit_difference"] < 1e-5
-    assert found["compared"]["saved"]["equal_texts"] == found["compared"]["saved"]["prompts"] > 0
-    assert all(check["outcome"] in ("ok", "unseen") for check in found["checks"])
+        assert 0 < found.compared["merged"].logit_difference < 1e-5
+    assert found.compared["saved"].equal_texts == found.compared["saved"].prompts > 0
+    assert all(check.outcome in ("ok", "unseen") for check in found.checks)
     recorded = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-    assert recorded["checks"] == found["checks"] and recorded["compared"] == found["compared"]
+    del recorded["schema_version"]
+    assert {**recorded, "folder": str(folder)} == found.as_json()
 
 
 def test_tokenizer_config_and_generation_config_agree(make_run: Callable[..., Path]) -> None:
@@ -95,11 +96,9 @@ def test_a_file_in_less_precision_is_counted_and_not_hidden(make_run: Callable[.
     """`dtype` halves the file; the merge itself stays exact and the rounding of the saved file is reported."""
     run = make_run("lora")
     small = export(run, run / "small", dtype="bfloat16", progress=False)
-    assert small["dtype"] == "bfloat16"
-    assert (
-        small["compared"]["saved"]["logit_difference"]
-        > 10 * small["compared"]["merged"]["logit_difference"]
-    )
+    assert small.dtype == "bfloat16"
+    rounding = small.compared["merged"].logit_difference
+    assert small.compared["saved"].logit_difference > 10 * rounding
     sizes = [(run / name / "model.safetensors").stat().st_size for name in ("small", "export")]
     assert sizes[0] < 0.6 * sizes[1]
     assert AutoModelForCausalLM.from_pretrained(run / "small").dtype == torch.bfloat16
@@ -127,21 +126,30 @@ def test_a_merge_that_loses_the_adapter_is_refused(
     )
 
 
+def damage_saved_folders(monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]) -> None:
+    """Damage every folder behind its last save, which is that of the tokenizer."""
+    save = PreTrainedTokenizerBase.save_pretrained
+
+    def save_and_damage(self: Any, folder: Path, **settings: Any) -> Any:
+        saved = save(self, folder, **settings)
+        damage(Path(folder))
+        return saved
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", save_and_damage)
+
+
 def test_a_damaged_file_is_refused(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is compared is the file on disk: one tensor changed behind the save is noticed."""
     from safetensors.torch import load_file, save_file
 
-    save = export_module._save
-
-    def damage(model: Any, renderer: Any, folder: Path) -> None:
-        save(model, renderer, folder)
+    def double_a_tensor(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
         weights["model.layers.0.mlp.up_proj.weight"] *= 2
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
-    monkeypatch.setattr(export_module, "_save", damage)
+    damage_saved_folders(monkeypatch, double_a_tensor)
     run = make_run("full", exported=False)
     with pytest.raises(CheckFailed, match="saved: this is not the model that was trained"):
         export(run, progress=False)
@@ -177,10 +185,8 @@ def test_the_lint_finds_a_broken_folder(
     refusal: str,
 ) -> None:
     """Another EOS, PAD or template than in training, in any one file of the folder, is refused by name."""
-    save = export_module._save
 
-    def damage(model: Any, renderer: Any, folder: Path) -> None:
-        save(model, renderer, folder)
+    def damage(folder: Path) -> None:
         text = (folder / file).read_text(encoding="utf-8")
         if isinstance(change, str):
             assert change.split("|")[0] in text
@@ -188,7 +194,7 @@ def test_the_lint_finds_a_broken_folder(
         else:
             (folder / file).write_text(json.dumps({**json.loads(text), **change}), encoding="utf-8")
 
-    monkeypatch.setattr(export_module, "_save", damage)
+    damage_saved_folders(monkeypatch, damage)
     with pytest.raises(CheckFailed) as refused:
         export(make_run("full", exported=False), progress=False)
     assert refusal in str(refused.value)
@@ -203,7 +209,7 @@ def test_template_arguments_become_the_defaults(make_run: Callable[..., Path]) -
         encoding="utf-8",
     )
     found = export(run, progress=False)
-    assert all(check["outcome"] != "failed" for check in found["checks"])
+    assert all(check.outcome != "failed" for check in found.checks)
     tokenizer, chat = (
         AutoTokenizer.from_pretrained(run / "export"),
         [{"role": "user", "content": "hi"}],
@@ -236,7 +242,7 @@ def test_the_lint_knows_real_templates(
     turns = [("user", "one?"), ("assistant", "One."), ("user", "and then?"), ("assistant", "Two.")]
     messages = [{"role": role, "content": content} for role, content in turns]
     model = build_model(len(tokenizer))
-    export_module._save(model, renderer, tmp_path)
+    save_servable(model, renderer, tmp_path)
     examples = [Example(messages=messages, source="rows.jsonl", row=row) for row in range(3)]
     checks = {
         check.name: check for check in lint(model, tmp_path, renderer, LabelSettings(), examples)
@@ -261,7 +267,8 @@ def test_rows_with_an_input_are_explained(make_run: Callable[..., Path]) -> None
     assert ids.startswith(
         f"{len(lines) - inputs} of {len(lines)} prompts, {inputs} more if the client writes"
     )
-    assert 0 < inputs < len(lines) and "### Input:" in as_text({**found, "folder": "x"}, run)
+    assert 0 < inputs < len(lines)
+    assert "### Input:" in export(run, force=True, progress=False).as_text(run)
 
 
 def test_what_cannot_be_exported(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 
 from sft_recipes.errors import CheckFailed, InputError
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.release.hub import push, push_after_training, require_token
 from tests.release.conftest import write_evaluation
-from tests.release.hub_server import TOKEN, Hub, Repository
+from tests.release.hub_server import DROPPED, TOKEN, Hub, Repository
 
 # The client's own way of sending bytes, which its HTTP library would rather have otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -44,8 +45,8 @@ def test_a_push_is_private_and_holds_listed_files_only(
     (run / "notes.txt").write_text("mine", encoding="utf-8")
     pushed = push(run, "me/model", progress=False)
     repository = hub.repositories["me/model"]
-    assert repository.private and pushed["private"] and pushed["changed"]
-    assert set(repository.files) == MERGED == set(pushed["files"])
+    assert repository.private and pushed.private and pushed.changed
+    assert set(repository.files) == MERGED == set(pushed.files)
     assert (
         repository.files["model.safetensors"] == (run / "export" / "model.safetensors").read_bytes()
     )
@@ -126,7 +127,7 @@ def test_a_template_may_speak_of_places(make_run: Callable[..., Path], hub: Hub)
     run = make_run("full")
     path = run / "export" / "chat_template.jinja"
     path.write_text(path.read_text(encoding="utf-8") + "{# '/mnt/data' #}", encoding="utf-8")
-    assert push(run, "me/model", progress=False)["changed"]
+    assert push(run, "me/model", progress=False).changed
     path.write_text(path.read_text(encoding="utf-8") + f"{{# {run} #}}", encoding="utf-8")
     with pytest.raises(InputError, match=r"chat_template.jinja:.*holds a path of this machine"):
         push(run, "me/model", progress=False)
@@ -138,7 +139,7 @@ def test_a_second_push_sends_nothing_again(make_run: Callable[..., Path], hub: H
     push(run, "me/model", progress=False)
     assert hub.count("upload") == 1
     again = push(run, "me/model", progress=False)
-    assert hub.count("upload") == 1 and hub.count("commit") == 1 and not again["changed"]
+    assert hub.count("upload") == 1 and hub.count("commit") == 1 and not again.changed
 
 
 def test_an_interrupted_push_is_resumed(make_run: Callable[..., Path], hub: Hub) -> None:
@@ -153,13 +154,78 @@ def test_an_interrupted_push_is_resumed(make_run: Callable[..., Path], hub: Hub)
 
 
 @pytest.mark.parametrize(
-    "kind", ["create", "validate", "commit", "info", "preupload", "batch", "upload"]
+    "kind", ["create", "validate", "commit", "info", "preupload", "batch", "upload", "verify"]
 )
-def test_every_call_is_tried_again(make_run: Callable[..., Path], hub: Hub, kind: str) -> None:
-    """Whichever call finds the Hub busy or broken, the push goes through."""
-    hub.faults[kind] = [503, 429] if kind != "upload" else [503]
-    push(make_run("full"), "me/model", progress=False)
-    assert set(hub.repositories["me/model"].files) == MERGED and not hub.faults[kind]
+@pytest.mark.parametrize("faults", [[503, 429], [DROPPED, 502, DROPPED]])
+def test_every_call_is_tried_again(
+    make_run: Callable[..., Path], hub: Hub, kind: str, faults: list[int]
+) -> None:
+    """Whichever call finds the Hub busy, or loses its connection half way, the push goes through."""
+    hub.faults[kind] = list(faults)
+    run = make_run("full")
+    pushed = push(run, "me/model", progress=False)
+    assert pushed.changed and not hub.faults[kind]
+    files = hub.repositories["me/model"].files
+    assert set(files) == MERGED
+    assert files["model.safetensors"] == (run / "export" / "model.safetensors").read_bytes()
+    assert hub.repositories["me/model"].commits == 1
+
+
+def test_an_upload_through_hf_xet_is_tried_again(
+    make_run: Callable[..., Path], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hf_xet, which this server does not speak to, has an error of its own for a lost connection."""
+    upload = HfApi.upload_folder
+    errors = [ConnectionError("Network error"), ConnectionError("Network error")]
+
+    def lose_connection(self: HfApi, **arguments: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return upload(self, **arguments)
+
+    monkeypatch.setattr(HfApi, "upload_folder", lose_connection)
+    assert push(make_run("full"), "me/model", progress=False).changed
+
+
+def test_deletions_are_tried_again(make_run: Callable[..., Path], hub: Hub) -> None:
+    """The list of files that stand there already is asked for again, too."""
+    run = make_run("lora")
+    push(run, "me/model", adapter_only=True, base_model="me/base", progress=False)
+    hub.faults["tree"] = [503, DROPPED]
+    hub.faults["commit"] = [DROPPED]
+    push(run, "me/model", progress=False)
+    assert set(hub.repositories["me/model"].files) == MERGED
+
+
+def test_an_upload_that_loses_its_connection_is_resumed(
+    make_run: Callable[..., Path], hub: Hub
+) -> None:
+    """Weights that never arrive end the push with what to do; what did arrive is not sent again."""
+    run = make_run("full")
+    hub.faults["upload"] = [DROPPED] * 200
+    with pytest.raises(CheckFailed, match=r"nothing was published: .*Fix: push again"):
+        push(run, "me/model", progress=False)
+    assert not hub.repositories["me/model"].files
+    # The client gives up on the answer that they arrived; they have, and are not sent again.
+    hub.faults = {"verify": [503] * 6}
+    uploads = hub.count("upload")
+    push(run, "me/model", progress=False)
+    assert hub.count("upload") == uploads + 1 and not hub.faults["verify"]
+    assert set(hub.repositories["me/model"].files) == MERGED
+
+
+@pytest.mark.parametrize("adapter_only", [False, True])
+def test_the_run_folder_stays_as_it_was(
+    make_run: Callable[..., Path], hub: Hub, adapter_only: bool
+) -> None:
+    """What is published in another form than it stands in the folder is not changed in the folder."""
+    run = make_run("lora")
+    folder = run if adapter_only else run / "export"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    push(run, "me/model", adapter_only=adapter_only, base_model="me/base", progress=False)
+    for name, content in before.items():
+        if name != "README.md":  # the card, which names the repository now
+            assert (folder / name).read_bytes() == content, name
 
 
 def test_no_server_at_all(
@@ -218,7 +284,7 @@ def test_a_public_repository_is_not_used_for_a_private_push(
     with pytest.raises(InputError, match="the repository exists and is public"):
         push(run, "me/model", progress=False)
     assert not hub.repositories["me/model"].files
-    assert push(run, "me/model", public=True, progress=False)["private"] is False
+    assert push(run, "me/model", public=True, progress=False).private is False
 
 
 def test_what_is_no_longer_part_of_the_model_is_deleted(
@@ -230,7 +296,7 @@ def test_what_is_no_longer_part_of_the_model_is_deleted(
     hub.repositories["me/model"].files["demo.gif"] = b"x"
     pushed = push(run, "me/model", progress=False)
     assert set(hub.repositories["me/model"].files) == MERGED | {"demo.gif"}
-    assert pushed["deleted"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert pushed.deleted == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def gate(verdict: str) -> dict[str, Any]:
@@ -255,7 +321,7 @@ def test_a_gate_that_did_not_pass_stops_the_push(
     with pytest.raises(CheckFailed, match=f"the gate says {verdict}"):
         push(run, "me/model", progress=False)
     assert not hub.calls
-    assert push(run, "me/model", allow_failed_gate=True, progress=False)["changed"]
+    assert push(run, "me/model", allow_failed_gate=True, progress=False).changed
 
 
 def test_the_newest_verdict_counts(make_run: Callable[..., Path], hub: Hub) -> None:
@@ -266,7 +332,7 @@ def test_the_newest_verdict_counts(make_run: Callable[..., Path], hub: Hub) -> N
         os.utime(
             write_evaluation(run, name, **verdict) / "metrics.json", (60 * minutes, 60 * minutes)
         )
-    assert push(run, "me/model", progress=False)["changed"]
+    assert push(run, "me/model", progress=False).changed
 
 
 def test_a_recipe_with_a_gate_needs_a_verdict(make_run: Callable[..., Path], hub: Hub) -> None:

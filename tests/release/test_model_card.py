@@ -12,14 +12,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.release.model_card import (
-    MARK,
-    is_hub_name,
-    public,
-    recipe_text,
-    render_card,
-    write_card,
-)
+from sft_recipes.release.local_paths import is_hub_name, public, recipe_text
+from sft_recipes.release.model_card import MARK, render_card, write_card
 from tests.release.conftest import write_evaluation
 
 GATE = {

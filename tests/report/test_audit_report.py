@@ -7,19 +7,15 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sft_recipes.audit.audit import AuditRequest, run_audit
-from sft_recipes.data.chat_templates import attach_chat_template
-from sft_recipes.recipe import DatasetSource, DataSettings, LabelSettings, TemplateSettings
-from sft_recipes.report.audit_parts import Passage, compare
 from sft_recipes.report.audit_report import render, write_audit_report
 from tests.audit.planted import plant
+from tests.report.document import Document
 
 Audit = dict[str, Any]
 MakeAudit = Callable[..., Audit]
@@ -51,107 +47,6 @@ HOSTILE = (
 )
 HARMLESS = "a" * (len(HOSTILE) - 1) + " "
 ROW = {"prompt": "What is the capital of France?", "completion": "Paris."}
-
-
-class Document(HTMLParser):
-    """Tags and attributes in order; for each section its heading, text, table rows and marks."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, list[str]]] = []
-        self.links: list[str] = []
-        self.styles: list[str] = []
-        self.ids: list[str] = []
-        self.sections: dict[str, str] = {}
-        self.rows: list[list[str]] = []
-        self.trained: list[str] = []
-        self.articles: dict[str, str] = {}
-        self._open: list[tuple[str, str]] = []
-        self._heading = ""
-        self._article = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {name: value or "" for name, value in attrs}
-        self.tags.append((tag, [name for name, _ in attrs]))
-        if tag not in ("meta", "br", "img", "path", "use", "rect", "link"):
-            self._open.append((tag, values.get("class", "")))
-        for name, found in (("id", self.ids), ("href", self.links), ("style", self.styles)):
-            if name in values:
-                found.append(values[name])
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "td":
-            self.rows[-1].append("")
-        if tag == "mark" and values.get("class") == "trained":
-            self.trained.append("")
-        if tag == "article":
-            self._article = values.get("id", "").removeprefix("check-")
-            self.articles.setdefault(self._article, self._heading)
-        if tag == "h2":
-            self._heading = ""
-
-    def handle_endtag(self, tag: str) -> None:
-        if any(name == tag for name, _ in self._open):
-            while self._open.pop()[0] != tag:
-                pass
-
-    def handle_data(self, data: str) -> None:
-        inside = [tag for tag, _ in self._open]
-        if inside and inside[-1] == "h2":
-            self._heading += data
-            return
-        if self._heading:
-            self.sections[self._heading] = self.sections.get(self._heading, "") + data
-        if "td" in inside and self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data
-        if ("mark", "trained") in self._open and "pre" in inside:
-            self.trained[-1] += data
-
-
-@pytest.fixture(scope="module")
-def make_audit(
-    make_tokenizer: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> MakeAudit:
-    """Audit rows, with the tests' tokenizer and ChatML or without.
-
-    Returns what audit.json holds.
-    """
-    renderer = attach_chat_template(make_tokenizer(), TemplateSettings(chat_template="chatml"))
-
-    def make(
-        rows: Sequence[Any],
-        held_out: Sequence[Any] = (),
-        tokenizer: bool = True,
-        limit: int | None = 60,
-    ) -> Audit:
-        folder = tmp_path_factory.mktemp("audit")
-        eval_data = {}
-        if held_out:
-            eval_data["test.jsonl"] = write_source(folder / "test.jsonl", held_out)
-        request = AuditRequest(
-            name="rows",
-            data=DataSettings(datasets=(write_source(folder / "rows.jsonl", rows),)),
-            labels=LabelSettings(max_length=limit),
-            output=folder / "out",
-            renderer=renderer if tokenizer else None,
-            eval_data=eval_data,
-            report=False,
-            progress=False,
-        )
-        run_audit(request)
-        audit: Audit = json.loads((folder / "out" / "audit.json").read_text(encoding="utf-8"))
-        return audit
-
-    return make
-
-
-def write_source(path: Path, rows: Sequence[Any]) -> DatasetSource:
-    """A JSON Lines file with these rows."""
-    lines = [json.dumps(row) for row in rows]
-    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    return DatasetSource(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -478,34 +373,6 @@ def test_without_matplotlib_the_numbers_stay(
     assert page.sections["Lengths"].count("pip install") == 3
     assert "svg" not in [tag for tag, _ in page.tags]
     assert list(page.sections) == TITLES
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "differences"),
-    [
-        ("the red car", "the blue car", (["red"], ["blue"])),
-        ("same", "same", ([], [])),
-        ("", "only here", ([], ["only here"])),
-        ("a  b\nc", "a b\nc!", (["  "], [" ", "!"])),
-    ],
-)
-def test_compare_marks_what_only_one_text_has(
-    left: str, right: str, differences: tuple[list[str], list[str]]
-) -> None:
-    """The passages make up both texts, those of both are equal, the others are the differences."""
-    left_passages, right_passages = compare(left, right)
-    assert "".join(passage.text for passage in left_passages) == left
-    assert "".join(passage.text for passage in right_passages) == right
-    assert shared(left_passages) == shared(right_passages)
-    assert (not_shared(left_passages), not_shared(right_passages)) == differences
-
-
-def shared(passages: Sequence[Passage]) -> list[str]:
-    return [passage.text for passage in passages if passage.is_shared]
-
-
-def not_shared(passages: Sequence[Passage]) -> list[str]:
-    return [passage.text for passage in passages if not passage.is_shared]
 
 
 def test_overlaps_show_both_texts_and_mark_what_they_share(make_audit: MakeAudit) -> None:

@@ -27,22 +27,28 @@ def json_value(value: Any, field: str) -> Any:
     try:
         return parse_json(value)
     except RowProblem as error:
-        raise RowProblem(
-            field, f"{error.what} in the JSON text", "write valid JSON, or the object itself"
-        ) from error
+        what = f"{error.what} in the JSON text"
+        raise RowProblem(field, what, "write valid JSON, or the object itself") from error
 
 
 def tool_calls(value: Any, field: str) -> list[dict[str, Any]]:
-    """Calls, nested as OpenAI's or flat, one or a list, as {type: function, id?, function: {name, arguments}}."""
-    value = json_value(value, field)
+    """Calls, nested as OpenAI's or flat, one or a list, in the one shape.
+
+    That is {type: function, id?, function: {name, arguments}}.
+    """
+    items = json_value(value, field)
+    if not isinstance(items, list):
+        items = [items]
     calls: list[dict[str, Any]] = []
-    for index, item in enumerate(value if isinstance(value, list) else [value]):
-        calls.append(_tool_call(json_value(item, f"{field}[{index}]"), f"{field}[{index}]"))
+    for index, item in enumerate(items):
+        place = f"{field}[{index}]"
+        calls.append(_tool_call(json_value(item, place), place))
     return calls
 
 
 def _tool_call(item: Any, field: str) -> dict[str, Any]:
-    function = expect(dict, item, field, _CALL).get("function", item)
+    expect(dict, item, field, _CALL)
+    function = item.get("function", item)
     expect(dict, function, field, _CALL)
     arguments: Any = {}
     if function.get("arguments") is not None:
@@ -59,13 +65,16 @@ def _tool_call(item: Any, field: str) -> dict[str, Any]:
 
 
 def tool_definitions(value: Any) -> list[Mapping[str, Any]] | None:
-    """Tool definitions as {type: function, function: {...}}, the shape in which servers hand them to templates."""
+    """Tool definitions in the shape in which servers hand them to templates.
+
+    That is {type: function, function: {...}}.
+    """
     if not value or (isinstance(value, str) and value.isspace()):
         return None
+    definitions = json_value(value, "tools")
+    expect(list, definitions, "tools", "a list of tool definitions")
     tools: list[Mapping[str, Any]] = []
-    for index, given in enumerate(
-        expect(list, json_value(value, "tools"), "tools", "a list of tool definitions")
-    ):
+    for index, given in enumerate(definitions):
         field = f"tools[{index}]"
         tool = json_value(given, field)
         expect(dict, tool, field, "an object with name, description and parameters")

@@ -26,8 +26,9 @@ from sft_recipes.errors import InputError, Problem
 _RENDERED = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|</s>|<s>|<｜[^｜]+｜>")
 # Columns that say something about a row and are no part of what is trained.
 _ABOUT_THE_ROW = frozenset(
-    "id uid uuid idx index source url link license lang language topic category categories type task split title date"
-    " timestamp author model dataset origin domain subject difficulty score promptid conversationid name tags".split()
+    "id uid uuid idx index source url link license lang language topic category categories type"
+    " task split title date timestamp author model dataset origin domain subject difficulty score"
+    " promptid conversationid name tags".split()
 )
 _LIKE_A_QUESTION = ("question", "instruct", "prompt", "query", "problem", "request", "source")
 _LIKE_AN_ANSWER = (
@@ -69,27 +70,35 @@ def several_formats(
 def several_candidates(
     values: Mapping[str, Any], choice: Mapping[str, Any], candidates: Sequence[str], where: str
 ) -> InputError:
-    """The error for two columns that could be the same part of a conversation; `choice` is a mapping that works."""
-    what = (
-        f"the columns {' and '.join(candidates)} could both be meant (found: {', '.join(values)})"
-    )
+    """The error for two columns that could be the same part of a conversation.
+
+    `choice` is a mapping that works.
+    """
+    names = " and ".join(candidates)
+    what = f"the columns {names} could both be meant (found: {', '.join(values)})"
     read: list[str] = []
-    for names in choice.values():
-        for name in as_list(names):
+    for theirs in choice.values():
+        for name in as_list(theirs):
             if root(name) not in (*read, *candidates[1:]):
                 read.append(root(name))
+    mapping = setting("column_mapping", dict(choice))
     columns = setting("columns", read)
-    fix = f"say which is which, as in {setting('column_mapping', dict(choice))}, or leave some out, as in {columns}"
+    fix = f"say which is which, as in {mapping}, or leave some out, as in {columns}"
     return InputError(Problem(where, "column_mapping", what, fix))
 
 
 def doubtful_text(
     values: Mapping[str, Any], choice: Mapping[str, Any], name: str, where: str
 ) -> InputError:
-    """The error for a text beside a question and an answer; `choice` is a mapping that leaves it out."""
-    what = f"{name!r} may be what the question is about, or the whole row once more (found: {', '.join(values)})"
+    """The error for a text beside a question and an answer.
+
+    `choice` is a mapping that leaves it out.
+    """
+    doubt = f"{name!r} may be what the question is about, or the whole row once more"
+    what = f"{doubt} (found: {', '.join(values)})"
     without = setting("column_mapping", dict(choice))
-    fix = f"leave it out, as in {without}, or ask it, as in {setting('column_mapping', {**choice, 'input': name})}"
+    with_it = setting("column_mapping", {**choice, "input": name})
+    fix = f"leave it out, as in {without}, or ask it, as in {with_it}"
     return InputError(Problem(where, "column_mapping", what, fix))
 
 
@@ -101,32 +110,33 @@ def no_format(
 ) -> InputError:
     """The error for columns that fit no format, with the nearest way in."""
     if not is_empty(values.get("input_ids")):
-        what = (
-            "rows that are tokenized already are not taken: ids and labels are made here, from text"
+        reason = "ids and labels are made here, from text"
+        what = f"rows that are tokenized already are not taken: {reason}"
+        fix = (
+            "give the text, as `messages`, as `instruction` and `output`, "
+            "or as `text` with `format: raw`"
         )
-        fix = "give the text, as `messages`, as `instruction` and `output`, or as `text` with `format: raw`"
         return InputError(Problem(where, "input_ids", what, fix))
     if {"role", "content"} <= values.keys() or {"from", "value"} <= values.keys():
         what = "these are the turns of one conversation, not rows"
-        return InputError(
-            Problem(where, "", what, 'write each conversation as one row: {"messages": [...]}')
-        )
-    known = "; ".join(f"{format} ({', '.join(columns)})" for format, columns in required.items())
-    what = f"the columns ({', '.join(values)}) fit no format; known are {known}"
+        fix = 'write each conversation as one row: {"messages": [...]}'
+        return InputError(Problem(where, "", what, fix))
+    known: list[str] = []
+    for format, columns in required.items():
+        known.append(f"{format} ({', '.join(columns)})")
+    what = f"the columns ({', '.join(values)}) fit no format; known are {'; '.join(known)}"
     return InputError(Problem(where, "format", what, _way_in(values, mapping)))
 
 
 def _way_in(values: Mapping[str, Any], mapping: Mapping[str, Any]) -> str:
     paths = _text_paths(values)
     chosen = preferred(values)
-    if chosen is not None and any(chosen in value for value in mapping.values()):
-        chosen = None
-    if chosen is not None:
+    if chosen is not None and not any(chosen in theirs for theirs in mapping.values()):
         return _preference_way_in(values, mapping, chosen)
     for name, value in values.items():
         if names_speakers(value):
             return f"set {setting('column_mapping', {**mapping, 'messages': name})}"
-    roles = _guess_roles(values, paths)
+    roles = _guess_roles(paths)
     if "output" in roles and "instruction" in roles:
         return f"name the columns, as in {setting('column_mapping', {**roles, **mapping})}"
     if len(paths) == 1:
@@ -162,24 +172,24 @@ def _preference_way_in(values: Mapping[str, Any], mapping: Mapping[str, Any], ch
     if "instruction" in values or "instruction" in mapping:
         return f"{what} {setting('column_mapping', {**mapping, 'output': chosen})}"
     if questions:
-        return f"{what} {setting('column_mapping', {**mapping, 'instruction': questions[0], 'output': chosen})}"
+        pair = {"instruction": questions[0], "output": chosen}
+        return f"{what} {setting('column_mapping', {**mapping, **pair})}"
     return f"{what} {setting('format', 'raw')} and {setting('column_mapping', {'text': chosen})}"
 
 
 def raw_way_in(name: str, value: Any) -> str:
     """How to train the only text of a row, or its lines, as they stand."""
-    text = value if isinstance(value, str) else ""
-    format = "rendered" if _RENDERED.search(text) else "raw"
-    reason = (
-        "a chat template rendered this text already"
-        if format == "rendered"
-        else "to train the text as it stands"
-    )
+    format = "raw"
+    reason = "to train the text as it stands"
+    if isinstance(value, str) and _RENDERED.search(value):
+        format = "rendered"
+        reason = "a chat template rendered this text already"
     if name == "text":
         return f"{reason}: set {setting('format', format)}"
     mapping = _one_line({"text": lines_path(name, value)})
+    keys = f"`format: {format}` and `column_mapping: {mapping}`"
     options = f"`--format {format} --column_mapping {shlex.quote(mapping)}`"
-    return f"{reason}: set `format: {format}` and `column_mapping: {mapping}` (on the command line {options})"
+    return f"{reason}: set {keys} (on the command line {options})"
 
 
 def first_text(values: Mapping[str, Any]) -> str | None:
@@ -188,7 +198,10 @@ def first_text(values: Mapping[str, Any]) -> str | None:
 
 
 def _text_paths(values: Mapping[str, Any]) -> dict[str, str]:
-    """The columns that hold text, each with the path to it; those that say something about the row are left out."""
+    """The columns that hold text, each with the path to it.
+
+    Those that say something about the row are left out.
+    """
     paths: dict[str, str] = {}
     about = _ABOUT_THE_ROW
     if any(fold(name) == "target" for name in values):
@@ -200,17 +213,16 @@ def _text_paths(values: Mapping[str, Any]) -> dict[str, str]:
     return paths
 
 
-def _guess_roles(values: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, str]:
+def _guess_roles(paths: Mapping[str, str]) -> dict[str, str]:
+    """For our columns of an instruction the first path whose column's name sounds like it."""
     roles: dict[str, str] = {}
-    for name in values:
-        if name not in paths:
-            continue
+    for name, path in paths.items():
         if _is_like(name, _LIKE_A_QUESTION):
-            roles.setdefault("instruction", paths[name])
+            roles.setdefault("instruction", path)
         elif _is_like(name, _LIKE_AN_ANSWER):
-            roles.setdefault("output", paths[name])
+            roles.setdefault("output", path)
         elif _is_like(name, _LIKE_A_CONTEXT):
-            roles.setdefault("input", paths[name])
+            roles.setdefault("input", path)
     return {ours: roles[ours] for ours in ("instruction", "input", "output") if ours in roles}
 
 

@@ -1,4 +1,4 @@
-"""Names and values of columns as they are compared: folded names, what holds text, what holds a conversation."""
+"""Names and values of columns as they are compared: folded names, kinds of values."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,8 +13,8 @@ ROLE_KEYS = ("role", "from", "speaker", "sender", "author")
 
 @lru_cache(maxsize=10_000)
 def fold(name: str) -> str:
-    """A column's name without what differs between data sets: case, spaces, underscores and the like."""
-    return "".join(char for char in name.lower() if char.isalnum())
+    """A column's name without case, spaces, underscores and the like."""
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def root(path: str) -> str:
@@ -24,25 +24,38 @@ def root(path: str) -> str:
 
 def as_list(names: str | Sequence[str]) -> list[str]:
     """One name, or several, as a list."""
-    return [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str):
+        return [names]
+    return list(names)
 
 
 def is_empty(value: Any) -> bool:
     """Whether a cell holds nothing."""
     if isinstance(value, str):
         return not value.strip()
-    return value is None or (isinstance(value, list | dict) and not value)
+    return value is None or value == [] or value == {}
 
 
 def is_struct_of_lists(value: Any) -> bool:
-    """Whether this may be a list of turns as some tables hold it: `{"role": [...], "content": [...]}`."""
+    """Whether this may be a list of turns as some tables hold it.
+
+    That is `{"role": [...], "content": [...]}`.
+    """
     if not isinstance(value, dict) or not value:
         return False
     return all(isinstance(part, list) for part in value.values())
 
 
+def role_key(turn: Mapping[str, Any]) -> str | None:
+    """The key of a turn that says who speaks, or None."""
+    for key in ROLE_KEYS:
+        if key in turn:
+            return key
+    return None
+
+
 def is_conversation(value: Any) -> bool:
-    """Whether a cell holds messages: a list of objects, a struct of lists, or either as JSON text."""
+    """Whether a cell holds messages: objects in a list, a struct of lists, or JSON text of it."""
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return False
@@ -51,32 +64,41 @@ def is_conversation(value: Any) -> bool:
         except RowProblem:
             return False
     if is_struct_of_lists(value):
-        return any(key in value for key in ROLE_KEYS)
+        return role_key(value) is not None
     if not isinstance(value, list) or not value:
         return False
     first = value[0]
-    return isinstance(first, dict) or (isinstance(first, str) and first.lstrip().startswith("{"))
+    if isinstance(first, str):
+        return first.lstrip().startswith("{")
+    return isinstance(first, dict)
 
 
 def names_speakers(value: Any) -> bool:
     """Whether a cell holds messages whatever its column is called: some turn says who speaks."""
     if not is_conversation(value):
         return False
-    first = value[0] if isinstance(value, list) else value
-    return not isinstance(first, dict) or any(key in first for key in ROLE_KEYS)
+    first = value
+    if isinstance(value, list):
+        first = value[0]
+    return not isinstance(first, dict) or role_key(first) is not None
 
 
 def begins_with_answer(value: Any) -> bool:
     """Whether a list of messages goes on from a prompt that stands elsewhere."""
-    first = value[0] if isinstance(value, list) and value else {}
-    if not isinstance(first, dict):
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
-    roles = [first[key] for key in ROLE_KEYS if key in first]
-    return bool(roles) and ROLE_ALIASES.get(roles[0], roles[0]) == "assistant"
+    key = role_key(value[0])
+    if key is None:
+        return False
+    role = value[0][key]
+    return ROLE_ALIASES.get(role, role) == "assistant"
 
 
 def text_path(name: str, value: Any) -> str | None:
-    """A dotted path from a column to the first text in it, as `column_mapping` takes it; None where there is none."""
+    """A dotted path from a column to the first text in it, as `column_mapping` takes it.
+
+    None where there is none.
+    """
     if isinstance(value, str):
         return name
     if isinstance(value, Mapping):
@@ -104,4 +126,11 @@ def lines_path(name: str, value: Any) -> str | None:
 
 def _text_first(value: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The parts of an object, those called text before labels, numbers and the like."""
-    return sorted(value.items(), key=lambda item: fold(item[0]) not in ("text", "texts"))
+    texts: list[tuple[str, Any]] = []
+    others: list[tuple[str, Any]] = []
+    for key, part in value.items():
+        if fold(key) in ("text", "texts"):
+            texts.append((key, part))
+        else:
+            others.append((key, part))
+    return texts + others

@@ -1,7 +1,8 @@
 """Which column of a row is what: the columns of each format, and names in common use for them.
 
-A column under another name than ours is recognised only where no other column could be meant as well; names are
-compared without case, spaces and underscores. Two candidates are an error that prints the settings to choose by.
+A column under another name than ours is recognised only where no other column could be meant as
+well; names are compared without case, spaces and underscores. Two candidates are an error that
+prints the settings to choose by.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,21 +43,24 @@ FORMATS: Mapping[str, FormatColumns] = {
 TEXT_FORMATS = ("raw", "rendered")
 
 _QUESTIONS = frozenset(
-    "instruction instructions question query prompt problem message1 userprompt usermessage userinput".split()
+    "instruction instructions question query prompt problem message1"
+    " userprompt usermessage userinput".split()
 )
 # Who asked, and in some data sets what; they count where no column is called a question.
 _SPEAKERS = frozenset({"user", "human"})
 _ANSWERS = frozenset(
-    "output answer response reply completion generation target summary highlights solution message2 bestanswer"
-    " modelresponse assistant assistantresponse gpt bot".split()
+    "output answer response reply completion generation target summary highlights solution"
+    " message2 bestanswer modelresponse assistant assistantresponse gpt bot".split()
 )
 CONTEXTS = frozenset(
     "context article document passage paragraph background dialogue dialog".split()
 )
-# These are the question itself where nothing else is, and what the question is about only under our own name.
+# These are the question itself where nothing else is, and what the question is about only under our
+# own name.
 _TEXTS = frozenset({"input", "text"})
 _CONVERSATIONS = frozenset(
-    "messages message conversations conversation dialogues dialogue dialogs dialog chats chat turns thread".split()
+    "messages message conversations conversation dialogues dialogue dialogs dialog chats chat"
+    " turns thread".split()
 )
 COMMON_NAMES: Mapping[str, frozenset[str]] = {
     "instruction": _QUESTIONS,
@@ -81,13 +85,19 @@ def their_names(mapping: Mapping[str, TheirNames]) -> list[str]:
 
 
 def our_names(columns: Iterable[str], mapping: Mapping[str, TheirNames]) -> set[str]:
-    """The columns under our names; a column mapped to another name is no longer there under its own."""
+    """The columns under our names.
+
+    A column mapped to another name is no longer there under its own.
+    """
     mapped = their_names(mapping)
     return (set(columns) - set(mapped) - {root(name) for name in mapped}) | set(mapping)
 
 
 def detect(values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str) -> str:
-    """The format of rows with these columns. Raises InputError where none or several fit; never says raw."""
+    """The format of rows with these columns.
+
+    Raises InputError where none or several fit; never says raw.
+    """
     names = our_names(values, mapping)
     matching: list[str] = []
     for format, columns in FORMATS.items():
@@ -96,9 +106,8 @@ def detect(values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: 
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise several_formats(
-            values, {format: FORMATS[format].required for format in matching}, where
-        )
+        required = {format: FORMATS[format].required for format in matching}
+        raise several_formats(values, required, where)
     return _detect_by_common_names(values, mapping, where)
 
 
@@ -122,12 +131,10 @@ def _detect_by_common_names(
         return "prompt_completion"
     for name in questions + answers:
         value = values.get(name)
+        if isinstance(value, str) or name in their_names(mapping):
+            continue
         # A side that is a list of messages is no text to write into a section of a template.
-        if (
-            not isinstance(value, str)
-            and is_conversation(value)
-            and name not in their_names(mapping)
-        ):
+        if is_conversation(value):
             return "prompt_completion"
     return "instruction"
 
@@ -139,10 +146,10 @@ def recognise(
     where: str,
     wanted: Sequence[str],
 ) -> dict[str, str]:
-    """The columns of a row that are read under another name than ours, {our name: theirs}, beside those of `mapping`.
+    """The columns of a row that are read under another name than ours, {our name: theirs}.
 
-    `wanted` are the columns, under our names, to look for. Raises InputError, with the settings that choose, where two
-    columns could be meant.
+    Beside those of `mapping`. `wanted` are the columns, under our names, to look for. Raises
+    InputError, with the settings that choose, where two columns could be meant.
     """
     if format in TEXT_FORMATS:
         return {}
@@ -151,10 +158,8 @@ def recognise(
     for ours in wanted:
         if ours in finder.names:
             continue
-        candidates = (
-            finder.questions() if ours in ("instruction", "prompt") else finder.candidates(ours)
-        )
-        candidates = [name for name in candidates if name not in recognised.values()]
+        taken = recognised.values()
+        candidates = [name for name in finder.required(ours) if name not in taken]
         if len(candidates) > 1:
             raise several_candidates(values, finder.choice(format, recognised), candidates, where)
         if candidates:
@@ -168,7 +173,7 @@ def recognise(
 def refuse_second_candidates(
     values: Mapping[str, Any], format: str, mapping: Mapping[str, TheirNames], where: str
 ) -> None:
-    """Raise InputError where a column beside the one that we call `instruction`, `output` and so on may be meant.
+    """Raise InputError where a column beside the one that has our name may be meant.
 
     Only for a question and an answer in columns of their own, of a format that nobody named.
     """
@@ -178,16 +183,14 @@ def refuse_second_candidates(
     for ours in FORMATS[format].required:
         if ours in mapping or ours not in values:
             continue
-        others = [
-            name
-            for name in finder.candidates(ours)
-            if name != ours and isinstance(values[name], str)
-        ]
-        others = [name for name in others if not is_empty(values[name])]
+        others: list[str] = []
+        for name in finder.candidates(ours):
+            value = values[name]
+            if name != ours and isinstance(value, str) and not is_empty(value):
+                others.append(name)
         if others:
-            raise several_candidates(
-                values, finder.choice(format, {ours: ours}), [ours, *others], where
-            )
+            choice = finder.choice(format, {ours: ours})
+            raise several_candidates(values, choice, [ours, *others], where)
 
 
 class _Finder:
@@ -204,26 +207,35 @@ class _Finder:
 
     def candidates(self, ours: str) -> list[str]:
         """The columns that may be the one that we call so, by their names and kinds of value."""
-        names = [name for name in self._free if fold(name) in COMMON_NAMES[ours]]
-        if ours in ("messages", "conversations"):
-            return [name for name in names if is_conversation(self.values[name])]
-        if ours == "input":
-            return [
-                name
-                for name in names
-                if self.values[name] is None or isinstance(self.values[name], str)
-            ]
-        return names
+        candidates: list[str] = []
+        for name in self._called(COMMON_NAMES[ours]):
+            value = self.values[name]
+            fits = True
+            if ours in ("messages", "conversations"):
+                fits = is_conversation(value)
+            elif ours == "input":
+                fits = value is None or isinstance(value, str)
+            if fits:
+                candidates.append(name)
+        return candidates
+
+    def _called(self, names: frozenset[str]) -> list[str]:
+        """The columns, among those that no setting names, with one of these folded names."""
+        return [name for name in self._free if fold(name) in names]
+
+    def required(self, ours: str) -> list[str]:
+        """The columns that may be the one that we call so, a question by more than its name."""
+        if ours in ("instruction", "prompt"):
+            return self.questions()
+        return self.candidates(ours)
 
     def questions(self) -> list[str]:
-        """The columns that may hold the question: those that are called so, else the texts that are asked about."""
+        """The columns that may hold the question, by their names, else the texts asked about."""
         pinned = self._pinned("instruction", "prompt")
         if pinned:
             return pinned
-        named = self.candidates("instruction") or [
-            name for name in self._free if fold(name) in _SPEAKERS
-        ]
-        return named or self.candidates("input") + self._texts()
+        named = self.candidates("instruction") or self._called(_SPEAKERS)
+        return named or self.candidates("input") + self._called(_TEXTS)
 
     def answers(self) -> list[str]:
         """The columns that may hold the answer."""
@@ -231,36 +243,35 @@ class _Finder:
 
     def _pinned(self, *ours: str) -> list[str]:
         """What the mapping names for one of these."""
-        return their_names({name: self.mapping[name] for name in ours if name in self.mapping})
-
-    def _texts(self) -> list[str]:
-        return [name for name in self._free if fold(name) in _TEXTS]
+        names: list[str] = []
+        for name in ours:
+            names += as_list(self.mapping.get(name, ()))
+        return names
 
     def doubtful_texts(self, recognised: Mapping[str, str]) -> list[str]:
-        """`text` beside a recognised question: it may be what is asked about, or the whole row once more."""
+        """`text` beside a recognised question: what is asked about, or the row once more."""
         if "instruction" not in recognised or "input" in recognised or "input" in self.names:
             return []
-        return [
-            name for name in self._texts() if name not in recognised.values() and self.values[name]
-        ]
+        doubtful: list[str] = []
+        for name in self._called(_TEXTS):
+            if name not in recognised.values() and self.values[name]:
+                doubtful.append(name)
+        return doubtful
 
     def choice(self, format: str, recognised: Mapping[str, str]) -> dict[str, TheirNames]:
-        """A whole mapping to choose by: the first candidate of each required column, and what else goes with it."""
+        """A whole mapping to choose by: first candidates, and what else goes with them."""
         choice: dict[str, TheirNames] = {**self.mapping, **recognised}
         for ours in FORMATS[format].required:
-            candidates = (
-                self.questions() if ours in ("instruction", "prompt") else self.candidates(ours)
-            )
+            candidates = self.required(ours)
             if ours not in choice and candidates:
-                choice[ours] = ours if ours in self.values else candidates[0]
+                choice[ours] = candidates[0]
+                if ours in self.values:
+                    choice[ours] = ours
         if format == "instruction" and "input" not in choice:
-            taken = set(their_names(choice))
-            others = [
-                name for name in self.questions() + self.candidates("input") if name not in taken
-            ]
-            others = [name for name in others if fold(name) not in _TEXTS]
-            if others:
-                choice["input"] = others[0]
+            for name in self.questions() + self.candidates("input"):
+                if name not in their_names(choice) and fold(name) not in _TEXTS:
+                    choice["input"] = name
+                    break
         for ours in ("system", "tools"):
             candidates = self.candidates(ours)
             if ours not in choice and len(candidates) > 1:

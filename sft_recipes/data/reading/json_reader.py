@@ -1,8 +1,8 @@
-"""Strict reader for `.jsonl` files and `.json` arrays: rows come out one by one, each with its line.
+"""Strict reader for `.jsonl` files and `.json` arrays: row by row, each with its line.
 
-`datasets` counts bad lines from the start of a 10 MB block, turns NaN into null and lets later rows change type; here
-every deviation is reported with its own file and line. Memory stays at one line, or at the text of an array. A row
-that is a bare list of messages is read as `{"messages": [...]}`.
+`datasets` counts bad lines from the start of a 10 MB block, turns NaN into null and lets later rows
+change type; here every deviation is reported with its own file and line. Memory stays at one line,
+or at the text of an array. A row that is a bare list of messages is read as `{"messages": [...]}`.
 """
 
 import codecs
@@ -11,18 +11,20 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft_recipes.data.reading.row_files import display_path, file_kind, open_bytes
 from sft_recipes.errors import InputError, Problem
 
-# In JSON that parses: a surrogate pair, or a surrogate without its other half. An even number of backslashes before it
-# are escaped themselves; all else is skipped without a stop, for a line may hold millions of escapes.
+# In JSON that parses: a surrogate pair, or a surrogate without its other half. An even number of
+# backslashes before it are escaped themselves; all else is skipped without a stop, for a line may
+# hold millions of escapes.
 _SURROGATES = re.compile(
     r"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>\\u[dD][89a-fA-F]..))"
 )
 _SPACE = re.compile(r"[ \t\n\r]*")
-# What renders, compares and copies a value later on goes down level by level, and Python has few hundred of them.
+# What renders, compares and copies a value later on goes down level by level, and Python has few
+# hundred of them.
 DEEPEST = 100
 # Keys of which a turn of a conversation has at least one.
 _TURN_KEYS = ("role", "from")
@@ -33,36 +35,61 @@ class RowProblem(Exception):
 
     def __init__(self, field: str, what: str, fix: str) -> None:
         super().__init__(field, what, fix)
-        self.field, self.what, self.fix = field, what, fix
+        self.field = field
+        self.what = what
+        self.fix = fix
 
     def at(self, where: str) -> Problem:
         """The same with the place of the row."""
         return Problem(where, self.field, self.what, self.fix)
 
 
-# Line (from 1) where the file has lines; values, or what is wrong with them; the text, where values are missing.
-Row = tuple[int | None, dict[str, Any] | RowProblem, str]
+class Row(NamedTuple):
+    """A row of a file: its line (from 1) where the file has lines, and its values or what is wrong.
+
+    `text` is the row as it stands in the file, where that is known.
+    """
+
+    line: int | None
+    content: dict[str, Any] | RowProblem
+    text: str
+
+
+class _Parsed(NamedTuple):
+    """A JSON value, or the problem in its place, with its line and text."""
+
+    line: int
+    value: Any
+    text: str
 
 
 def append_json_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Add a line for each entry to a JSON Lines file, which is made where there is none."""
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        for entry in entries:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def type_name(value: Any) -> str:
     """How messages call the type of a JSON value."""
-    return "null" if value is None else type(value).__name__
+    if value is None:
+        return "null"
+    return type(value).__name__
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, without a byte order mark. Raises InputError where it is not UTF-8."""
+    """The lines of a UTF-8 file, without a byte order mark.
+
+    Raises InputError where it is not UTF-8.
+    """
     with open_bytes(path) as file:
+        encoding = "utf-8-sig"
         for line, raw in enumerate(file, 1):
             try:
-                yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
+                yield raw.decode(encoding)
             except UnicodeDecodeError as error:
                 raise InputError(_invalid_utf8(error).at(f"{display_path(path)}:{line}")) from error
+            encoding = "utf-8"
 
 
 def parse_json(text: str) -> Any:
@@ -79,10 +106,13 @@ def parse_json(text: str) -> Any:
 
 
 def read_json_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON Lines file or of a JSON array of rows; the content decides which one it is.
+    """Yield the rows of a JSON Lines file or of a JSON array of rows.
 
-    A UTF-8 byte order mark, CRLF, blank lines and a missing final newline change nothing. Raises InputError for no
-    rows, one object alone in a `.json` file, and at the first element of an array that is not strict JSON.
+    The content decides which one it is.
+
+    A UTF-8 byte order mark, CRLF, blank lines and a missing final newline change nothing. Raises
+    InputError for no rows, one object alone in a `.json` file, and at the first element of an array
+    that is not strict JSON.
     """
     name = display_path(path)
     is_json_lines = file_kind(path) == "jsonl"
@@ -90,22 +120,25 @@ def read_json_rows(path: Path) -> Iterator[Row]:
     if first.startswith("{") and not second.startswith("{") and not is_json_lines:
         fix = "put the rows into an array [...], or rename a file of one object per line to .jsonl"
         raise InputError(Problem(name, "", "one JSON object alone, not an array of rows", fix))
-    is_array = first.startswith("[") and not _is_list_of_messages(first, second, is_json_lines)
-    line = None
-    for line, value, text in _elements(path) if is_array else _lines(path):
-        yield line, _row(value), text.strip()
-    if line is None:
+    values = _lines(path)
+    if first.startswith("[") and not _is_list_of_messages(first, second, is_json_lines):
+        values = _elements(path)
+    is_empty = True
+    for parsed in values:
+        is_empty = False
+        yield Row(parsed.line, _content(parsed.value), parsed.text.strip())
+    if is_empty:
         raise InputError(Problem(name, "", "no rows", "write at least one row into the file"))
 
 
-def _row(value: Any) -> dict[str, Any] | RowProblem:
+def _content(value: Any) -> dict[str, Any] | RowProblem:
+    """What a row holds, from the JSON value in its place."""
     if isinstance(value, dict | RowProblem):
         return value
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return {"messages": value}
-    return RowProblem(
-        "", f"expected a JSON object, got {type_name(value)}", 'write the row as {"column": value}'
-    )
+    what = f"expected a JSON object, got {type_name(value)}"
+    return RowProblem("", what, 'write the row as {"column": value}')
 
 
 def _first_lines(path: Path) -> tuple[str, str]:
@@ -117,12 +150,16 @@ def _first_lines(path: Path) -> tuple[str, str]:
             if text:
                 lines.append(text)
             if len(lines) == 2:
-                return lines[0], lines[1]
-    return (lines[0], "") if lines else ("", "")
+                break
+    first, second, *_ = [*lines, "", ""]
+    return first, second
 
 
 def _is_list_of_messages(first: str, second: str, is_json_lines: bool) -> bool:
-    """Whether the line that begins with a bracket is one row, a bare list of messages, and no array of rows."""
+    """Whether a line that begins with a bracket is a row, a bare list of messages.
+
+    Else it begins an array of rows.
+    """
     if second and not second.startswith("["):
         return False
     if second:
@@ -139,8 +176,8 @@ def _is_list_of_messages(first: str, second: str, is_json_lines: bool) -> bool:
     return isinstance(element, dict) and any(key in element for key in _TURN_KEYS)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
-    """Number, value (or the RowProblem in its place) and text of every line that is not blank."""
+def _lines(path: Path) -> Iterator[_Parsed]:
+    """Every line that is not blank."""
     with open_bytes(path) as file:
         for line, raw in enumerate(file, 1):
             raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -150,16 +187,18 @@ def _lines(path: Path) -> Iterator[tuple[int, Any, str]]:
                 text = raw.rstrip(b"\r\n").decode()
                 value = parse_json(text)
             except UnicodeDecodeError as error:
-                text, value = raw.decode(errors="replace"), _invalid_utf8(error)
+                text = raw.decode(errors="replace")
+                value = _invalid_utf8(error)
             except RowProblem as error:
                 value = error
-            yield line, value, text
+            yield _Parsed(line, value, text)
 
 
-def _elements(path: Path) -> Iterator[tuple[int, Any, str]]:
-    """The same of every element of an array. Raises InputError where one is broken or refused."""
+def _elements(path: Path) -> Iterator[_Parsed]:
+    """Every element of an array. Raises InputError where one is broken or refused."""
     text = "".join(text_lines(path))
-    line, counted = 1, 0
+    line = 1
+    counted = 0  # characters whose line breaks are in `line`
     at = _skip_space(text, text.index("[") + 1)
     try:
         more = text[at : at + 1] != "]"
@@ -167,7 +206,7 @@ def _elements(path: Path) -> Iterator[tuple[int, Any, str]]:
             line += text.count("\n", counted, at)
             counted = at
             value, end = _scan(text, at)
-            yield line, value, text[at:end]
+            yield _Parsed(line, value, text[at:end])
             at = _skip_space(text, end)
             more = text[at : at + 1] == ","
             if more:
@@ -185,21 +224,21 @@ def _elements(path: Path) -> Iterator[tuple[int, Any, str]]:
 
 
 def _scan(text: str, start: int) -> tuple[Any, int]:
-    """The value at `start` and where it ends. Raises JSONDecodeError if it is broken, RowProblem if refused."""
+    """The value at `start` and where it ends.
+
+    Raises JSONDecodeError if it is broken, RowProblem if refused.
+    """
     try:
         value, end = _DECODER.raw_decode(text, start)
-    except (
-        RecursionError,
-        ValueError,
-    ) as error:  # nested too deeply; an integer with more digits than Python converts
-        if isinstance(error, json.JSONDecodeError):
-            raise
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        # Nested too deeply; an integer with more digits than Python converts.
         raise json.JSONDecodeError(str(error), text, start) from None
     brackets = text.count("{", start, end) + text.count("[", start, end)
     if brackets > DEEPEST and _is_too_deep(value):
-        raise RowProblem(
-            "", f"nested more than {DEEPEST} deep", "flatten the value, or remove the row"
-        )
+        what = f"nested more than {DEEPEST} deep"
+        raise RowProblem("", what, "flatten the value, or remove the row")
     if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
         _refuse_lone_surrogates(text, start, end)
     return value, end
@@ -209,9 +248,8 @@ def _refuse_lone_surrogates(text: str, start: int, end: int) -> None:
     for match in _SURROGATES.finditer(text, start, end):
         lone = match["lone"]
         if lone:
-            what = (
-                f"lone surrogate {lone} at character {match.start('lone') - start + 1} of the row"
-            )
+            character = match.start("lone") - start + 1
+            what = f"lone surrogate {lone} at character {character} of the row"
             raise RowProblem("", what, "write the whole character, or remove the escape")
 
 
@@ -220,8 +258,12 @@ def _is_too_deep(value: Any) -> bool:
     for _ in range(DEEPEST):
         inside: list[Any] = []
         for container in level:
-            children = container.values() if isinstance(container, dict) else container
-            inside.extend(child for child in children if isinstance(child, dict | list))
+            children = container
+            if isinstance(container, dict):
+                children = container.values()
+            for child in children:
+                if isinstance(child, dict | list):
+                    inside.append(child)
         if not inside:
             return False
         level = inside
@@ -244,12 +286,14 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant
 
 
 def _skip_space(text: str, position: int) -> int:
-    return _SPACE.match(text, position).end()  # type: ignore[union-attr]  # the empty string matches as well
+    # The empty string matches as well.
+    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
 def _broken(reason: str, column: int, fix: str) -> RowProblem:
     reason = reason.removesuffix(" starting at").removesuffix(" at")
-    return RowProblem("", f"invalid JSON at column {column} ({reason[0].lower()}{reason[1:]})", fix)
+    reason = reason[0].lower() + reason[1:]
+    return RowProblem("", f"invalid JSON at column {column} ({reason})", fix)
 
 
 def _invalid_utf8(error: UnicodeDecodeError) -> RowProblem:

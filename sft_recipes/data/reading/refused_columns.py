@@ -1,20 +1,24 @@
-"""Columns that would change what a row means, and that nobody asked for: refused by name, with settings that work.
+"""Columns that would change what a row means, unasked: refused, with settings that work.
 
-A column that is empty is neutral, and so is one that `column_mapping` names; one that `columns` leaves out is not seen.
+A column that is empty is neutral, and so is one that `column_mapping` names; one that `columns`
+leaves out is not seen.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from sft_recipes.data.reading.column_advice import preferred, setting
 from sft_recipes.data.reading.column_values import (
+    as_list,
     begins_with_answer,
     fold,
     is_empty,
     lines_path,
     names_speakers,
+    root,
 )
 from sft_recipes.data.reading.columns import (
     COMMON_NAMES,
@@ -31,18 +35,14 @@ _STEERING = frozenset(
 )
 _WEIGHTS = frozenset({"weight", "weights", "sampleweight", "rowweight", "lossweight"})
 _VERDICTS = frozenset({"label", "ktotag", "ktolabel"})
-_WHAT_IS_PREFERRED = (
+_PREFERRED = (
     " s response responses message messages conversation conversations"
     " output outputs answer answers completion completions text"
 ).split(" ")
-_PREFERENCES = frozenset(
-    side + what for side in ("chosen", "rejected") for what in _WHAT_IS_PREFERRED
-)
+_PREFERENCES = frozenset(map("".join, product(("chosen", "rejected"), _PREFERRED)))
 _MEDIA_KINDS = ("image", "img", "picture", "video", "audio")
-MEDIA = frozenset(
-    kind + ending for kind in _MEDIA_KINDS for ending in ("", "s", "path", "paths", "file", "files")
-)
-MEDIA |= frozenset(kind + ending for kind in _MEDIA_KINDS for ending in ("url", "urls", "bytes"))
+_MEDIA_ENDINGS = ("", "s", "path", "paths", "file", "files", "url", "urls", "bytes")
+MEDIA = frozenset(map("".join, product(_MEDIA_KINDS, _MEDIA_ENDINGS)))
 _PLACEHOLDER = re.compile(r"<(?:image|img|video|audio)(?:_\d+)?>")
 # What belongs to the answer, before it or in its place.
 _ANSWER_PARTS = frozenset(
@@ -56,7 +56,10 @@ _BOOLEANS = frozenset({"true", "false"})
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How rows are read, as far as it decides what may be passed over: format, all mappings, and the user's own."""
+    """How rows are read, as far as it decides which columns may be passed over.
+
+    `mapping` has all columns read under another name, `explicit` those that the user named.
+    """
 
     format: str
     mapping: Mapping[str, TheirNames]
@@ -67,6 +70,13 @@ class Reading:
     def is_pair(self) -> bool:
         """Whether a row is a question and an answer in columns of their own."""
         return self.format in ("instruction", "prompt_completion")
+
+    @property
+    def answer(self) -> str:
+        """Our name of the column that holds the answer, where a row is such a pair."""
+        if self.format == "instruction":
+            return "output"
+        return "completion"
 
     def columns(self, values: Mapping[str, Any]) -> str:
         """The setting that reads only what is read already."""
@@ -81,52 +91,71 @@ class Reading:
 _Check = Callable[[str, Mapping[str, Any], Reading], RowProblem | None]
 
 
-def checks_for(columns: Sequence[str], reading: Reading) -> list[tuple[str, _Check]]:
+class CheckedColumn(NamedTuple):
+    """A column that is looked at in every row, and how."""
+
+    column: str
+    check: _Check
+
+
+def checks_for(columns: Sequence[str], reading: Reading) -> list[CheckedColumn]:
     """The columns of rows of one shape that are looked at in every row, each with its check."""
-    named = {
-        *their_names(reading.explicit),
-        *(name.partition(".")[0] for name in their_names(reading.explicit)),
-    }
-    checks: list[tuple[str, _Check]] = []
+    paths = their_names(reading.explicit)
+    named = {*paths, *map(root, paths)}
+    checks: list[CheckedColumn] = []
     for name in columns:
         if name in reading.used or name in named:
             continue
         check = _check_for(fold(name), reading, named)
         if check is not None:
-            checks.append((name, check))
+            checks.append(CheckedColumn(name, check))
     return checks
 
 
 def _check_for(folded: str, reading: Reading, named: set[str]) -> _Check | None:
-    for names, check in ((_STEERING, _steering), (_WEIGHTS, _weight), (MEDIA, _media)):
-        if folded in names:
-            return check
+    if folded in _STEERING:
+        return _steering
+    if folded in _WEIGHTS:
+        return _weight
+    if folded in MEDIA:
+        return _media
     if reading.format in TEXT_FORMATS:
         return None
+    return _check_of_conversations(folded, reading, named)
+
+
+def _check_of_conversations(folded: str, reading: Reading, named: set[str]) -> _Check | None:
+    """The check of a column that says something of a conversation and is not decided yet."""
     if folded in _VERDICTS:
         return _verdict
     if folded in _ROW_FLAGS:
         return _row_flag
     if folded in _PREFERENCES:
-        decided = any(fold(name).startswith(("chosen", "rejected")) for name in named)
-        return None if decided else _preference
+        if any(fold(name).startswith(("chosen", "rejected")) for name in named):
+            return None
+        return _preference
     for ours in ("system", "tools"):
         if folded in COMMON_NAMES[ours]:
             return None if ours in reading.explicit else _second
-    return _check_beside_a_pair(folded, reading) if reading.is_pair else None
+    if reading.is_pair:
+        return _check_beside_a_pair(folded, reading)
+    return None
 
 
 def _check_beside_a_pair(folded: str, reading: Reading) -> _Check | None:
-    """The check of a column that may belong to a question or to an answer in columns of their own."""
+    """The check of a column that may belong to the question or the answer of a pair."""
     if folded in _ANSWER_PARTS:
-        is_decided = "output" in reading.explicit or "completion" in reading.explicit
-        return None if is_decided else _answer_part
+        if "output" in reading.explicit or "completion" in reading.explicit:
+            return None
+        return _answer_part
     if folded == "history" and reading.format == "prompt_completion":
         return _history
     is_context = folded in _CHOICES or folded in CONTEXTS
     if reading.format == "prompt_completion" and folded == "input":
         is_context = True
-    return _context if is_context and "input" not in reading.explicit else None
+    if is_context and "input" not in reading.explicit:
+        return _context
+    return None
 
 
 def _steering(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -147,27 +176,28 @@ def _weight(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem |
         except (TypeError, ValueError):
             return None  # no number, so it weighs nothing
     what = f"this row asks for the weight {value!r}, and rows are not weighed one by one"
-    fix = f"write rows of one weight into a data set of their own, with `weight`, or set {reading.columns(row)}"
-    return RowProblem(name, what, fix)
+    own_set = "write rows of one weight into a data set of their own, with `weight`"
+    return RowProblem(name, what, f"{own_set}, or set {reading.columns(row)}")
 
 
 def _media(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
     if is_empty(row[name]):
         return None
     what = "this row comes with images, video or sound, and only text is trained"
-    return RowProblem(
-        name, what, f"remove such rows, or train the text alone: set {reading.columns(row)}"
-    )
+    fix = f"remove such rows, or train the text alone: set {reading.columns(row)}"
+    return RowProblem(name, what, fix)
 
 
 def _verdict(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
     value = row[name]
-    if not isinstance(value, bool) and not (isinstance(value, str) and value.lower() in _BOOLEANS):
+    is_verdict = isinstance(value, bool)
+    if isinstance(value, str):
+        is_verdict = value.lower() in _BOOLEANS
+    if not is_verdict:
         return None
     what = f"{value!r} says whether the answer is a good one, and every answer would be trained"
-    return RowProblem(
-        name, what, f"remove the rows with bad answers, then set {reading.columns(row)}"
-    )
+    fix = f"remove the rows with bad answers, then set {reading.columns(row)}"
+    return RowProblem(name, what, fix)
 
 
 def _row_flag(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -184,43 +214,39 @@ def _preference(name: str, row: Mapping[str, Any], reading: Reading) -> RowProbl
     fix = f"train what is read already: set {reading.columns(row)}"
     chosen = preferred(row)
     if chosen is not None:
-        answer = {"instruction": "output", "prompt_completion": "completion"}.get(
-            reading.format, "messages"
-        )
-        if names_speakers(row[chosen]) and not begins_with_answer(row[chosen]):
-            answer = "messages"
+        is_whole = names_speakers(row[chosen]) and not begins_with_answer(row[chosen])
+        answer = "messages"
+        if reading.is_pair and not is_whole:
+            answer = reading.answer
         fix += f"; or train the preferred answer: set {reading.with_mapping({answer: chosen})}"
     return RowProblem(name, "preference data are no answers to train one by one", fix)
 
 
 def _second(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
     """A second column with a system prompt or with tools; the same once more is fine."""
-    ours = "system" if fold(name) in COMMON_NAMES["system"] else "tools"
+    ours = "tools"
+    if fold(name) in COMMON_NAMES["system"]:
+        ours = "system"
     used = reading.mapping.get(ours, ours)
     if is_empty(row[name]) or not isinstance(used, str) or row.get(used) == row[name]:
         return None
     what = f"{used!r} is read as {ours}, and this column would be passed over"
     asked = reading.with_mapping({ours: name})
-    return RowProblem(
-        name, what, f"choose: set {asked}, or leave it out: set {reading.columns(row)}"
-    )
+    fix = f"choose: set {asked}, or leave it out: set {reading.columns(row)}"
+    return RowProblem(name, what, fix)
 
 
 def _answer_part(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
     if is_empty(row[name]) or not isinstance(row[name], str):
         return None
-    ours = "output" if reading.format == "instruction" else "completion"
+    ours = reading.answer
     parts = [column for column in row if fold(column) in _ANSWER_PARTS]
     if not any(fold(part).startswith("correct") for part in parts):
-        answer = reading.mapping.get(ours, ours)
-        parts += [answer] if isinstance(answer, str) else answer
+        parts += as_list(reading.mapping.get(ours, ours))
     what = "this column changes what the answer is, and would be passed over"
     join = reading.with_mapping({ours: parts})
-    return RowProblem(
-        name,
-        what,
-        f"train the parts as one answer: set {join}, or leave it out: set {reading.columns(row)}",
-    )
+    fix = f"train the parts as one answer: set {join}, or leave it out: set {reading.columns(row)}"
+    return RowProblem(name, what, fix)
 
 
 def _history(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -233,9 +259,8 @@ def _history(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem 
     }
     what = "the turns before the prompt would be passed over"
     asked = setting("column_mapping", mapping)
-    return RowProblem(
-        name, what, f"read them: set {asked}, or leave them out: set {reading.columns(row)}"
-    )
+    fix = f"read them: set {asked}, or leave them out: set {reading.columns(row)}"
+    return RowProblem(name, what, fix)
 
 
 def _context(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
@@ -249,27 +274,25 @@ def _context(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem 
     if reading.format == "prompt_completion":
         mapping["instruction"] = reading.mapping.get("prompt", "prompt")
         mapping["output"] = reading.mapping.get("completion", "completion")
+    mapping["input"] = path
     before = reading.mapping.get("input", "input")
-    has_input = (
+    if (
         reading.format == "instruction"
         and isinstance(before, str)
         and not is_empty(row.get(before))
-    )
-    mapping["input"] = [str(before), path] if has_input else path
+    ):
+        mapping["input"] = [before, path]
     what = "this column belongs to the question, and would be passed over"
     asked = setting("column_mapping", mapping)
-    return RowProblem(
-        name, what, f"ask it as well: set {asked}, or leave it out: set {reading.columns(row)}"
-    )
+    fix = f"ask it as well: set {asked}, or leave it out: set {reading.columns(row)}"
+    return RowProblem(name, what, fix)
 
 
 def refuse_placeholders(text: str, field: str, row: Mapping[str, Any], reading: Reading) -> None:
-    """Raise RowProblem for a text that shows where an image belongs, in a row that has a column for it."""
+    """Raise RowProblem for a text that shows where an image of the row belongs."""
     match = _PLACEHOLDER.search(text)
     if match is not None:
-        what = (
-            f"{match.group()} stands for what a column of the row holds, and only text is trained"
-        )
-        raise RowProblem(
-            field, what, f"remove such rows, or train the text alone: set {reading.columns(row)}"
-        )
+        shown = match.group()
+        what = f"{shown} stands for what a column of the row holds, and only text is trained"
+        fix = f"remove such rows, or train the text alone: set {reading.columns(row)}"
+        raise RowProblem(field, what, fix)

@@ -1,4 +1,4 @@
-"""What became of the rows of a source that are no examples, and of its columns that nobody reads."""
+"""The rows of a source that are no examples, and its columns that nobody reads."""
 
 import re
 import shlex
@@ -17,15 +17,17 @@ _MANY = 4
 
 
 class RejectLog:
-    """Counts rejected rows and unused columns, and decides at the end of each source whether that is acceptable.
+    """Counts rejected rows and unused columns, and says whether a source is acceptable.
 
-    `on_bad_rows: error` raises InputError with the first 20 problems and the total of the whole pass. `skip` writes
-    every rejected row to `path` (JSON Lines: source, line, row, reason, raw; an older file is replaced), or without a
-    path keeps it in `rows`, and raises where more than `max_rejected` of the rows are rejected, or all of them.
+    `on_bad_rows: error` raises InputError with the first 20 problems and the total of the whole
+    pass. `skip` writes every rejected row to `path` (JSON Lines: source, line, row, reason, raw; an
+    older file is replaced), or without a path keeps it in `rows`, and raises where more than
+    `max_rejected` of the rows are rejected, or all of them.
 
-    By source, of the last pass: `rejected` (reason -> rows), `unused_columns`, `formats`, `recognised` ({our column:
-    theirs} where we read a column under another name than ours without being told), `nulls_removed` (rows of a table
-    that lost a null inside tool calls or tools, see `tables.py`).
+    By source, of the last pass: `rejected` (reason -> rows), `unused_columns`, `formats`,
+    `recognised` ({our column: theirs} where we read a column under another name than ours without
+    being told), `nulls_removed` (rows of a table that lost a null inside tool calls or tools, see
+    `tables.py`).
     """
 
     def __init__(self, settings: DataSettings, path: Path | None = None) -> None:
@@ -66,24 +68,23 @@ class RejectLog:
             append_json_lines(self._path, [entry])
 
     def finish(self, source: str, total: int) -> None:
-        """Raise InputError for a source without rows, or with more rejected ones than the settings accept."""
-        reasons, limit = self.rejected[source], self._settings.max_rejected
+        """Raise InputError for a source without rows, or with too many rejected ones."""
+        reasons = self.rejected[source]
+        limit = self._settings.max_rejected
         rejected = reasons.total()
         if not total:
             raise InputError(Problem(source, "", "no rows", "write at least one row"))
         if rejected and self._settings.on_bad_rows == "error":
             if rejected >= _MANY and rejected < total:
                 what = f"{rejected} of {total} rows cannot be trained"
-                first = Problem(
-                    source, "on_bad_rows", what, self._ways_out(source, rejected / total)
-                )
+                fix = self._ways_out(source, rejected / total)
+                first = Problem(source, "on_bad_rows", what, fix)
                 raise InputError([first, *self._problems], total=rejected + 1)
             raise InputError(self._problems, total=rejected)
         if rejected / total > limit or rejected == total:
-            table = "\n".join(
-                f"{count:8} x {reason}" for reason, count in reasons.most_common(SHOWN_PROBLEMS)
-            )
-            what = f"{rejected} of {total} rows are rejected, the limit is {limit:.4g} of them:\n{table}"
+            what = f"{rejected} of {total} rows are rejected, the limit is {limit:.4g} of them:"
+            for reason, count in reasons.most_common(SHOWN_PROBLEMS):
+                what += f"\n{count:8} x {reason}"
             fix = "repair the rows"
             if rejected < total:
                 fix = self._ways_out(source, rejected / total)
@@ -91,7 +92,10 @@ class RejectLog:
 
     def lines(self) -> list[str]:
         """What a user should know of how the columns of each source were read, a line each."""
-        return [f"{source}: {note}" for source in self.recognised for note in self.notes(source)]
+        lines: list[str] = []
+        for source in self.recognised:
+            lines += [f"{source}: {note}" for note in self.notes(source)]
+        return lines
 
     def notes(self, source: str) -> list[str]:
         """The same of one source."""
@@ -103,10 +107,8 @@ class RejectLog:
         if self.unused_columns[source]:
             notes.append(f"columns not used: {', '.join(self.unused_columns[source])}")
         if self.nulls_removed[source]:
-            count = f"{self.nulls_removed[source]:,} rows"
-            notes.append(
-                f"{count} had nulls inside tool calls or tools, which the table adds; removed"
-            )
+            what = "had nulls inside tool calls or tools, which the table adds; removed"
+            notes.append(f"{self.nulls_removed[source]:,} rows {what}")
         return notes
 
     def _ways_out(self, source: str, share: float) -> str:
@@ -116,8 +118,9 @@ class RejectLog:
             keys.append("`on_bad_rows: skip`")
         if share > self._settings.max_rejected:
             keys.append(f"`max_rejected: {_rounded_up(share)}`")
+        leave_out = f"set {' and '.join(keys)} to leave them out"
         clean = f"`sft-recipes audit {shlex.quote(source)} --clean OUT`"
-        return f"set {' and '.join(keys)} to leave them out, write the others to a file with {clean}, or repair them"
+        return f"{leave_out}, write the others to a file with {clean}, or repair them"
 
 
 def _rounded_up(share: float) -> float:

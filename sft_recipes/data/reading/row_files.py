@@ -1,6 +1,7 @@
 """Files of rows: which kinds there are, which files stand behind a data set, and how one is opened.
 
-A file is opened by its exact path, also where its name holds characters that are patterns elsewhere (`run[1]`).
+A file is opened by its exact path, also where its name holds characters that are patterns elsewhere
+(`run[1]`).
 """
 
 import bz2
@@ -9,7 +10,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +19,8 @@ from sft_recipes.recipe import DatasetSource
 
 KINDS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
 _TEXT_KINDS = ("jsonl", "json", "csv", "tsv")
-# What reading a file may raise besides what is wrong with its rows: no permission, a torn or foreign archive.
+# What reading a file may raise besides what is wrong with its rows: no permission, a torn or
+# foreign archive.
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _SPLIT_FILE = re.compile(
     r"(?P<split>\w[\w.]*?)"
@@ -42,25 +44,33 @@ _OPENERS: Mapping[str, Callable[[Path], Any]] = {
 
 
 def display_path(path: Path) -> str:
-    """The path as messages show it: relative when it lies below the working directory, else as it was given."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    """The path as messages show it: relative below the working directory, else as it was given."""
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return str(path)
 
 
 def file_kind(path: Path) -> str | None:
-    """One of `KINDS` by the name of the file, `.jsonl.gz` and its like included; None for any other file."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    is_packed = bool(suffixes) and suffixes[-1] in _OPENERS
-    if is_packed:
-        suffixes.pop()
-    kind = suffixes[-1].removeprefix(".") if suffixes else ""
-    known = _TEXT_KINDS if is_packed else KINDS
-    return kind if kind in known else None
+    """One of `KINDS` by the name of the file, `.jsonl.gz` and its like included.
+
+    None for any other file.
+    """
+    known: Sequence[str] = KINDS
+    if path.suffix.lower() in _OPENERS:
+        known = _TEXT_KINDS
+        path = path.with_suffix("")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in known:
+        return None
+    return kind
 
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The content of a file, unpacked where its name says that it is packed."""
     opener = _OPENERS.get(path.suffix.lower())
-    return opener(path) if opener is not None else path.open("rb")
+    if opener is None:
+        return path.open("rb")
+    return opener(path)
 
 
 def unreadable(name: str, error: Exception) -> InputError:
@@ -69,20 +79,17 @@ def unreadable(name: str, error: Exception) -> InputError:
         what = "permission denied"
         fix = f"give yourself the right to read it, as in `chmod u+r {name}`"
         return InputError(Problem(name, "", what, fix))
-    reason = (
-        getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-    )
-    return InputError(
-        Problem(
-            name, "", f"cannot be read to its end ({reason})", "copy or download the file again"
-        )
-    )
+    first_line = str(error).partition("\n")[0]
+    reason = getattr(error, "strerror", None) or first_line or type(error).__name__
+    what = f"cannot be read to its end ({reason})"
+    return InputError(Problem(name, "", what, "copy or download the file again"))
 
 
 def source_files(source: DatasetSource, split: str | None = None) -> list[Path]:
     """The local files behind one split of a source, in reading order; empty for a Hub name.
 
-    Raises InputError, with the alternatives, where a file or split does not exist or cannot be read here.
+    Raises InputError, with the alternatives, where a file or split does not exist or cannot be read
+    here.
     """
     split = split or source.split
     try:
@@ -92,13 +99,15 @@ def source_files(source: DatasetSource, split: str | None = None) -> list[Path]:
     if splits is None:
         return []
     if source.name is not None:
-        raise InputError(
-            Problem(source.path, "name", "local files have no configurations", "remove `name`")
-        )
+        what = "local files have no configurations"
+        raise InputError(Problem(source.path, "name", what, "remove `name`"))
     files = splits.get(split)
     if not files:
         what = f"there is no split {split!r} (found: {', '.join(sorted(splits)) or 'none'})"
-        fix = "use a folder or `data_files` with files for each split, or hold rows out with `eval_split`"
+        fix = (
+            "use a folder or `data_files` with files for each split, "
+            "or hold rows out with `eval_split`"
+        )
         raise InputError(Problem(source.path, "split", what, suggest(split, splits, fix)))
     for file in files:
         if file_kind(file) is None:
@@ -112,9 +121,13 @@ def _local_splits(source: DatasetSource) -> dict[str, list[Path]] | None:
     """The files of each split; None for a Hub name."""
     path = Path(source.path).expanduser()
     is_folder = path.is_dir()
-    # A bare file type is the path of a source whose files are all named, as in `load_dataset("json", data_files=...)`.
-    if source.data_files is not None and (is_folder or source.path in KINDS):
-        return _named_files(source.data_files, path if is_folder else Path())
+    if source.data_files is not None:
+        if is_folder:
+            return _named_files(source.data_files, path)
+        if source.path in KINDS:
+            # A bare file type is the path of a source whose files are all named, as in
+            # `load_dataset("json", data_files=...)`.
+            return _named_files(source.data_files, Path())
     if is_folder:
         return _files_by_split(path)
     if path.is_file():
@@ -130,47 +143,60 @@ def _local_splits(source: DatasetSource) -> dict[str, list[Path]] | None:
 
 def _named_files(data_files: Any, folder: Path) -> dict[str, list[Path]]:
     """The files that `data_files` names for each split: paths or glob patterns below `folder`."""
-    by_split = data_files if isinstance(data_files, Mapping) else {"train": data_files}
+    if not isinstance(data_files, Mapping):
+        data_files = {"train": data_files}
     splits: dict[str, list[Path]] = {}
-    for split, patterns in by_split.items():
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            splits.setdefault(split, []).extend(_matching_files(folder, Path(pattern).expanduser()))
+    for split, patterns in data_files.items():
+        if isinstance(patterns, str):
+            patterns = [patterns]
+        for pattern in patterns:
+            files = _matching_files(folder, Path(pattern).expanduser())
+            splits.setdefault(split, []).extend(files)
     return splits
 
 
 def _matching_files(folder: Path, pattern: Path) -> list[Path]:
-    """The files that a pattern below a folder names. What exists under its very name is meant, whatever it holds."""
+    """The files that a pattern below a folder names.
+
+    What exists under its very name is meant, whatever it holds.
+    """
     path = folder / pattern
     if path.is_file():
         return [path]
-    home = Path(pattern.anchor) if pattern.is_absolute() else folder
+    home = folder
+    if pattern.is_absolute():
+        home = Path(pattern.anchor)
     rest = list(pattern.relative_to(pattern.anchor).parts)
     while rest and (home / rest[0]).is_dir():
         home /= rest.pop(0)
-    matches = sorted(home.glob(str(Path(*rest)))) if rest else []
+    matches: list[Path] = []
+    if rest:
+        matches = sorted(home.glob(str(Path(*rest))))
     if not matches:
         raise _no_such_file(path)
     return matches
 
 
 def _files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder made by `save_to_disk`, or named `<split>.<suffix>` with or without shards."""
+    """The files of a folder by split: made by `save_to_disk`, or `<split>.<suffix>`, or shards."""
     if (folder / "state.json").is_file():
         return {"train": sorted(folder.glob("data-*.arrow"))}
-    if (folder / "dataset_dict.json").is_file():
-        return {
-            state.parent.name: sorted(state.parent.glob("data-*.arrow"))
-            for state in folder.glob("*/state.json")
-        }
     splits: dict[str, list[Path]] = {}
-    home = folder / "data" if (folder / "data").is_dir() else folder
+    if (folder / "dataset_dict.json").is_file():
+        for state in folder.glob("*/state.json"):
+            splits[state.parent.name] = sorted(state.parent.glob("data-*.arrow"))
+        return splits
+    home = folder / "data"
+    if not home.is_dir():
+        home = folder
     for path in sorted(home.iterdir()):
         match = _SPLIT_FILE.fullmatch(path.name)
         if match is not None and path.is_file():
             splits.setdefault(match["split"], []).append(path)
     for split, files in splits.items():
         if len({"".join(file.suffixes) for file in files}) > 1:
-            what = f"split {split!r} is there in several types: {', '.join(file.name for file in files)}"
+            names = ", ".join(file.name for file in files)
+            what = f"split {split!r} is there in several types: {names}"
             raise InputError(Problem(display_path(folder), "", what, "keep one of them"))
     if not splits and file_kind(folder) is not None:
         raise _folder_named_like_a_file(folder)
@@ -180,25 +206,21 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
 def _folder_named_like_a_file(folder: Path) -> InputError:
     """The error for what Spark and its like write: a folder `train.parquet` with parts in it."""
     kind = file_kind(folder)
-    parts = sorted(f"*{part.suffix}" for part in folder.iterdir() if file_kind(part) is not None)
-    if not parts:
-        return InputError(
-            Problem(
-                str(folder), "", f"this is a folder, and no file of it is {kind}", "name a file"
-            )
-        )
+    suffixes = [part.suffix for part in folder.iterdir() if file_kind(part) is not None]
+    if not suffixes:
+        what = f"this is a folder, and no file of it is {kind}"
+        return InputError(Problem(str(folder), "", what, "name a file"))
     what = "this is a folder, named like a file"
-    entry = f"{{path: {folder}, data_files: '{parts[0]}'}}"
-    return InputError(
-        Problem(str(folder), "", what, f"name the parts, as in `datasets: [{entry}]`")
-    )
+    entry = f"{{path: {folder}, data_files: '*{min(suffixes)}'}}"
+    fix = f"name the parts, as in `datasets: [{entry}]`"
+    return InputError(Problem(str(folder), "", what, fix))
 
 
 def _no_such_file(path: Path) -> InputError:
-    near: Iterable[Path] = path.parent.iterdir() if path.parent.is_dir() else ()
-    names = [entry.name for entry in near if file_kind(entry) is not None or entry.is_dir()]
-    return InputError(
-        Problem(
-            str(path), "", "no such file or folder", suggest(path.name, names, "check the path")
-        )
-    )
+    names: list[str] = []
+    if path.parent.is_dir():
+        for entry in path.parent.iterdir():
+            if file_kind(entry) is not None or entry.is_dir():
+                names.append(entry.name)
+    fix = suggest(path.name, names, "check the path")
+    return InputError(Problem(str(path), "", "no such file or folder", fix))

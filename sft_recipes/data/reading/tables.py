@@ -1,8 +1,9 @@
-"""Rows of tables: CSV by the standard library, Parquet and Arrow files by pyarrow, Hub sets by `datasets`.
+"""Rows of tables: CSV by the standard library, the rest by pyarrow and `datasets`.
 
-CSV cells are text and have a line; `datasets` would guess numbers and turn the answer `None` into null. Arrow gives
-every nested object the keys of all others, as nulls, and cannot tell them from nulls that somebody wrote: keys of
-nested objects that are null are removed, and rows in which one was removed inside tool calls or tools are counted.
+CSV cells are text and have a line; `datasets` would guess numbers and turn the answer `None` into
+null. Arrow gives every nested object the keys of all others, as nulls, and cannot tell them from
+nulls that somebody wrote: keys of nested objects that are null are removed, and rows in which one
+was removed inside tool calls or tools are counted.
 """
 
 import csv
@@ -26,9 +27,12 @@ _DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def csv_rows(path: Path, kind: str) -> Iterator[Row]:
-    """The rows of a CSV or TSV file with a header. Raises InputError where the file cannot be cut into cells.
+    """The rows of a CSV or TSV file with a header.
 
-    A header without a comma and with semicolons or tabs says that the cells of a CSV file are separated by those.
+    Raises InputError where the file cannot be cut into cells.
+
+    A header without a comma and with semicolons or tabs says that the cells of a CSV file are
+    separated by those.
     """
     name = display_path(path)
     csv.field_size_limit(sys.maxsize)  # the default refuses cells above 128 kB
@@ -42,27 +46,29 @@ def csv_rows(path: Path, kind: str) -> Iterator[Row]:
     try:
         header = next(reader, [])
         if len(set(header)) != len(header) or "" in header:
-            raise InputError(
-                Problem(f"{name}:1", "", "empty or repeated column names", "name each column once")
-            )
-        end = reader.line_num
+            what = "empty or repeated column names"
+            raise InputError(Problem(f"{name}:1", "", what, "name each column once"))
+        line = reader.line_num + 1
         for cells in reader:
-            line, end = end + 1, reader.line_num
             if len(cells) == len(header):
-                yield line, dict(zip(header, cells, strict=True)), ""
+                yield Row(line, dict(zip(header, cells, strict=True)), "")
             elif cells:
                 what = f"{len(cells)} cells where the header names {len(header)} columns"
                 fix = f"quote cells that hold {_DELIMITER_NAMES[delimiter]} or line breaks"
-                yield line, RowProblem("", what, fix), delimiter.join(cells)
+                yield Row(line, RowProblem("", what, fix), delimiter.join(cells))
+            # A row begins where the one before ended, and may have several lines.
+            line = reader.line_num + 1
     except csv.Error as error:
-        problem = Problem(
-            f"{name}:{reader.line_num}", "", f"invalid CSV ({error})", "repair the quoting there"
-        )
-        raise InputError(problem) from error
+        where = f"{name}:{reader.line_num}"
+        what = f"invalid CSV ({error})"
+        raise InputError(Problem(where, "", what, "repair the quoting there")) from error
 
 
 class TableRows(Iterator[Row]):
-    """The rows of batches of columns. `nulls_removed` counts those that lost a null in tool calls or tools so far."""
+    """The rows of batches of columns.
+
+    `nulls_removed` counts those that lost a null in tool calls or tools so far.
+    """
 
     def __init__(self, batches: Iterable[Mapping[str, list[Any]]]) -> None:
         self.nulls_removed = 0
@@ -74,9 +80,9 @@ class TableRows(Iterator[Row]):
     def _read(self, batches: Iterable[Mapping[str, list[Any]]]) -> Iterator[Row]:
         for batch in batches:
             for cells in zip(*batch.values(), strict=True):
-                yield None, self._row(tuple(batch), cells), ""
+                yield Row(None, self._values(tuple(batch), cells), "")
 
-    def _row(self, names: tuple[str, ...], cells: tuple[Any, ...]) -> dict[str, Any]:
+    def _values(self, names: tuple[str, ...], cells: tuple[Any, ...]) -> dict[str, Any]:
         removed: list[str] = []
         row: dict[str, Any] = {}
         for name, cell in zip(names, cells, strict=True):
@@ -86,18 +92,21 @@ class TableRows(Iterator[Row]):
 
 
 def _without_nulls(value: Any, is_in_tools: bool, removed: list[str]) -> Any:
-    """The value without null keys; those that stood in tool calls or tools are added to `removed`."""
+    """The value without null keys.
+
+    Those that stood in tool calls or tools are added to `removed`.
+    """
     if isinstance(value, list):
         return [_without_nulls(item, is_in_tools, removed) for item in value]
     if not isinstance(value, dict):
         return value
-    kept: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, item in value.items():
         if item is not None:
-            kept[key] = _without_nulls(item, is_in_tools or key in _TOOL_KEYS, removed)
+            values[key] = _without_nulls(item, is_in_tools or key in _TOOL_KEYS, removed)
         elif is_in_tools:
             removed.append(key)
-    return kept
+    return values
 
 
 def arrow_file_rows(path: Path, kind: str) -> TableRows:
@@ -112,14 +121,18 @@ def _file_batches(path: Path, kind: str) -> Iterator[Mapping[str, list[Any]]]:
     try:
         if not path.stat().st_size:
             raise InputError(Problem(name, "", "the file is empty", "write it again"))
-        for batch in _parquet_batches(path) if kind == "parquet" else _ipc_batches(path):
-            columns = batch.schema.names
-            if len(set(columns)) != len(columns):
-                raise InputError(
-                    Problem(name, "", "repeated column names", "name each column once")
-                )
-            values = [column.to_pylist(maps_as_pydicts="strict") for column in batch.columns]
-            yield dict(zip(columns, values, strict=True))
+        batches = _ipc_batches(path)
+        if kind == "parquet":
+            batches = _parquet_batches(path)
+        for batch in batches:
+            names = batch.schema.names
+            if len(set(names)) != len(names):
+                what = "repeated column names"
+                raise InputError(Problem(name, "", what, "name each column once"))
+            columns: dict[str, list[Any]] = {}
+            for column_name, column in zip(names, batch.columns, strict=True):
+                columns[column_name] = column.to_pylist(maps_as_pydicts="strict")
+            yield columns
     except OSError as error:
         raise unreadable(name, error) from error
     except (ArrowException, KeyError, ValueError) as error:
@@ -136,7 +149,7 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
 
 
 def _ipc_batches(path: Path) -> Iterator[Any]:
-    """The batches of either Arrow format: the stream that `datasets` writes, or the file with an index."""
+    """The batches of either Arrow format: `datasets`' stream, or the file with an index."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
@@ -144,7 +157,7 @@ def _ipc_batches(path: Path) -> Iterator[Any]:
         source.seek(0)
         if is_indexed:
             table = pa.ipc.open_file(source)
-            batches = (table.get_batch(index) for index in range(table.num_record_batches))
+            batches = map(table.get_batch, range(table.num_record_batches))
         else:
             batches = iter(pa.ipc.open_stream(source))
         for batch in batches:
@@ -168,6 +181,9 @@ def _hub_batches(
         yield from rows.iter(batch_size=_BATCH_ROWS)
     except (datasets.exceptions.DatasetsError, ArrowException, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
-        fix = "check the path or name, `name` and `split`, the network and, for a private set, `hf auth login`"
+        fix = (
+            "check the path or name, `name` and `split`, the network "
+            "and, for a private set, `hf auth login`"
+        )
         what = f"neither files here nor a data set we can read ({reason})"
         raise InputError(Problem(path, "", what, fix)) from error

@@ -1,0 +1,341 @@
+"""What a key of a recipe and its value may be: types, ranges, refused names and old names.
+
+`rewrite` brings a file with old names up to date.
+
+No list of types stands here: `typing` hints of dataclasses, TRL's and ours, say what fits, and what
+it is called in an error. Names and their replacements stand in `recipe_keys.yaml`.
+"""
+
+import enum
+import io
+import math
+import re
+import shutil
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sft_recipes.errors import InputError, Problem, suggest
+from sft_recipes.recipe import parse_value, read_yaml
+
+TABLES: Mapping[str, Any] = yaml.safe_load(
+    Path(__file__).with_name("recipe_keys.yaml").read_text(encoding="utf-8")
+)
+# Old or foreign names for what a current key does; keys this project does not take, with what to do
+# instead; where a new key is not quite the old one.
+RENAMED: Mapping[str, str] = TABLES["renamed"]
+REFUSED: Mapping[str, str] = TABLES["refused"]
+NOTES: Mapping[str, str] = TABLES["notes"]
+REFUSED_VALUES: Mapping[str, Mapping[str, str]] = TABLES["refused_values"]
+
+_UNIONS = (typing.Union, types.UnionType)
+# How a type is called in an error, where Python's own name says little to someone who writes YAML.
+_TYPE_NAMES: Mapping[Any, str] = {bool: "true or false", Mapping: "dict", Sequence: "list"}
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds of a number, both included. Infinity and NaN are outside of every range."""
+
+    at_least: float
+    at_most: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether the number lies between the bounds."""
+        if not math.isfinite(value) or value < self.at_least:
+            return False
+        return self.at_most is None or value <= self.at_most
+
+    def __str__(self) -> str:
+        if self.at_most is None:
+            return f"at least {self.at_least}"
+        return f"from {self.at_least} to {self.at_most}"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a recipe: the type of its value, its default, a number's range, what it means.
+
+    Keys that go to TRL have a type and nothing else here; TRL's documentation has the rest.
+    """
+
+    kind: Any
+    default: Any = None
+    range: Range | None = None
+    meaning: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What a value has to be, in words: `float from 0 to 1`."""
+        if self.range is None:
+            return type_name(self.kind)
+        return f"{type_name(self.kind)} {self.range}"
+
+    def fits(self, value: Any) -> bool:
+        """Whether a plain YAML value is of the key's type and in its range."""
+        if not fits_type(value, self.kind):
+            return False
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return self.range is None or not is_number or self.range.holds(value)
+
+
+def fits_type(value: Any, kind: Any) -> bool:
+    """Whether a YAML value fits a type hint; an int fits a float, an enum takes its values."""
+    arguments = typing.get_args(kind)
+    if choices := _choices(kind):
+        return value in choices or (value is None and types.NoneType in arguments)
+    origin = typing.get_origin(kind) or kind
+    if origin in _UNIONS:
+        return any(fits_type(value, alternative) for alternative in arguments)
+    if origin in (list, Sequence):
+        return isinstance(value, list) and _all_fit(value, *arguments)
+    if origin is Mapping and arguments:
+        key_kind, value_kind = arguments
+        return (
+            isinstance(value, Mapping)
+            and _all_fit(value, key_kind)
+            and _all_fit(value.values(), value_kind)
+        )
+    if origin in (int, float):
+        return isinstance(value, (int, origin)) and not isinstance(value, bool)
+    return origin is Any or isinstance(value, origin)
+
+
+def _all_fit(values: Iterable[Any], kind: Any = Any) -> bool:
+    """Whether every one of the values fits a type hint."""
+    return all(fits_type(value, kind) for value in values)
+
+
+def type_name(kind: Any) -> str:
+    """What a value of this type is called in an error; null, which any key takes, is not named."""
+    if choices := _choices(kind):
+        return "one of " + ", ".join(map(str, choices))
+    if typing.get_origin(kind) is Mapping and typing.get_args(kind)[-1] is not Any:
+        return "a mapping of names to names, {ours: theirs}"
+    names = []
+    for alternative in _alternatives(kind):
+        if alternative is not types.NoneType:
+            plain = typing.get_origin(alternative) or alternative
+            names.append(_TYPE_NAMES.get(plain) or plain.__name__)
+    return " or ".join(names)
+
+
+def _alternatives(kind: Any) -> Sequence[Any]:
+    """The members of a union, or the type alone."""
+    if typing.get_origin(kind) in _UNIONS:
+        return typing.get_args(kind)
+    return (kind,)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal, or of an enum even where TRL takes any text beside it; else none."""
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    choices: list[Any] = []
+    for alternative in _alternatives(kind):
+        if isinstance(alternative, type) and issubclass(alternative, enum.Enum):
+            choices += [member.value for member in alternative]
+    return tuple(choices)
+
+
+# -- what is wrong with keys -----------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """One key and its value."""
+
+    key: str
+    value: Any
+
+
+class _Fault(NamedTuple):
+    what: str
+    fix: str
+
+
+def current(key: str, value: Any) -> Setting | None:
+    """The key and value that now say what these said; None if that has to be decided by hand."""
+    if key == "warmup_ratio" and value is not None:
+        # A share below 1 stays one; a ratio of 1 would turn into one step.
+        is_share = fits_type(value, float) and value < 1
+        if not is_share:
+            return None
+    new_key = RENAMED.get(key, key)
+    conversions = TABLES["values"].get(key, {})
+    if value in list(conversions):
+        return Setting(new_key, conversions[value])
+    if conversions and new_key != key and value is not None:
+        return None
+    return Setting(new_key, value)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCheck:
+    """Keys as they stand somewhere, which are known there, and where that is, for errors.
+
+    `places` says where each key was set, if not at `where`; `prefix` is the block they stand in.
+    """
+
+    values: Mapping[str, Any]
+    known: Mapping[str, Key]
+    where: str
+    places: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the keys and their values, in the order they were written."""
+        problems = []
+        for key, value in self.values.items():
+            fault: _Fault | None = None
+            if key not in self.known:
+                fault = self._wrong_key(key)
+            elif value is not None:
+                fault = self._wrong_value(key, value)
+            if fault:
+                place = self.places.get(key, self.where)
+                problems.append(Problem(place, self.prefix + key, *fault))
+        return problems
+
+    def _wrong_key(self, key: str) -> _Fault:
+        if key in REFUSED:
+            return _Fault("not taken by this project", REFUSED[key])
+        if key in RENAMED:
+            return self._renamed(key)
+        fix = "remove it; docs/reference/recipe-keys.md lists every key"
+        if self.prefix:  # a block has few keys: all are listed
+            fix = ""
+        return _Fault("unknown key", suggest(key, self.known, otherwise=fix))
+
+    def _renamed(self, key: str) -> _Fault:
+        """What to say of an old name: `check --fix` is offered where it would rewrite it."""
+        new_key = RENAMED[key]
+        what = f"is now called {new_key!r}"
+        if key in NOTES:
+            what += f" ({NOTES[key]})"
+        if new_key in self.values:
+            return _Fault(what, f"remove it; {new_key} is set as well")
+        fix = f"write `{new_key}: ...`"
+        in_file = self.places.get(key, "").startswith(self.where)
+        if in_file and current(key, self.values[key]):
+            fix += ", or let `sft-recipes check --fix` rewrite it"
+        return _Fault(what, fix)
+
+    def _wrong_value(self, key: str, value: Any) -> _Fault | None:
+        instead = REFUSED_VALUES.get(key, {}).get(str(value))
+        if instead:
+            return _Fault(f"{value!r} is not taken", instead)
+        now = current(key, value)
+        # By identity first: NaN differs from itself.
+        if now is not None and now.value is not value and now.value != value:
+            what = f"{value!r} is now called {now.value!r}"
+            return _Fault(what, "write that, or run `sft-recipes check --fix`")
+        if not self.known[key].fits(value):
+            what = f"expected {self.known[key].expected}, got {value!r}"
+            return _Fault(what, "write it in that form")
+        return None
+
+
+# -- files with old keys ---------------------------------------------------------------------------
+
+
+class _Change(NamedTuple):
+    old: Setting
+    new: Setting
+
+
+# Everything in front of the first key up to a line `---`, which ruamel.yaml would lose.
+_HEAD = re.compile(r"\A\ufeff?(?:(?:[ \t]*(?:#[^\n]*)?\n)*---[^\n]*\n)?")
+
+
+def rewrite(path: Path) -> list[str]:
+    """Give old keys of a recipe file their current names, and values their current form; returns
+    one line per change, `FILE:LINE: old -> new (note)`. Comments, order and quotes stay.
+
+    A key whose current name is set as well is left alone: reading the recipe reports it. Raises
+    InputError, with the file as it was, if it is no recipe or would not load to the same values
+    under the new names.
+    """
+    values, lines = read_yaml(path)
+    changes: list[_Change] = []
+    expected: dict[str, Any] = {}
+    for key, value in values.items():
+        old = Setting(key, value)
+        new = current(key, value) or old
+        if new.key != key and (new.key in values or new.key in expected):
+            new = old
+        expected[new.key] = new.value
+        if new != old:
+            changes.append(_Change(old, new))
+    if changes:
+        _replace(path.resolve(), changes, expected)
+    return [f"{path}:{lines[change.old.key]}: {_described(change)}" for change in changes]
+
+
+def _described(change: _Change) -> str:
+    """A change in words, with what differs under the new name."""
+    old, new = change
+    text = f"{old.key} -> {new.key}"
+    if new.value != old.value:
+        text = f"{old.key}: {_written(old.value)} -> {new.key}: {_written(new.value)}"
+    if old.key in NOTES:
+        text += f" ({NOTES[old.key]})"
+    return text
+
+
+def _written(value: Any) -> str:
+    """A plain value as YAML writes it."""
+    return yaml.safe_dump(value).partition("\n")[0]
+
+
+def _replace(path: Path, changes: Sequence[_Change], expected: Mapping[str, Any]) -> None:
+    """Write the changed file over the old one, whole or not at all."""
+    text = path.read_bytes().decode("utf-8")
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    text = _changed(text.replace("\r\n", "\n"), changes)
+    values = parse_value(text)
+    if values != expected or list(values) != list(expected):
+        what = "old keys could not be renamed without changing other values"
+        fix = "rename them by hand; check without --fix lists them"
+        raise InputError(Problem(str(path), "", what, fix))
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(text.replace("\n", line_end).encode("utf-8"))
+    shutil.copymode(path, temporary)
+    temporary.replace(path)
+
+
+def _changed(text: str, changes: Sequence[_Change]) -> str:
+    """The text of a recipe file with the changes made."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    body = _HEAD.sub("", text, count=1)
+    head = text.removesuffix(body)
+    writer = YAML()
+    writer.preserve_quotes = True
+    writer.width = sys.maxsize  # no line is broken
+    writer.representer.add_representer(type(None), _represent_null)
+    document, sequence, offset = load_yaml_guess_indent(body, yaml=writer)
+    writer.indent(mapping=2, sequence=sequence, offset=offset)
+    for old, new in changes:
+        position = list(document).index(old.key)
+        comment = document.ca.items.pop(old.key, None)
+        value = document.pop(old.key)  # as it is written, `2e-5` or in quotes
+        if new.value != old.value:
+            value = new.value
+        document.insert(position, new.key, value)
+        if comment is not None:
+            document.ca.items[new.key] = comment
+    written = io.StringIO()
+    writer.dump(document, written)
+    return head + written.getvalue()
+
+
+def _represent_null(representer: Any, _: None) -> Any:
+    """null by its name; ruamel.yaml would leave the place behind the colon empty."""
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
