@@ -182,6 +182,8 @@ class _Fields:
         """The text of a column; a list of lines only where the user named the column."""
         value = self.values[name]
         format = self.format
+        if isinstance(value, str):
+            return value
         if name in format.column_mapping:
             return _joined_lines(value, name)
         if _is_lines(value):

@@ -55,14 +55,6 @@ class Row(NamedTuple):
     text: str
 
 
-class _Parsed(NamedTuple):
-    """A JSON value, or the problem in its place, with its line and text."""
-
-    line: int
-    value: Any
-    text: str
-
-
 def append_json_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Add a line for each entry to a JSON Lines file, which is made where there is none."""
     with path.open("a", encoding="utf-8") as file:
@@ -120,13 +112,13 @@ def read_json_rows(path: Path) -> Iterator[Row]:
     if first.startswith("{") and not second.startswith("{") and not is_json_lines:
         fix = "put the rows into an array [...], or rename a file of one object per line to .jsonl"
         raise InputError(Problem(name, "", "one JSON object alone, not an array of rows", fix))
-    values = _lines(path)
+    rows = _lines(path)
     if first.startswith("[") and not _is_list_of_messages(first, second, is_json_lines):
-        values = _elements(path)
+        rows = _elements(path)
     is_empty = True
-    for parsed in values:
+    for row in rows:
         is_empty = False
-        yield Row(parsed.line, _content(parsed.value), parsed.text.strip())
+        yield row
     if is_empty:
         raise InputError(Problem(name, "", "no rows", "write at least one row into the file"))
 
@@ -176,8 +168,8 @@ def _is_list_of_messages(first: str, second: str, is_json_lines: bool) -> bool:
     return isinstance(element, dict) and any(key in element for key in _TURN_KEYS)
 
 
-def _lines(path: Path) -> Iterator[_Parsed]:
-    """Every line that is not blank."""
+def _lines(path: Path) -> Iterator[Row]:
+    """The row of every line that is not blank."""
     with open_bytes(path) as file:
         for line, raw in enumerate(file, 1):
             raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -191,11 +183,11 @@ def _lines(path: Path) -> Iterator[_Parsed]:
                 value = _invalid_utf8(error)
             except RowProblem as error:
                 value = error
-            yield _Parsed(line, value, text)
+            yield Row(line, _content(value), text.strip())
 
 
-def _elements(path: Path) -> Iterator[_Parsed]:
-    """Every element of an array. Raises InputError where one is broken or refused."""
+def _elements(path: Path) -> Iterator[Row]:
+    """The row of every element of an array. Raises InputError where one is broken or refused."""
     text = "".join(text_lines(path))
     line = 1
     counted = 0  # characters whose line breaks are in `line`
@@ -206,7 +198,7 @@ def _elements(path: Path) -> Iterator[_Parsed]:
             line += text.count("\n", counted, at)
             counted = at
             value, end = _scan(text, at)
-            yield _Parsed(line, value, text[at:end])
+            yield Row(line, _content(value), text[at:end].strip())
             at = _skip_space(text, end)
             more = text[at : at + 1] == ","
             if more:
