@@ -146,8 +146,11 @@ def attend_across_packed_rows() -> None:
 
     by_row = varlen_attention._row_by_row
 
-    def as_one_row(query: Any, key: Any, value: Any, _: Any, *rest: Any) -> Any:
-        return by_row(query, key, value, torch.tensor([0, query.shape[2]]), *rest)
+    def as_one_row(query: Any, key: Any, value: Any, mask: Any, scaling: Any) -> Any:
+        tokens = query.shape[2]
+        whole = varlen_attention.RowBoundaries(torch.tensor([0, tokens]), tokens)
+        one_row = varlen_attention.RowMask(whole, mask.window)
+        return by_row(query, key, value, one_row, scaling)
 
     setattr(varlen_attention, "_row_by_row", as_one_row)  # noqa: B010 - a patch, not an assignment
     masking_utils.find_packed_sequence_indices = lambda position_ids: None

@@ -11,11 +11,9 @@ flattened batch was 1.58 GB instead of 1.38 GB.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,10 +29,6 @@ WANTED_WITHIN = 0.25
 MEGA = 1e6
 # The optimizer's states are there from the second step on.
 STEPS = 2
-STATUS = Path("/proc/self/status")
-# What this number does there: the peak is set to what is resident now.
-CLEAR = Path("/proc/self/clear_refs")
-RESET_PEAK = "5"
 
 
 @dataclass(frozen=True)
@@ -208,6 +202,7 @@ def measure(folder: Path) -> None:
     from sft_recipes.recipe_keys import make_recipe
     from sft_recipes.training.arguments import sft_config
     from sft_recipes.training.check import make_plan
+    from sft_recipes.training.measure import PeakMemory
     from sft_recipes.training.memory import Strategy
     from sft_recipes.training.train import build_trainer
 
@@ -216,14 +211,13 @@ def measure(folder: Path) -> None:
     data = prepare(recipe, labeller, folder / "prepared", progress=False)
     plan = make_plan(recipe, data, sft_config(recipe), Strategy())
     _warm_up()
-    before = resident_bytes("VmRSS")
+    memory = PeakMemory()
     trainer = build_trainer(recipe, labeller, data)
-    CLEAR.write_text(RESET_PEAK)
     started = time.perf_counter()
     trainer.train()
     figures = {
         "estimated": plan["bytes at peak, estimated"],
-        "measured": resident_bytes("VmHWM") - before,
+        "measured": memory.bytes(),
         "seconds": round(time.perf_counter() - started, 1),
         "parts": plan["bytes a device"],
     }
@@ -238,16 +232,6 @@ def _warm_up() -> None:
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
     layer(torch.ones(64, 64)).sum().backward()
     optimizer.step()
-    del layer, optimizer
-    gc.collect()
-
-
-def resident_bytes(name: str) -> int:
-    """Main memory of this process: VmRSS now, VmHWM at most since the last reset."""
-    line = re.search(rf"^{name}:\s+(\d+) kB$", STATUS.read_text(encoding="utf-8"), re.M)
-    if line is None:
-        raise RuntimeError(f"{STATUS} has no {name}")
-    return int(line[1]) * 1024
 
 
 def print_table(results: Sequence[Result]) -> None:

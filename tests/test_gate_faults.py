@@ -162,7 +162,7 @@ def test_packing_not_isolated(base_folder: Path, monkeypatch: pytest.MonkeyPatch
     from transformers import AutoModelForCausalLM, masking_utils
 
     from sft_recipes.training import varlen_attention
-    from sft_recipes.training.batching import keeps_rows_apart
+    from sft_recipes.training.batching import isolation_fault
 
     # Put back at the end what the patch replaces.
     find = masking_utils.find_packed_sequence_indices
@@ -171,10 +171,10 @@ def test_packing_not_isolated(base_folder: Path, monkeypatch: pytest.MonkeyPatch
     by_mask, by_row = (AutoModelForCausalLM.from_pretrained(base_folder) for _ in range(2))
     varlen_attention.use_varlen(by_row)
     for model in (by_mask, by_row):
-        assert keeps_rows_apart(model, model.device, 1)
+        assert not isolation_fault(model, model.device, 1)
     fault_injections.attend_across_packed_rows()
     for model in (by_mask, by_row):
-        assert not keeps_rows_apart(model, model.device, 1)
+        assert isolation_fault(model, model.device, 1)
 
 
 def test_loss_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:

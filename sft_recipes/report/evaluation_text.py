@@ -131,8 +131,9 @@ def _columns(label: str, cells: Sequence[object]) -> str:
 
 
 def task_differences_text(tasks: Mapping[str, Content]) -> str:
-    """Exact match by task type against the base, and how often training had the type."""
-    if not tasks:
+    """Exact match by task type against the base, and how often training had the type; nothing if neither is known."""
+    is_known = any("n" in task or task["training_rows"] is not None for task in tasks.values())
+    if not is_known:
         return ""
     lines = [
         "",

@@ -1,11 +1,12 @@
 """A few steps of a recipe, trained for nothing but their time and their memory."""
 
 import dataclasses
-import resource
-import sys
+import gc
+import re
 import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,42 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.train import build_trainer
 
 WARM_UP = 2
+_STATUS = Path("/proc/self/status")
+# What this number does there: the peak is set to what is resident now.
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+
+class PeakMemory:
+    """The most memory that work takes: of the GPU, or by how much this process grows on Linux; elsewhere None.
+
+    Growth is counted from where this was made, so what the libraries take is not in it.
+    """
+
+    def __init__(self) -> None:
+        gc.collect()
+        self._resident_before = 0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        elif _CLEAR.exists():
+            self._resident_before = resident_bytes("VmRSS")
+            _CLEAR.write_text(_RESET_PEAK)
+
+    def bytes(self) -> int | None:
+        """The peak since this was made."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        if not self._resident_before:
+            return None
+        return resident_bytes("VmHWM") - self._resident_before
+
+
+def resident_bytes(name: str) -> int:
+    """Main memory of this process on Linux: VmRSS now, VmHWM at most since the last reset."""
+    line = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(encoding="utf-8"), re.M)
+    if line is None:
+        raise RuntimeError(f"{_STATUS} has no {name}")
+    return int(line[1]) * 1024
 
 
 class _Clock(TrainerCallback):
@@ -37,10 +74,11 @@ def measure_steps(
 ) -> Mapping[str, Any]:
     """Train `steps` steps after two to warm up, in a folder that is thrown away; nothing of the run is touched.
 
-    Returns seconds a step (mean), hours for the `planned` steps, and the peak bytes of the device (or of this process
-    on a CPU), by the plan's names. Raises what training raises.
+    Returns seconds a step (mean), hours for the `planned` steps, and the peak bytes of the device (on a CPU: by how
+    much this process grew, where that can be seen), by the plan's names. Raises what training raises.
     """
     clock = _Clock()
+    memory = PeakMemory()
     with tempfile.TemporaryDirectory() as folder:
         quiet = {
             "max_steps": steps + WARM_UP,
@@ -58,15 +96,10 @@ def measure_steps(
         trainer = build_trainer(short, labeller, data)
         trainer.add_callback(clock)
         trainer.train()
+        peak = memory.bytes()
     seconds = (clock.ends[-1] - clock.ends[WARM_UP - 1]) / steps
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:  # the kernel counts in KiB, on macOS in bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024
-        )
     return {
         "measured seconds a step": f"{seconds:.3g}",
         "measured hours for all steps": f"{seconds * planned / 3600:.3g}",
-        "bytes at peak, measured": peak,
+        "bytes at peak, measured": peak or "not known on this system",
     }

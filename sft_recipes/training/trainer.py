@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.errors import InputError, Problem, TrainingFault
-from sft_recipes.training.batching import keeps_rows_apart
+from sft_recipes.training.batching import isolation_fault
 from sft_recipes.training.callbacks import Preemption
 from sft_recipes.training.checkpoints import begin_save, require_space, rotate, seal
 from sft_recipes.training.consumption import Consumption
@@ -176,13 +176,14 @@ class RecipeTrainer(TrainerWithMoments):
             self._guards.rehearse(self)
 
     def _require_rows_apart(self) -> None:
-        """Raise InputError if rows of one flattened batch see one another."""
+        """Raise InputError if a row is not the same in a flattened batch as it is alone."""
         pad_token_id: Any = self.processing_class.pad_token_id  # type: ignore[union-attr]
-        if keeps_rows_apart(self.model_wrapped, self.args.device, pad_token_id):
+        fault = isolation_fault(self.model_wrapped, self.args.device, pad_token_id)
+        if not fault:
             return
         key = "packing" if getattr(self.args, "packing", False) else "padding_free"
         name = type(self.accelerator.unwrap_model(self.model)).__name__
-        what = f"{name} lets rows of one pack see one another"
+        what = f"not for {name}: {fault}"
         raise InputError(Problem("recipe", key, what, "remove the key"))
 
     def training_step(

@@ -3,13 +3,18 @@
 Packed and padding-free batches hold several rows in one sequence of T tokens. Under sdpa transformers keeps them apart
 by a T x T mask, which is built, read and mostly wasted. TRL hands over where rows begin (`cu_seq_lens`), so here
 attention runs row by row: on CUDA in torch's own kernel (`torch.nn.attention.varlen`, torch 2.11 and later), on a CPU
-in one sdpa call a row. Calls without boundaries (generation, padded batches) are plain sdpa.
+in one sdpa call a row.
+
+Rows and window come from the mask, as under sdpa, and not from what a model passes to its attention beside it: some
+models pass no boundaries on (StableLM, Nemotron), others a window that their mask does not have (PhiMoE). Where a mask
+is more than causal or sliding, and where no boundaries are given (generation, padded batches), it is plain sdpa.
 """
 
 import importlib.util
 import inspect
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -32,10 +37,28 @@ _UNLIKE_PLAIN_ATTENTION = {
     "use_bidirectional_attention": "the model attends in both directions",
     "v_head_dim": "the model's values have a width of their own",
 }
+# What a model may pass to its attention that changes the scores: never to be left out in silence.
+_NOT_KNOWN_TO_KERNELS = ("softcap", "s_aux", "position_bias")
 
-# Whether the forward pass that runs now was told where rows begin. Masks are made before attention is called, and are
-# not told.
-_boundaries_given: ContextVar[bool] = ContextVar("boundaries_given", default=False)
+
+@dataclass(frozen=True, slots=True)
+class RowBoundaries:
+    """Where the rows of a flattened batch begin, and the end of the last: `[rows + 1]`; tokens of the longest."""
+
+    starts: torch.Tensor
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """Stands in the place of a mask: causal within each row, for as many tokens back as `window` (None: all)."""
+
+    boundaries: RowBoundaries
+    window: int | None
+
+
+# Of the forward pass that runs now: what makes masks is not told.
+_boundaries: ContextVar[RowBoundaries | None] = ContextVar("boundaries", default=None)
 
 
 def _kernel_options() -> frozenset[str]:
@@ -85,32 +108,22 @@ def varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: RowMask | torch.Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int = 0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention in transformers' calling convention: `[1, heads, T, width]` in, `[1, T, heads, width]` out."""
-    if cu_seq_lens_q is None:
+    if not isinstance(attention_mask, RowMask):
         return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            sliding_window=sliding_window,
-            **others,
+            module, query, key, value, attention_mask, scaling=scaling, **others
         )
+    for name in _NOT_KNOWN_TO_KERNELS:
+        if others.get(name) is not None:
+            raise ValueError(f"{VARLEN} knows no {name}; use attn_implementation: sdpa or eager")
     query, key, value = _in_compute_dtype(query, key, value)
     if _runs_in_kernel(query):
-        rows = _in_one_kernel(
-            query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window
-        )
-        return rows, None
-    rows = _row_by_row(query, key, value, cu_seq_lens_q, scaling, sliding_window)
+        return _in_one_kernel(query, key, value, attention_mask, scaling), None
+    rows = _row_by_row(query, key, value, attention_mask, scaling)
     return rows.transpose(1, 2).contiguous(), None
 
 
@@ -118,12 +131,15 @@ def _runs_in_kernel(query: torch.Tensor) -> bool:
     return query.device.type == "cuda"
 
 
-def varlen_mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
-    """The mask that sdpa takes, or none where row boundaries take its place."""
-    if _boundaries_given.get():
-        return None
-    mask: torch.Tensor | None = sdpa_mask(*arguments, **options)
-    return mask
+def varlen_mask(**options: Any) -> RowMask | torch.Tensor | None:
+    """The mask that sdpa takes, or rows and window in its place where that is all it would say."""
+    boundaries = _boundaries.get()
+    # transformers says by these two that a mask is of a model's own making, or sees in both directions.
+    is_special = options.get("use_vmap") or "allow_is_bidirectional_skip" in options
+    if boundaries is None or is_special:
+        mask: torch.Tensor | None = sdpa_mask(**options)
+        return mask
+    return RowMask(boundaries, options.get("local_size"))
 
 
 def _in_compute_dtype(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -138,31 +154,31 @@ def _in_one_kernel(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    boundaries: torch.Tensor,
-    longest: int,
+    mask: RowMask,
     scaling: float | None,
-    window: int | None,
 ) -> torch.Tensor:
     """torch's kernel, which takes and gives `[T, heads, width]`; gives `[1, T, heads, width]`."""
     from torch.nn.attention.varlen import varlen_attn  # torch 2.11 and later
 
     grouped: dict[str, Any] = {}
-    if query.shape[1] != key.shape[1] and "enable_gqa" in KERNEL_OPTIONS:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and "enable_gqa" in KERNEL_OPTIONS:
         grouped = {"enable_gqa": True}
-    elif query.shape[1] != key.shape[1]:
-        groups = query.shape[1] // key.shape[1]
+    else:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    left = -1 if window is None else window - 1
+    starts = mask.boundaries.starts
+    longest = mask.boundaries.longest
+    tokens_back = -1 if mask.window is None else mask.window - 1
     rows: Any = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        boundaries,
-        boundaries,
+        starts,
+        starts,
         longest,
         longest,
         scale=scaling,
-        window_size=(left, 0),
+        window_size=(tokens_back, 0),
         **grouped,
     )
     return rows[None]
@@ -172,16 +188,15 @@ def _row_by_row(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    boundaries: torch.Tensor,
+    mask: RowMask,
     scaling: float | None,
-    window: int | None,
 ) -> torch.Tensor:
     """One sdpa call for each row: the work is the sum of the rows' squares, not the square of their sum."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     rows = []
-    for start, end in pairwise(boundaries.tolist()):
-        band = _band(end - start, window, query.device)
+    for start, end in pairwise(mask.boundaries.starts.tolist()):
+        band = _band(end - start, mask.window, query.device)
         row = F.scaled_dot_product_attention(
             query[:, :, start:end],
             key[:, :, start:end],
@@ -205,11 +220,15 @@ def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor
 def _note_boundaries(
     _: torch.nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> None:
-    _boundaries_given.set(options.get("cu_seq_lens_q") is not None)
+    starts = options.get("cu_seq_lens_q")
+    if starts is None:
+        _boundaries.set(None)
+    else:
+        _boundaries.set(RowBoundaries(starts, options["max_length_q"]))
 
 
 def _forget_boundaries(*_: Any) -> None:
-    _boundaries_given.set(False)
+    _boundaries.set(None)
 
 
 AttentionInterface.register(VARLEN, varlen_attention)

@@ -251,15 +251,14 @@ TITLES = (
 
 
 def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_path, capsys) -> None:
-    """Task types then say "not known" and provenance says why; asked for shots it is an error
-    instead."""
+    """Provenance then says why, and there is no table of task types; asked for shots it is an error."""
     (tmp_path / "train.jsonl").unlink()
     result = ask(run, mixed, tmp_path)
     assert result.extra["task_differences"]["low"] == {"training_rows": None}
     info = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["info"]
     assert "not known: " in info["training_rows"] and "train.jsonl" in info["training_rows"]
     result.print(examples=0)
-    assert "not known" in capsys.readouterr().out
+    assert "exact match by task type" not in capsys.readouterr().out, "nothing to compare"
     with pytest.raises(InputError, match=r"train\.jsonl"):
         ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots=1)
 

@@ -11,7 +11,7 @@ import torch
 
 from sft_recipes.errors import InputError
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.training.batching import keeps_rows_apart
+from sft_recipes.training.batching import isolation_fault
 from sft_recipes.training.settings_checks import check_settings
 from tests.conftest import build_model, build_tokenizer
 from tests.training.tiny import gradients, trainer_for
@@ -45,11 +45,12 @@ def test_packed_equals_padded(write_recipe: Callable[..., Path], attention: str 
 def test_attention_keeps_rows_apart(attention: str) -> None:
     """A tiny Llama isolates rows in a flattened batch, and probing leaves its training mode as it was."""
     model = build_model(64, attn_implementation=attention).train()
-    assert keeps_rows_apart(model, torch.device("cpu"), 0)
+    assert not isolation_fault(model, torch.device("cpu"), 0)
     assert model.training
 
 
 def _mamba(vocab_size: int = 64) -> Any:
+    """Recurrent layers, which carry what they saw into the next row."""
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
@@ -70,10 +71,40 @@ class _BlindToPositions(torch.nn.Module):
         return self.inner(input_ids=input_ids, use_cache=False)
 
 
-@pytest.mark.parametrize("make", [_mamba, _BlindToPositions])
-def test_leaks_are_found(make: Callable[[], Any]) -> None:
-    """A recurrent model and one that ignores position ids let rows see one another, and the probe says so."""
-    assert not keeps_rows_apart(make(), torch.device("cpu"), 0)
+class _NearSighted(_BlindToPositions):
+    """A Llama that sees one token in a flattened batch: rows keep apart, and yet are not what they are alone."""
+
+    def forward(self, input_ids: torch.Tensor, position_ids: Any = None, **_: Any) -> Any:
+        if position_ids is None:
+            return self.inner(input_ids=input_ids, use_cache=False)
+        tokens = self.inner(input_ids=input_ids.T, use_cache=False)
+        tokens.logits = tokens.logits.transpose(0, 1)
+        return tokens
+
+
+class _Unable(_BlindToPositions):
+    """A model that says itself that it cannot do it, as convolutions of hybrid models on a CPU do."""
+
+    def forward(self, **_: Any) -> Any:
+        raise ValueError("packed rows need\n a package")
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (_mamba, "rows of one batch see one another"),
+        (_BlindToPositions, "rows of one batch see one another"),
+        (_NearSighted, "a row has other logits in a flattened batch than alone"),
+        (_Unable, "packed rows need a package"),
+    ],
+)
+def test_leaks_are_found(make: Callable[[], Any], fault: str) -> None:
+    """Rows that see one another, rows that are not what they are alone and a model that refuses are told apart, and
+    the model is left in its training mode.
+    """
+    model = make()
+    assert isolation_fault(model, torch.device("cpu"), 0) == fault
+    assert model.training
 
 
 @pytest.mark.parametrize("key", ["packing", "padding_free"])
@@ -88,7 +119,7 @@ def test_packing_a_leaking_model_is_refused(
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "mamba")
     path = write_recipe(model_name_or_path=str(tmp_path / "mamba"), **{key: True})
-    refusal = f"{key}: MambaForCausalLM lets rows of one pack see one another.*Fix: remove"
+    refusal = f"{key}: not for MambaForCausalLM: rows of one batch see one another.*Fix: remove"
     with pytest.raises(InputError, match=refusal):
         trainer_for(path).train()
     assert not trainer_for(path, **{key: None}).padding_free

@@ -16,11 +16,12 @@ from transformers import (
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_recipes.training import varlen_attention
-from sft_recipes.training.batching import keeps_rows_apart
+from sft_recipes.training.batching import isolation_fault
 from sft_recipes.training.varlen_attention import VARLEN, supports_varlen, use_varlen
 from tests.conftest import build_model
 
 LENGTHS = (5, 30, 1, 13)
+STARTS = [0, 5, 35, 36, 49]
 SMALL: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -75,22 +76,23 @@ def test_equals_attention_under_a_mask(name: str, checkpointing: bool) -> None:
     use_varlen(model)
     for ours, masked in zip(logits_and_gradients(model, batch), expected, strict=True):
         torch.testing.assert_close(ours, masked, rtol=1e-4, atol=1e-5)
-    assert keeps_rows_apart(model, torch.device("cpu"), 0)
+    assert not isolation_fault(model, torch.device("cpu"), 0)
 
 
 def test_no_mask_is_made_for_a_flattened_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With row boundaries nothing of the size of the batch squared is built; without them the mask is sdpa's."""
-    masks = []
+    masks: list[Any] = []
 
-    def recorded(*arguments: Any, **options: Any) -> torch.Tensor | None:
-        masks.append(varlen_attention.varlen_mask(*arguments, **options))
+    def recorded(**options: Any) -> Any:
+        masks.append(varlen_attention.varlen_mask(**options))
         return masks[-1]
 
     model = build(CONFIGS["some layers slide"])
     use_varlen(model)
     monkeypatch.setitem(varlen_attention.AttentionMaskInterface._global_mapping, VARLEN, recorded)
     model(**flattened_batch(), use_cache=False)
-    assert masks and all(mask is None for mask in masks)
+    assert [mask.window for mask in masks] == [None, 8]
+    assert all(mask.boundaries.starts.tolist() == STARTS for mask in masks)
     masks.clear()
     ids = torch.arange(12)[None]
     model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -142,13 +144,14 @@ def test_the_kernel_gets_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
         **options: Any,
     ) -> Any:
         calls.append({"query": query, "starts": starts, "longest": longest, **options})
+        tokens_back = options["window_size"][0]
+        window = None if tokens_back < 0 else tokens_back + 1
         rows = varlen_attention._row_by_row(
             query.transpose(0, 1)[None],
             key.transpose(0, 1)[None],
             value.transpose(0, 1)[None],
-            ends,
+            varlen_attention.RowMask(varlen_attention.RowBoundaries(ends, longest), window),
             options["scale"],
-            None if options["window_size"][0] < 0 else options["window_size"][0] + 1,
         )
         return rows[0].transpose(0, 1)
 
@@ -166,7 +169,7 @@ def test_the_kernel_gets_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     for call in calls:
         assert call["query"].shape == (sum(LENGTHS), 4, 8)
         assert call["query"].dtype == torch.bfloat16
-        assert call["starts"].tolist() == [0, 5, 35, 36, 49]
+        assert call["starts"].tolist() == STARTS
         assert call["longest"] == 30
         assert call["enable_gqa"]
 
