@@ -11,6 +11,7 @@ from sft_recipes.recipe import DatasetSource, Recipe, parse_overrides, parse_val
 # What several commands share.
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
+DebugOption = Annotated[bool, typer.Option(help="Show the traceback of an error")]
 ModelArgument = Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")]
 DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]

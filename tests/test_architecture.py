@@ -17,7 +17,7 @@ PACKAGE = Path(sft_recipes.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path.parts)
 
 # From the top down. Rooms of one layer know nothing of one another, except inside the foundation, where modules build
-# on each other; there, `FOUNDATION_ORDER` says which may use which.
+# on each other.
 LAYERS = (
     ("__main__",),
     ("cli",),
@@ -35,6 +35,9 @@ FOUNDATION = (
     "recipe_checks",
     "messages",
     "run_folder",
+    "text_files",
+    "stop_request",
+    "crash",
     "errors",
     "statistics",
     "shingles",

@@ -44,6 +44,7 @@ def open_labeller(recipe: Recipe, tokenizer: str | None = None) -> Labeller:
     revision = None
     if tokenizer is None:
         tokenizer = recipe.model_name
+        check_folder(tokenizer, "check the path, or give it with --model_name_or_path FOLDER")
         revision = recipe.model.get("model_revision")
     return Labeller(open_renderer(tokenizer, recipe.template, revision), recipe.labels)
 
@@ -75,11 +76,12 @@ def open_data(path: Path, tokenizer: str | None, options: Mapping[str, Any]) -> 
     return OpenedData(settings, None, labeller)
 
 
-def check_folder(name: str) -> None:
-    """Raise InputError for a name that looks like a folder and is none."""
+def check_folder(
+    name: str, fix: str = "check the path; ./ and ../ are relative to the recipe file"
+) -> None:
+    """Raise InputError, with this fix, for a name that looks like a folder and is none."""
     looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
-        fix = "check the path; ./ and ../ are relative to the recipe file"
         raise InputError(Problem(name, "model_name_or_path", "no such folder", fix))
 
 
