@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from benchmarks.fault_injections import FAULTS, QUICKSTART, Fault, read_rows
 from sft_recipes.data.chat_templates import load_chat_template
-from sft_recipes.evaluation.gate import ALPHA, read_gate
+from sft_recipes.evaluation.gate import read_gate
+from sft_recipes.evaluation.gate_bounds import ALPHA
 from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.statistics import proportion
 

@@ -261,6 +261,7 @@ def evaluate(
     output: opt.EvaluationFolderOption = None,
     examples: opt.ExamplesOption = 3,
     gate: opt.GateOption = None,
+    allow_trained_rows: opt.TrainedRowsOption = False,
     format_overfitting: opt.OtherFormatsOption = False,
     compare: opt.CompareOption = None,
     shots: opt.ShotsOption = 0,

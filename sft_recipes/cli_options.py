@@ -120,6 +120,9 @@ ExamplesOption = Annotated[int, typer.Option(help="Answers to print side by side
 GateOption = Annotated[
     str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")
 ]
+TrainedRowsOption = Annotated[
+    bool, typer.Option("--allow_trained_rows", help="Let the gate judge rows that were trained on")
+]
 OtherFormatsOption = Annotated[
     bool, typer.Option("--format_overfitting", help="Ask in other formats, too")
 ]

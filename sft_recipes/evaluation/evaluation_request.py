@@ -34,6 +34,7 @@ class EvaluationRequest:
     batch_size: int | None = None
     output: Path | None = None
     gate: str | None = None
+    allow_trained_rows: bool = False
     format_overfitting: bool = False
     compare: Sequence[str] | None = None
     shots: int = 0

@@ -53,6 +53,9 @@ def render_evaluation_report(
     choices = _choices(answers, base_samples is not None)
     formats = content.get("format_overfitting")
     sections = {
+        "Read this first": texts.warnings(
+            content.get("warnings", []), content.get("training_rows", {})
+        ),
         "Gate": texts.gate(content.get("gate"), interval_bar),
         "Differences": texts.differences(
             systems,
@@ -78,6 +81,8 @@ def render_evaluation_report(
     }
     model = content["info"].get("model", "model not recorded")
     summary = f"{content['n']} prompts, greedy decoding, two-sided 95 % intervals."
+    if content["n"] < len(samples):
+        summary = f"{len(samples)} rows of {summary} A prompt counts once."
     return page.render_page(f"Evaluation of {model}", summary, sections, texts.script())
 
 

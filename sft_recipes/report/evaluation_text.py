@@ -19,6 +19,13 @@ Content = Mapping[str, Any]
 NAME_CHARACTERS = 28
 
 
+def warnings_text(warnings: Sequence[str]) -> str:
+    """What makes the figures worth less than they look, above them; nothing without any."""
+    if not warnings:
+        return ""
+    return visible(_joined([f"WARNING: {warning}" for warning in warnings] + [""]))
+
+
 def evaluation_text(
     content: Content,
     base: Content | None,
@@ -26,7 +33,7 @@ def evaluation_text(
     pairs: Sequence[RowPair],
 ) -> str:
     """Which rows were answered, the metrics, exact match by task type, and some answers."""
-    lines = [_answered(content["n"], sources), _metrics_header(base)]
+    lines = [_answered(content, sources), _metrics_header(base)]
     differences = content.get("differences", {})
     for name, estimate in content["metrics"].items():
         of_base = base and base["metrics"][name]
@@ -39,11 +46,14 @@ def evaluation_text(
     return visible(_joined(lines))
 
 
-def _answered(n: int, sources: Mapping[str, int]) -> str:
-    counts = ", ".join(f"{count} of {source}" for source, count in sources.items())
-    if not n:
+def _answered(content: Content, sources: Mapping[str, int]) -> str:
+    if not content["rows"]:
         return "no rows answered"
-    return f"{n} rows answered: {counts}"
+    counts = ", ".join(f"{count} of {source}" for source, count in sources.items())
+    text = f"{content['rows']} rows answered: {counts}"
+    if content["n"] < content["rows"]:
+        text += f"; {content['n']} different prompts, each of which counts once"
+    return text
 
 
 def _metrics_header(base: Content | None) -> str:
@@ -77,10 +87,14 @@ def _answers(pair: RowPair) -> list[str]:
 
 def gate_text(gate: Content) -> str:
     """The verdict and a line for each bound."""
-    smoke = " (smoke, not a gate: too few rows)" if gate["smoke"] else ""
+    doubts = ""
+    if gate["smoke"]:
+        doubts += " (smoke, not a gate: too few prompts)"
+    if gate.get("trained_rows"):
+        doubts += f" (with {gate['trained_rows']} rows that were trained on)"
     lines = [
         "",
-        f"gate: {gate['verdict'].upper()}{smoke}",
+        f"gate: {gate['verdict'].upper()}{doubts}",
         f"{'one-sided 95 % bounds':44} {'value':>8} {'bound':>8} {'limit':>16} {'n':>12}  verdict",
     ]
     for line in gate["lines"]:
@@ -131,7 +145,10 @@ def _columns(label: str, cells: Sequence[object]) -> str:
 
 
 def task_differences_text(tasks: Mapping[str, Content]) -> str:
-    """Exact match by task type against the base, and how often training had the type; nothing if neither is known."""
+    """Exact match by task type against the base, and how often training had the type.
+
+    Nothing if neither is known.
+    """
     is_known = any("n" in task or task["training_rows"] is not None for task in tasks.values())
     if not is_known:
         return ""
