@@ -267,6 +267,7 @@ def evaluate(
     shots: opt.ShotsOption = 0,
     safety: opt.SafetyOption = False,
     safety_data: opt.SafetyDataOption = None,
+    suspects: opt.SuspectsOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.

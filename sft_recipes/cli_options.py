@@ -137,6 +137,10 @@ SafetyDataOption = Annotated[
     str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")
 ]
 
+SuspectsOption = Annotated[
+    bool, typer.Option(help="List the training rows that the model finds hardest: wrong answers?")
+]
+
 # chat
 BesideOption = Annotated[str | None, typer.Option(help="Model that answers beside it")]
 

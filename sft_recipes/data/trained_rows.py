@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from sft_recipes.data.prepared import TRAIN, load_prepared
 from sft_recipes.data.prompt_groups import prompt_group, prompt_text
-from sft_recipes.data.row_table import column
+from sft_recipes.data.row_table import Integers, column
 from sft_recipes.messages import Example
 from sft_recipes.recipe import Recipe
 
@@ -34,17 +34,23 @@ class TrainedRows:
         return prompt_group(prompt_text(example), self.seed) in self.groups
 
 
-def trained_rows(recipe: Recipe, folder: Path) -> TrainedRows:
-    """The rows that the recipe trains of a prepared folder.
+def trained_indices(recipe: Recipe, folder: Path) -> Integers:
+    """The rows of the table of a prepared folder that the recipe trains, rising.
 
     Raises InputError if the folder is not whole.
     """
     data = load_prepared(recipe, folder)
     table = Dataset.from_file(str(folder / TRAIN))
-    is_trained = np.isin(column(table, "fingerprint"), data.fingerprints)
-    sources = column(table, "source")[is_trained].tolist()
-    rows = column(table, "row")[is_trained].tolist()
+    return np.flatnonzero(np.isin(column(table, "fingerprint"), data.fingerprints))
+
+
+def trained_rows(recipe: Recipe, folder: Path) -> TrainedRows:
+    """Where those rows stand in their sources. Raises as `trained_indices`."""
+    trained = trained_indices(recipe, folder)
+    table = Dataset.from_file(str(folder / TRAIN))
+    sources = column(table, "source")[trained].tolist()
+    rows = column(table, "row")[trained].tolist()
     groups = None
     if recipe.data.eval_split or recipe.data.test_split:
-        groups = set(column(table, "group")[is_trained].tolist())
+        groups = set(column(table, "group")[trained].tolist())
     return TrainedRows(set(zip(sources, rows, strict=True)), groups, recipe.data.seed)

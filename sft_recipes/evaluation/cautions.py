@@ -30,6 +30,6 @@ def _of_budget(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     # One more for the token that ends the answer.
     needed = 1 + max(row["reference_tokens"] for row in too_long)
     yield (
-        f"{len(too_long)} of {len(rows)} references are longer than --max_new_tokens allows: no "
-        f"answer can equal them. Fix: add --max_new_tokens {needed}"
+        f"{len(too_long)} of {len(rows)} references do not fit into --max_new_tokens with their "
+        f"end: answers to them are cut. Fix: add --max_new_tokens {needed}"
     )

@@ -45,6 +45,7 @@ from sft_recipes.evaluation.questions import (
     answers_below,
 )
 from sft_recipes.evaluation.safety import PROMPTS, SAFETY_METRICS, measure_safety, read_prompts
+from sft_recipes.evaluation.suspects import Suspects, find_suspects
 from sft_recipes.evaluation.training_rows import TrainingRows, read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel
@@ -60,7 +61,8 @@ class EvaluationResult:
     """An evaluation, the base's where one was asked for, and the folder both were written to.
 
     `extra` holds what else is known, as plain data: `warnings`, `training_rows`, `comparisons`,
-    `task_differences`, `training_curves`, and where asked for `format_overfitting`, `safety`, `gate`.
+    `task_differences`, `training_curves`, and where asked for `suspects`, `format_overfitting`,
+    `safety`, `gate`.
     """
 
     request: EvaluationRequest
@@ -110,15 +112,14 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     examples = conversations_to_answer(request, run)
     questions = _questions(request, run, examples, {bound.metric for bound in bounds})
     systems = _earlier_systems(request, examples)
-    training = _training_rows(request, run, examples)
-    if bounds and not request.allow_trained_rows:
-        training.refuse_seen("--gate")
+    training = _training_rows(request, run, examples, is_judged=bool(bounds))
     shots = _with_shots(request, run, examples, training)
     segments = run.labeller.renderer.template_segments
     asking = Asking(request.max_new_tokens, request.batch_size, segments, progress)
     asking.check_lengths(loaded.model, questions | shots)
 
     tuned = asking.ask(loaded.model, questions)
+    suspects = _suspects(request, run, loaded.model, progress)
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
@@ -130,10 +131,8 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     elif request.base is not None:
         base = {DATA: systems[0].evaluation}
 
-    extra: dict[str, Any] = {
-        "warnings": cautions(training, tuned[DATA].rows),
-        "training_rows": training.as_json(),
-    }
+    # What is said of the answers.
+    extra = _about_training(training, tuned[DATA], suspects)
     extra |= _compare(request, tuned[DATA], base.get(DATA), systems, training, info)
     measured = _measure_further(request, tuned, base)
     extra |= measured.content
@@ -142,8 +141,31 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
         extra["gate"] = {**gate, "trained_rows": len(training.seen)}
     result = EvaluationResult(request, tuned[DATA], base.get(DATA), request.folder, extra)
     if result.is_main:
-        _write(result, tuned, base, info)
+        _write(result, tuned, base, info, suspects)
     return result
+
+
+def _suspects(
+    request: EvaluationRequest, run: OpenedRun, model: Any, progress: bool
+) -> Suspects | None:
+    """The training rows with the highest loss, if they were asked for."""
+    if not request.suspects or run.recipe is None:
+        return None
+    folder = Path(request.model_or_run) / run_folder.PREPARED
+    return find_suspects(model, run, run.recipe, folder, progress)
+
+
+def _about_training(
+    training: TrainingRows, tuned: Evaluation, suspects: Suspects | None
+) -> dict[str, Any]:
+    """What is to be said first, and what is known of the rows that were trained."""
+    content: dict[str, Any] = {
+        "warnings": cautions(training, tuned.rows),
+        "training_rows": training.as_json(),
+    }
+    if suspects is not None:
+        content["suspects"] = suspects.as_json()
+    return content
 
 
 def _read_bounds(request: EvaluationRequest) -> list[Bound]:
@@ -190,9 +212,12 @@ def _earlier_systems(request: EvaluationRequest, examples: Sequence[Example]) ->
 
 
 def _training_rows(
-    request: EvaluationRequest, run: OpenedRun, examples: Sequence[Example]
+    request: EvaluationRequest, run: OpenedRun, examples: Sequence[Example], is_judged: bool
 ) -> TrainingRows:
-    """What is known of the run's training rows."""
+    """What is known of the run's training rows; a gate refuses examples that are among them."""
+    if request.suspects and run.recipe is None:
+        what = "the training rows of this model are not known"
+        raise InputError(Problem("command line", "--suspects", what, "evaluate a run folder"))
     if request.shots and (run.recipe is None or not request.base_is_model):
         what = "training rows are shown to a base: both are needed"
         fix = "evaluate a run folder and add --base MODEL"
@@ -201,11 +226,14 @@ def _training_rows(
         return TrainingRows(None)
     try:
         trained = trained_rows(run.recipe, Path(request.model_or_run) / run_folder.PREPARED)
-        return read_training_rows(run.recipe, run.labeller, trained, examples, request.shots)
+        training = read_training_rows(run.recipe, run.labeller, trained, examples, request.shots)
     except InputError as error:
         if request.shots:
             raise
         return TrainingRows(None, unknown=str(error))
+    if is_judged and not request.allow_trained_rows:
+        training.refuse_seen("--gate")
+    return training
 
 
 def _with_shots(
@@ -286,13 +314,19 @@ def _by_model(tuned: Answers, base: Answers, folder: str) -> dict[str, Answers]:
 
 
 def _write(
-    result: EvaluationResult, tuned: Answers, base: Answers, info: Mapping[str, Any]
+    result: EvaluationResult,
+    tuned: Answers,
+    base: Answers,
+    info: Mapping[str, Any],
+    suspects: Suspects | None,
 ) -> None:
     """The evaluation itself, and below it every other one that was made for it."""
     request = result.request
     evaluator.write_evaluation(
         result.evaluation, result.folder, info=info, base=result.base, extra=result.extra
     )
+    if suspects is not None:
+        suspects.write(result.folder)
     for name, evaluation in tuned.items():
         if name != DATA:
             own = {**info, "model": request.model_or_run, "asked_as": name}

@@ -40,6 +40,7 @@ class EvaluationRequest:
     shots: int = 0
     safety: bool = False
     safety_data: str | None = None
+    suspects: bool = False
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -17,6 +17,9 @@ from sft_recipes.report.number_texts import decimals, format_estimate, p_value, 
 Content = Mapping[str, Any]
 # Of a compared system's name, from its end.
 NAME_CHARACTERS = 28
+# Of the training rows with the highest loss; all stand in `suspects.jsonl`.
+SUSPECTS = 10
+SUSPECT_CHARACTERS = 60
 
 
 def warnings_text(warnings: Sequence[str]) -> str:
@@ -196,6 +199,27 @@ def safety_text(safety: Content) -> str:
     return _joined(lines)
 
 
+def suspects_text(suspects: Content) -> str:
+    """The training rows with the highest loss, the first ten of them."""
+    lines = [
+        "",
+        f"training rows that the model finds hardest: {suspects['listed']} of {suspects['rows']}; "
+        f"the median row has loss {suspects['median']:.3f}. Wrong answers end up here: read them",
+    ]
+    for row in suspects["shown"][:SUSPECTS]:
+        lines.append(
+            f"  {row['loss']:6.3f}  {row['where']}: {_short_text(row['prompt'])} -> "
+            f"{_short_text(row['answer'])}"
+        )
+    return visible(_joined(lines))
+
+
+def _short_text(text: str) -> str:
+    """The end of a prompt or answer on one line; it is the part that differs between rows."""
+    line = " ".join(text.split())
+    return line if len(line) <= SUSPECT_CHARACTERS else f"...{line[-SUSPECT_CHARACTERS:]}"
+
+
 def next_steps(model_or_run: str, base: str | None, folder: Path) -> str:
     """Where the rest is, and what to do next; `base` is one that can be talked to."""
     beside = f" --base {base}" if base else ""
@@ -212,6 +236,7 @@ def next_steps(model_or_run: str, base: str | None, folder: Path) -> str:
 PARTS: Mapping[str, Callable[[Any], str]] = {
     "comparisons": comparisons_text,
     "task_differences": task_differences_text,
+    "suspects": suspects_text,
     "format_overfitting": format_overfitting_text,
     "safety": safety_text,
     "gate": gate_text,

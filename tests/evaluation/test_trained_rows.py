@@ -163,7 +163,7 @@ def test_references_beyond_the_budget_are_said_first(train, write_rows, tmp_path
     data = str(write_rows(rows, "asked.jsonl"))
     request = EvaluationRequest(run, data=data, output=tmp_path / "out", max_new_tokens=2)
     (warning,) = run_evaluation(request, progress=False).extra["warnings"]
-    assert warning.startswith("3 of 3 references are longer than --max_new_tokens allows")
+    assert warning.startswith("3 of 3 references do not fit into --max_new_tokens")
     needed = int(warning.rpartition(" ")[2])
     for tokens, said in ((needed, 0), (needed - 1, 1)):
         request = EvaluationRequest(run, data=data, output=tmp_path / "o", max_new_tokens=tokens)
