@@ -109,7 +109,7 @@ def test_rows_of_several_files_are_told_apart(make_run, write_rows, monkeypatch)
     rows = instruction_rows(12)
     write_rows(rows[:6], "data/train-0.jsonl")
     write_rows(rows[6:], "data/train-1.jsonl")
-    listed = found(make_run(datasets=[{"path": "../data"}])).listed
+    listed = found(make_run(datasets=[{"path": "../data", "data_files": "train-*.jsonl"}])).listed
     assert len({row.where for row in listed}) == 12
     for row in listed:
         name, _, line = row.where.rpartition("/")[2].partition(":")
