@@ -270,11 +270,13 @@ def evaluate(
     output: opt.EvaluationFolderOption = None,
     examples: opt.ExamplesOption = 3,
     gate: opt.GateOption = None,
+    allow_trained_rows: opt.TrainedRowsOption = False,
     format_overfitting: opt.OtherFormatsOption = False,
     compare: opt.CompareOption = None,
     shots: opt.ShotsOption = 0,
     safety: opt.SafetyOption = False,
     safety_data: opt.SafetyDataOption = None,
+    suspects: opt.SuspectsOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.

@@ -121,6 +121,9 @@ ExamplesOption = Annotated[int, typer.Option(help="Answers to print side by side
 GateOption = Annotated[
     str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")
 ]
+TrainedRowsOption = Annotated[
+    bool, typer.Option("--allow_trained_rows", help="Let the gate judge rows that were trained on")
+]
 OtherFormatsOption = Annotated[
     bool, typer.Option("--format_overfitting", help="Ask in other formats, too")
 ]
@@ -133,6 +136,10 @@ ShotsOption = Annotated[
 SafetyOption = Annotated[bool, typer.Option(help="Ask what should and should not be refused, too")]
 SafetyDataOption = Annotated[
     str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")
+]
+
+SuspectsOption = Annotated[
+    bool, typer.Option(help="List the training rows that the model finds hardest: wrong answers?")
 ]
 
 # chat

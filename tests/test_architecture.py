@@ -42,6 +42,7 @@ FOUNDATION = (
     "statistics",
     "shingles",
     "similarity",
+    "overlap",
     "response_patterns",
 )
 LEVEL = {name: len(LAYERS) - depth for depth, names in enumerate(LAYERS) for name in names}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sft_recipes.messages import Example, Message
+from sft_recipes.overlap import question
 from sft_recipes.response_patterns import mask
 
 SEVERITIES = ("error", "warning", "info")
@@ -46,7 +47,7 @@ class AuditRow:
     @property
     def question(self) -> str:
         """The prompt without system messages, which all rows may share."""
-        return _said_by(self.turns, ("user", "tool"))
+        return question(self.example)
 
 
 def audit_rows(examples: Iterable[Example], first_index: int = 0) -> list[AuditRow]:

@@ -13,12 +13,13 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.evaluator import (
     METRICS_FILE,
     Evaluation,
-    by_task_type,
     compare,
     estimates_as_json,
     read_evaluation,
+    rows_by_task_type,
 )
 from sft_recipes.evaluation.metrics import METRICS
+from sft_recipes.evaluation.prompts import prompts_of
 from sft_recipes.messages import Example
 from sft_recipes.recipe import read_yaml, rebase_paths
 from sft_recipes.statistics import PairedDifference, paired_difference
@@ -125,14 +126,18 @@ def task_table(
     base there is nothing else.
     """
     exact = METRICS["exact_match"]
-    after = by_task_type(this.rows, exact.of_rows(this.rows))
+    after = rows_by_task_type(this.rows)
     table: dict[str, dict[str, Any]] = {}
     for name in after:
         table[name] = {"training_rows": None if trained is None else trained.get(name, 0)}
     if base is None:
         return table
-    before = by_task_type(this.rows, exact.of_rows(base.rows))
-    differences = {name: paired_difference(before[name], after[name]) for name in after}
+    before = rows_by_task_type(base.rows)
+    differences = {}
+    for name, rows in after.items():
+        differences[name] = paired_difference(
+            exact.of_rows(before[name]), exact.of_rows(rows), groups=prompts_of(rows)
+        )
     adjusted = holm(differences)
     for name, difference in differences.items():
         table[name] |= {**difference.as_json(), "p_holm": adjusted.get(name)}

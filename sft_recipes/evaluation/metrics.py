@@ -1,8 +1,9 @@
 """Every metric of an evaluation, one record each: this table is the only place that knows them.
 
-A record says what a metric is called, what it measures, its value for one answer, and how the rows'
-values become one number with its interval. The evaluator, the report, the gate, the training
-callback and the model card read it from here or from `metrics.json`, which carries the words along.
+A record says what a metric is called, what it measures, its value for one answer, between which
+ends that lies, and how the values of prompts (`prompts.py`) become one number with its interval.
+The evaluator, the report, the gate, the training callback and the model card read it from here or
+from `metrics.json`, which carries the words along.
 
 To add one, add a record to `METRICS`. Rows are plain dicts, so that a saved `samples.jsonl` can be
 summarised again; a row without a metric's column has no value for it. No torch here.
@@ -11,11 +12,14 @@ summarised again; a row without a metric's column has no value for it. No torch 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from sft_recipes.evaluation.answer import FLAGS, Answer
+from sft_recipes.evaluation.prompts import Row, values_of_prompts
 from sft_recipes.evaluation.scores import (
     chapter_completion,
     chapter_format,
@@ -32,7 +36,6 @@ from sft_recipes.statistics import (
     proportion_of,
 )
 
-Row = Mapping[str, Any]
 Measure = Callable[[Answer], Any]
 Statistic = Callable[[Sequence[Any], float], Estimate]
 
@@ -52,6 +55,7 @@ class Metric:
     under `column` (a row is `complete`, the rate over rows is `completion_rate`). `statistic` makes
     one number of the values. `headline`: compared between systems pair by pair and drawn, all of
     them scores from 0 to 1 that are better when higher. `higher_is_better` None: neither is better.
+    `low` and `high`: no value lies beyond. `combine` makes the value of a prompt from its rows'.
     """
 
     name: str
@@ -64,6 +68,9 @@ class Metric:
     higher_is_better: bool | None = None
     group: str = TASK
     headline: bool = False
+    low: float = 0.0
+    high: float = 1.0
+    combine: Callable[[Sequence[Any]], Any] = fmean
 
     @property
     def key(self) -> str:
@@ -89,8 +96,12 @@ class Metric:
         """The values of scored rows, None where a row has none."""
         return [row.get(self.key) for row in rows]
 
+    def of_prompts(self, rows: Sequence[Row]) -> list[Any]:
+        """The values of the prompts of scored rows, which is what an estimate is made of."""
+        return values_of_prompts(rows, self.of_rows(rows), self.combine)
+
     def estimate(self, values: Sequence[Any], confidence: float = CONFIDENCE) -> Estimate:
-        """The number over rows with its interval; None is excluded and counted."""
+        """The number over prompts with its interval; None is excluded and counted."""
         estimate = self.statistic(values, confidence)
         return replace(
             estimate,
@@ -266,6 +277,7 @@ _TABLE = (
         measure=length_ratio,
         statistic=median,
         unit="tokens / reference tokens",
+        high=math.inf,
         group=LENGTH,
     ),
     Metric(
@@ -287,6 +299,8 @@ _TABLE = (
         statistic=evenness,
         column="opener",
         unit="entropy / ln n",
+        # Texts have no mean; a model that decodes greedily begins all answers to a prompt alike.
+        combine=itemgetter(0),
         group=REPETITION,
     ),
     Metric(
@@ -296,6 +310,7 @@ _TABLE = (
         measure=against_reference(chapter_length_ratio),
         statistic=mean,
         unit="words / reference words",
+        high=math.inf,
         group=CHAPTER,
     ),
     Metric(
@@ -350,13 +365,13 @@ def score_row(answer: Answer) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
-    """Every metric over scored rows, in the order of the table."""
-    return {name: metric.estimate(metric.of_rows(rows)) for name, metric in METRICS.items()}
+    """Every metric over the prompts of scored rows, in the order of the table."""
+    return {name: metric.estimate(metric.of_prompts(rows)) for name, metric in METRICS.items()}
 
 
 def summarise_flags(rows: Sequence[Row]) -> dict[str, Estimate]:
-    """The share of rows with each flag."""
-    return {name: flag_share(flagged(rows, name)) for name in FLAGS}
+    """The share of prompts whose answer has each flag."""
+    return {name: flag_share(flagged_prompts(rows, name)) for name in FLAGS}
 
 
 def flagged(rows: Sequence[Row], flag: str) -> list[bool]:
@@ -364,6 +379,11 @@ def flagged(rows: Sequence[Row], flag: str) -> list[bool]:
     return [flag in row["flags"] for row in rows]
 
 
-def flag_share(values: Sequence[bool], confidence: float = CONFIDENCE) -> Estimate:
-    """The share of rows with a flag: lower is better."""
+def flagged_prompts(rows: Sequence[Row], flag: str) -> list[float]:
+    """Of each prompt's rows the share that has the flag."""
+    return values_of_prompts(rows, flagged(rows, flag))
+
+
+def flag_share(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The share of prompts with a flag: lower is better."""
     return proportion_of(values, higher_is_better=False, confidence=confidence)
