@@ -21,6 +21,7 @@ from sft_recipes.cli_output import (
     say_written,
     speaking_on_stderr,
 )
+from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import copy_recipe, parse_overrides
 from sft_recipes.recipe_checks import rewrite
@@ -33,7 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-review = typer.Typer(help="Blind human A/B review of two evaluations.")
 app.add_typer(review, name="review")
 PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -360,44 +360,6 @@ def push_run(
         print_json(pushed.as_json())
     else:
         print(pushed.as_text())
-
-
-@review.command("build")
-def review_build(
-    candidate: opt.CandidateArgument,
-    baseline: opt.BaselineArgument,
-    output: opt.PageOption = Path("review.html"),
-    rows: opt.ItemsOption = 100,
-    seed: opt.SeedOption = 0,
-    as_json: opt.JsonOption = False,
-) -> None:
-    """Write one page on which people compare two evaluations without knowing whose they are."""
-    from sft_recipes.evaluation.review import build
-
-    built = build(candidate, baseline, output, rows, seed)
-    if as_json:
-        print_json(built)
-    else:
-        left_out = f"{built['answered_alike']} answered alike were left out"
-        print(f"page: {built['output']}, {built['items']} items; {left_out}")
-        print(f"key, not for raters: {built['key']}")
-
-
-@review.command("score")
-def review_score(
-    key: opt.KeyArgument,
-    votes: opt.VotesArgument,
-    as_json: opt.JsonOption = False,
-) -> None:
-    """Resolve the votes: win rate, agreement, consistency, position and length."""
-    from sft_recipes.evaluation.review import score
-    from sft_recipes.report.review_text import review_text
-
-    result = score(key, votes)
-    if as_json:
-        print_json(result)
-    else:
-        print(review_text(result))
 
 
 def run(arguments: Sequence[str]) -> int:
