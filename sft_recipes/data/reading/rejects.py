@@ -25,8 +25,8 @@ class RejectLog:
     `max_rejected` of the rows are rejected, or all of them.
 
     By source, of the last pass: `rejected` (reason -> rows), `unused_columns`, `formats`,
-    `recognised` ({our column: theirs} where we read a column under another name than ours without
-    being told), `nulls_removed` (rows of a table that lost a null inside tool calls or tools, see
+    `recognised` ({column: its name in the rows} where a column was recognised under another name
+    unasked), `nulls_removed` (rows of a table that lost a null inside tool calls or tools, see
     `tables.py`).
     """
 
@@ -102,7 +102,7 @@ class RejectLog:
         notes: list[str] = []
         mapping = self.recognised[source]
         if mapping:
-            pairs = ", ".join(f"{theirs} -> {ours}" for ours, theirs in mapping.items())
+            pairs = ", ".join(f"{name} -> {column}" for column, name in mapping.items())
             notes.append(f"columns read as ours: {pairs}")
         if self.unused_columns[source]:
             notes.append(f"columns not used: {', '.join(self.unused_columns[source])}")
