@@ -170,10 +170,12 @@ class _SourceReader:
         The first row says which columns hold the question and the answer; later ones may add what
         goes with them.
         """
-        columns = FORMATS[format.name]
+        known_format = FORMATS[format.name]
         mapping = {**self._recognised, **format.column_mapping}
         known = {column: name for column, name in self._recognised.items() if name in values}
-        wanted = (*columns.required, *columns.optional) if is_first else columns.optional
+        wanted = known_format.other_columns
+        if is_first:
+            wanted = (*known_format.required, *wanted)
         try:
             known |= recognise(values, format.name, mapping, where, wanted)
             if self._source.format is None:

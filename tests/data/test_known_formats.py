@@ -114,6 +114,16 @@ def test_a_row_is_recognised_unasked(name: str) -> None:
     assert detected(example_of(name).row) == name
 
 
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in TEXT_FORMATS])
+def test_system_and_tools_stand_beside_every_conversation(name: str) -> None:
+    """A system column is the first turn and tools are kept, whatever the format."""
+    example = example_of(name)
+    converted = convert({"system": "Be kind.", "tools": '[{"name": "f"}]', **example.row}, name)
+    turns = [(turn["role"], turn["content"]) for turn in converted.messages]
+    assert turns == [("system", "Be kind."), *example.turns]
+    assert converted.tools == [{"type": "function", "function": {"name": "f"}}]
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_refused(name: str) -> None:
     """Each value that no row may have is refused at its column."""
@@ -178,6 +188,18 @@ def test_every_format_is_documented(name: str) -> None:
     """The page of formats has a row for each."""
     page = DOCS / "data.md"
     assert f"\n| `{name}` | " in page.read_text(encoding="utf-8"), f"add {name!r} to {page}"
+
+
+def test_a_column_is_found_by_its_own_name_whatever_its_case() -> None:
+    """Names in common use are a table, in which a column needs no entry."""
+    values = {"Instruction": "q", "Output": "a", "History": [["q1", "a1"]]}
+    wanted = ("instruction", "output", "history")
+    assert "history" not in columns_module.COMMON_NAMES
+    assert columns_module.recognise(values, "instruction", {}, "rows.jsonl:1", wanted) == {
+        "instruction": "Instruction",
+        "output": "Output",
+        "history": "History",
+    }
 
 
 def test_a_format_that_tells_its_rows_by_values(monkeypatch: pytest.MonkeyPatch) -> None:

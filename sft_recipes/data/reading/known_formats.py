@@ -21,8 +21,8 @@ from sft_recipes.messages import Message
 class Format:
     """How rows of a format look, and how they are read.
 
-    `required` and `optional` are its columns; one called `system` or `tools` is read for every
-    format that has it. `messages` makes the turns of a row, or is None where the column `text` is
+    `required` and `optional` are its columns, without `system` and `tools`, which may stand beside
+    every conversation. `messages` makes the turns of a row, or is None where the column `text` is
     trained as it stands; such a format is never recognised unasked.
 
     `fits` tells the rows of a format by their values, given by required column, where its columns
@@ -33,6 +33,13 @@ class Format:
     optional: tuple[str, ...] = ()
     messages: Callable[[RowFields], list[Message]] | None = None
     fits: Callable[[Mapping[str, Any]], bool] | None = None
+
+    @property
+    def other_columns(self) -> tuple[str, ...]:
+        """The columns that a row may have beside the required ones."""
+        if self.messages is None:
+            return self.optional
+        return (*self.optional, "system", "tools")
 
 
 def _instruction(fields: RowFields) -> list[Message]:
@@ -87,25 +94,22 @@ FORMATS: Mapping[str, Format] = {
     # `history`: messages, or pairs of texts.
     "instruction": Format(
         required=("instruction", "output"),
-        optional=("input", "system", "history", "tools"),
+        optional=("input", "history"),
         messages=_instruction,
     ),
     # OpenAI's {role, content}, with tool_calls, reasoning_content, train, weight.
     "messages": Format(
         required=("messages",),
-        optional=("system", "tools"),
         messages=_messages,
     ),
     # {from, value}, with function_call and observation turns.
     "sharegpt": Format(
         required=("conversations",),
-        optional=("system", "tools"),
         messages=_sharegpt,
     ),
     # Each side is text or messages; only the completion is trained.
     "prompt_completion": Format(
         required=("prompt", "completion"),
-        optional=("system", "tools"),
         messages=_prompt_completion,
     ),
     "raw": Format(required=("text",)),

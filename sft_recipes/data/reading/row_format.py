@@ -34,7 +34,7 @@ class RowFormat:
     def columns(self) -> tuple[str, ...]:
         """The columns that are read of a row."""
         format = FORMATS[self.name]
-        return (*format.required, *format.optional, *self.extra)
+        return (*format.required, *format.other_columns, *self.extra)
 
     @property
     def mapping(self) -> dict[str, NamesInRow]:
