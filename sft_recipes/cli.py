@@ -151,10 +151,10 @@ def inspect(
         rows = 3
     inspected = inspect_rows(opened.labeller, opened.settings.data, rejects, rows)
     if as_json:
-        print_rows(opened.labeller.renderer, inspected)
+        print_rows(opened.labeller.renderer, inspected, rejects)
         print(*rejects.lines(), sep="\n", file=sys.stderr)
     else:
-        show_rows(opened.labeller.renderer, list(inspected))
+        show_rows(opened.labeller.renderer, list(inspected), rejects)
         print(*rejects.lines(), sep="\n")
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
@@ -20,6 +20,13 @@ SEVERITIES = ("error", "warning", "info")
 _CHECKS_FILE = Path(__file__).with_name("checks.yaml")
 CHECKS: Mapping[str, Any] = yaml.safe_load(_CHECKS_FILE.read_text(encoding="utf-8"))
 _EXAMPLES = 10
+
+
+class ProgressBar(Protocol):
+    """What is told of progress: tqdm, or whatever has its `update`."""
+
+    def update(self, n: float = 1) -> Any:
+        """Count `n` rows more."""
 
 
 class Turn(NamedTuple):

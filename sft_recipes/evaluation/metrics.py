@@ -56,6 +56,10 @@ class Metric:
     one number of the values. `headline`: compared between systems pair by pair and drawn, all of
     them scores from 0 to 1 that are better when higher. `higher_is_better` None: neither is better.
     `low` and `high`: no value lies beyond. `combine` makes the value of a prompt from its rows'.
+
+    `unit`: of the number, as reports print it. `share` in the unit that is the default makes a
+    metric yes or no: `measure` gives true or false. Scores between 0 and 1 name a unit of their
+    own. `group`: the heading under which the report shows it; metrics of a group stand together.
     """
 
     name: str
@@ -79,17 +83,26 @@ class Metric:
 
     @property
     def is_yes_or_no(self) -> bool:
-        """Whether every row's value is true or false."""
+        """Whether every row's value is true or false: a `share` in the default unit.
+
+        `benchmarks/gate_faults.py` makes a count of rows of such a number again.
+        """
         return self.statistic is share and self.unit == "proportion"
 
     @property
     def is_mean_of_rows(self) -> bool:
-        """Whether the difference between two systems is the mean of the rows' differences."""
-        return self.statistic in (share, mean)
+        """Whether the difference between two systems is the mean of the rows' differences.
+
+        The gate refuses `compared_with` for any other.
+        """
+        return self.statistic is share or self.statistic is mean
 
     @property
     def is_unbounded_mean(self) -> bool:
-        """Whether it is a mean whose values may lie beyond 0 and 1."""
+        """Whether it is a mean whose values may lie beyond 0 and 1.
+
+        The gate compares such means with Student's interval, all others with one for scores.
+        """
         return self.statistic is mean
 
     def of_rows(self, rows: Sequence[Row]) -> list[Any]:
