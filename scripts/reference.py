@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from trl import ModelConfig, SFTConfig
 
-from sft_recipes.evaluation.metrics import METRICS, Metric
+from sft_recipes.evaluation.metric import Metric
+from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.recipe_checks import NOTES, REFUSED, REFUSED_VALUES, RENAMED, TABLES, Key
 from sft_recipes.recipe_keys import (
     DATA_KEYS,

@@ -19,7 +19,8 @@ import yaml
 
 from sft_recipes.data.chat_templates import ChatRenderer, begins_with_bos
 from sft_recipes.evaluation.evaluator import Evaluation
-from sft_recipes.evaluation.metrics import METRICS, Metric, flagged
+from sft_recipes.evaluation.metric import Metric
+from sft_recipes.evaluation.metrics import METRICS, flagged
 from sft_recipes.evaluation.prompts import count_prompts, values_of_prompts
 from sft_recipes.evaluation.questions import (
     Answers,
