@@ -30,6 +30,7 @@ from sft_recipes.report.evaluation_report import render_evaluation_report
 from sft_recipes.report.evaluation_text import evaluation_text
 from sft_recipes.run_folder import SCHEMA_VERSION
 from sft_recipes.statistics import Estimate, PairedDifference, paired_difference
+from sft_recipes.text_files import interpreting
 
 METRICS_FILE = "metrics.json"
 REPORT = "report.html"
@@ -205,7 +206,9 @@ def rows_by_task_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """Read what `write_evaluation` wrote, for a comparison with an earlier run."""
-    return evaluation_from_rows(read_samples(folder))
+    rows = read_samples(folder)
+    with interpreting(folder / SAMPLES, "evaluate again"):
+        return evaluation_from_rows(rows)
 
 
 def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
