@@ -104,6 +104,7 @@ class Recipe:
     """A whole run. `values` are the keys exactly as set (file, then overrides); the rest follows.
 
     `model` and `training` hold the keys that go verbatim to TRL's `ModelConfig` and `SFTConfig`.
+    `places` says where each key was set, `FILE:LINE` or the command line.
     """
 
     name: str
@@ -116,6 +117,11 @@ class Recipe:
     template: TemplateSettings
     evaluation: EvaluationSettings
     global_batch_size: int | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """Where a key was set, for errors; the recipe's name for one that was not."""
+        return self.places.get(key.partition(".")[0], self.name)
 
     @property
     def model_name(self) -> str:

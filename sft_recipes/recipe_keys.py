@@ -205,6 +205,7 @@ def make_recipe(
             given.get("evaluation", {}), places.get("evaluation", where)
         ),
         global_batch_size=given.get("global_batch_size"),
+        places=dict(places),
     )
 
 
