@@ -19,6 +19,8 @@ MOST_BYTES = 500_000
 # Values of a document, each counted as often as aliases repeat it.
 MOST_VALUES = 20_000
 DEEPEST = 40
+# Where a value comes from that stands in no file.
+COMMAND_LINE = "command line"
 # 64 bits are 20 digits; `0o` and `_` included none is longer than this.
 LONGEST_NUMBER = 60
 
@@ -173,15 +175,12 @@ def parse_word(text: str) -> Any:
     Raises InputError for what is YAML out of bounds.
     """
     try:
-        return parse_yaml(text, "command line").value
+        return parse_yaml(text, COMMAND_LINE).value
     except InputError as error:
-        if isinstance(error.__cause__, yaml.YAMLError) and not _is_out_of_bounds(error.__cause__):
+        is_no_yaml = isinstance(error.__cause__, yaml.YAMLError)
+        if is_no_yaml and not isinstance(error.__cause__, _NotTaken):
             return text
         raise
-
-
-def _is_out_of_bounds(error: yaml.YAMLError) -> bool:
-    return isinstance(error, _NotTaken)
 
 
 def _as_input_error(error: yaml.YAMLError, text: str, where: str) -> InputError:
@@ -196,7 +195,9 @@ def _as_input_error(error: yaml.YAMLError, text: str, where: str) -> InputError:
         line = text.count("\n", 0, error.position) + 1
         what = f"not plain YAML: the character {error.character!r} is not allowed"
         fix = "remove it"
-    place = f"{where}:{line}" if line else where
+    place = where
+    if line and where != COMMAND_LINE:
+        place = f"{where}:{line}"
     return InputError(Problem(place, "", what, fix))
 
 

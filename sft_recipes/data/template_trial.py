@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sft_recipes.data.labels import Labeller
 
 # All probes of a template take 10 to 60 ms and a few MB (measured on 32 templates).
-TRIAL = Limits(seconds=10, growth=GIBIBYTE)
+TRIAL = Limits(seconds=5, growth=GIBIBYTE)
 # One row, however it was cut from its batch; a row of a megabyte takes half a second (measured).
 ROW = Limits(seconds=10, growth=2 * GIBIBYTE)
 

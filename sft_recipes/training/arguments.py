@@ -1,6 +1,7 @@
 """TRL's `SFTConfig` for a recipe: its keys verbatim, what it leaves open decided here and announced."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ REFUSALS = (
     ImportError,
     OSError,
     RuntimeError,
+    re.error,
 )
 
 

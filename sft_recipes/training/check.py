@@ -74,7 +74,7 @@ def check_recipe(
         allow_hub_kernels=allow_hub_kernels,
     )
     labeller = open_labeller(recipe)
-    check_vocabulary(model, labeller.renderer.tokenizer)
+    check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe, labeller, Path(folder), progress)
         checks = check_template(labeller, data.check_examples)

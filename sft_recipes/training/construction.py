@@ -21,12 +21,15 @@ from transformers import (
     GenerationConfig,
     get_scheduler,
 )
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_utils import SchedulerType
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.data.opening import loading
-from sft_recipes.errors import InputError, Problem
+from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.models import (
     check_quantization,
     clean_generation_config,
@@ -43,6 +46,8 @@ from sft_recipes.training.varlen_attention import VARLEN
 # Where the run's length is not known yet the schedule is made for this many steps.
 _ASSUMED_STEPS = 1000
 _LOOKED_AT_STEPS = 8
+# Trackers that transformers knows and never lists as installed, or not beside another.
+_NOT_LOOKED_FOR = ("azure_ml", "flyte")
 
 
 def check_construction(
@@ -56,6 +61,7 @@ def check_construction(
     # Before TRL's arguments: while these live, transformers would partition the model under ZeRO-3.
     model = meta_model(recipe)
     check_stated_attention(recipe, _base_of(model))
+    generation_notes(recipe)
     if not elsewhere:
         check_quantization(recipe)
     config = sft_config(recipe, processes)
@@ -87,11 +93,11 @@ def generation_notes(recipe: Recipe) -> list[str]:
     """
     name = recipe.model_name
     revision = recipe.model.get("model_revision", "main")
-    try:
-        config = GenerationConfig.from_pretrained(name, revision=revision)
-    except OSError:
-        return []  # many models have none
     with loading(name, "generation config"):
+        try:
+            config = GenerationConfig.from_pretrained(name, revision=revision)
+        except OSError:
+            return []  # many models have none
         return clean_generation_config(config, name)
 
 
@@ -291,16 +297,25 @@ def _try_optimizer(model: Any, config: SFTConfig) -> None:
 
 def _tracker_problems(recipe: Recipe, config: SFTConfig) -> Iterator[Problem]:
     """Trackers that are unknown or not installed."""
+    known = sorted(INTEGRATION_TO_CALLBACK)
     for name in config.report_to or ():
-        what = _refusal(partial(_try_tracker, name))
-        if what:
-            fix = f"pip install {name}, or remove it from report_to"
-            yield Problem(recipe.place("report_to"), "report_to", what, fix)
+        place = recipe.place("report_to")
+        if name not in known:
+            fix = suggest(name, known)
+            yield Problem(place, "report_to", f"there is no tracker {name!r}", fix)
+        elif name not in get_available_reporting_integrations() and not _is_made(name):
+            fix = f"pip install {name.replace('_', '-')}, or remove it from report_to"
+            yield Problem(place, "report_to", f"{name} is not installed here", fix)
 
 
-def _try_tracker(name: str) -> None:
-    for callback in get_reporting_integration_callbacks([name]):
-        callback()
+def _is_made(name: str) -> bool:
+    """Whether a tracker can be made that transformers does not look for beforehand.
+
+    Others are not made: what is not installed complains once more when it is taken down.
+    """
+    if name not in _NOT_LOOKED_FOR:
+        return False
+    return not _refusal(INTEGRATION_TO_CALLBACK[name])
 
 
 def _compiler_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """What a recipe asks for that would have no effect, or that this machine cannot do: refused before anything is read."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import DeepSpeedPlugin
 
+from sft_recipes.data.chat_templates import load_chat_template
 from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu, has_accelerator
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.gate import parse_gate
@@ -52,6 +54,7 @@ def check_settings(
         problems += _device_problems(recipe, processes or launched_processes())
     problems += dead_keys(recipe)
     problems += _output_problems(recipe)
+    problems += _template_problems(recipe)
     if problems:
         raise InputError(problems)
     if recipe.values.get("push_to_hub"):
@@ -81,6 +84,18 @@ def _output_problems(recipe: Recipe) -> Iterator[Problem]:
         if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112
             what = f"{path} is a file, and the run needs a folder"
             yield Problem(recipe.place("output_dir"), "output_dir", what, "name another folder")
+
+
+def _template_problems(recipe: Recipe) -> Iterator[Problem]:
+    """A template that is named and is not there."""
+    name = recipe.template.chat_template
+    if name is None or name == "tokenizer":
+        return
+    try:
+        load_chat_template(name)
+    except InputError as error:
+        for problem in error.problems:
+            yield dataclasses.replace(problem, where=recipe.place("chat_template"))
 
 
 def _model_problems(recipe: Recipe, zero3: bool) -> Iterator[Problem]:
