@@ -196,8 +196,8 @@ def make_recipe(
         name=name,
         path=path,
         values=dict(values),
-        model={key: value for key, value in given.items() if key in trl.model},
-        training={key: value for key, value in given.items() if key in trl.training},
+        model=_handed_on(given, trl.model),
+        training=_handed_on(given, trl.training),
         data=_data_settings(given, where, places),
         labels=LabelSettings(**_fields(LabelSettings, given)),
         template=TemplateSettings(**_fields(TemplateSettings, given)),
@@ -207,6 +207,25 @@ def make_recipe(
         global_batch_size=given.get("global_batch_size"),
         places=dict(places),
     )
+
+
+def _handed_on(given: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """The given values that go to TRL.
+
+    A whole number for a float becomes one, since torch takes no `adam_beta1: 0`; counts that may be
+    shares stay as written, for transformers tells them apart by their size.
+    """
+    values = {}
+    for name, value in given.items():
+        if name not in keys:
+            continue
+        bounds = keys[name].range
+        is_count = bounds is not None and bounds.whole_from is not None
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if keys[name].kind is float and is_whole and not is_count:
+            value = float(value)
+        values[name] = value
+    return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ TRL_TRIES: Mapping[str, Try] = {
     "optim_target_modules": Try(["q_proj"], refusal="optim_target_modules: has no effect with"),
     "router_aux_loss_coef": Try(0.5, refusal="the model is no mixture of experts"),
     "max_steps": Try(7),
+    "activation_offloading": Try(True, refusal="activation_offloading: on a CPU there is no other"),
     "fp16": Try(True, refusal="fp16: needs a CUDA device"),
     "tf32": Try(False),
     "activation_checkpointing_kwargs": Try({"use_reentrant": False}),
@@ -280,9 +281,9 @@ class Builder:
         self.seen["model"] = {"name": name, **settings}
         return build_model(400, max_position_embeddings=2048)
 
-    def _workers(self, work: Any, processes: int | None) -> Workers[Any, Any]:
+    def _workers(self, work: Any, processes: int | None, blame: Any) -> Workers[Any, Any]:
         self.seen["processes"] = processes
-        return Workers(work, processes)
+        return Workers(work, processes, blame)
 
     def _evaluate(self, _: Any, __: Any, examples: Any, **settings: Any) -> Any:
         self.seen["evaluation"] = [[str(example) for example in examples], settings]

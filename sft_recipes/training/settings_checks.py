@@ -130,6 +130,10 @@ def _device_problems(recipe: Recipe, processes: int) -> Iterator[Problem]:
         yield Problem(recipe.place("bf16"), "bf16", "this accelerator has no bfloat16", fix)
     if training.get("fp16") and not torch.cuda.is_available():
         yield Problem(recipe.place("fp16"), "fp16", "needs a CUDA device", "remove it")
+    if training.get("activation_offloading") and on_cpu:
+        key = "activation_offloading"
+        what = "on a CPU there is no other memory to move activations to"
+        yield Problem(recipe.place(key), key, what, "remove it")
     if launched_with("FSDP") and (on_cpu or not torch.cuda.is_available()):
         # accelerate would train it as plain data parallel without a word.
         fix = "launch with ddp_cpu, or on GPUs"

@@ -410,6 +410,24 @@ def test_what_check_passes_trains(folder: Path) -> None:
     assert not faults
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_every_schedule_and_optimizer_that_passes_trains(folder: Path) -> None:
+    """What check accepts of transformers' lists trains two steps."""
+    outcomes: Counter[str] = Counter()
+    faults = []
+    tried = [("lr_scheduler_type", schedule.value) for schedule in SchedulerType]
+    tried += [("optim", optimizer.value) for optimizer in OptimizerNames]
+    for key, value in tried:
+        outcome = try_value(folder, key, value, {})
+        outcomes[f"{key} {outcome.partition(':')[0]}"] += 1
+        if outcome.startswith("fault"):
+            faults.append(f"{key}: {value}: {outcome}")
+    assert sum(outcomes.values()) == len(tried)
+    print(f"\nschedules and optimizers: {len(tried)} tried: {dict(outcomes)}")
+    print("\n".join(faults))
+    assert not faults
+
+
 def try_value(folder: Path, key: str, value: Any, beside: Mapping[str, Any]) -> str:
     """What a key with a value comes to: refused, trained, or a fault."""
     path = folder / "tried.yaml"
