@@ -202,6 +202,7 @@ def measure(folder: Path) -> None:
     from sft_recipes.recipe_keys import make_recipe
     from sft_recipes.training.arguments import sft_config
     from sft_recipes.training.check import make_plan
+    from sft_recipes.training.construction import meta_model
     from sft_recipes.training.measure import PeakMemory
     from sft_recipes.training.memory import Strategy
     from sft_recipes.training.train import build_trainer
@@ -209,7 +210,7 @@ def measure(folder: Path) -> None:
     recipe = make_recipe(json.loads((folder / "keys.json").read_text(encoding="utf-8")))
     labeller = open_labeller(recipe)
     data = prepare(recipe, labeller, folder / "prepared", progress=False)
-    plan = make_plan(recipe, data, sft_config(recipe), Strategy())
+    plan = make_plan(recipe, data, sft_config(recipe), Strategy(), meta_model(recipe))
     _warm_up()
     memory = PeakMemory()
     trainer = build_trainer(recipe, labeller, data)

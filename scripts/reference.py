@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from trl import ModelConfig, SFTConfig
 
 from sft_recipes.evaluation.metric import Metric
 from sft_recipes.evaluation.metrics import METRICS
@@ -107,15 +106,12 @@ def refused_keys_page() -> str:
 
 
 def _trl_lines(meanings: Mapping[str, Any]) -> Iterator[str]:
-    kinds = {**trl_keys().model, **trl_keys().training}
-    defaults: dict[str, Any] = {}
-    for config in (ModelConfig, SFTConfig):
-        defaults |= {field.name: field.default for field in dataclasses.fields(config)}
+    keys = {**trl_keys().model, **trl_keys().training}
     for name, meaning in meanings.items():
-        default = defaults[name]
+        default = keys[name].default
         if isinstance(meaning, list):
             default, meaning = meaning
-        yield _line(name, Key(kinds[name], default, meaning=meaning))
+        yield _line(name, dataclasses.replace(keys[name], default=default, meaning=meaning))
 
 
 def _line(name: str, key: Key) -> str:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from sft_recipes import run_folder
-from sft_recipes.data.opening import check_folder, load_tokenizer, not_loadable
+from sft_recipes.data.opening import check_folder, load_tokenizer, loading
 from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu, cuda_has_bf16
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.plain_values import shown
 from sft_recipes.recipe import Recipe
 
 # Encoders for images, sound and video, and what projects them into the text model.
@@ -24,6 +25,19 @@ from sft_recipes.recipe import Recipe
 _ENCODER = re.compile(
     r"(vision|visual|image|audio|speech|video|multi_modal_projector|multimodal_projector)"
 )
+
+# What generation reads only when it samples, and only when it searches with beams.
+_SAMPLING_ONLY = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+_BEAMS_ONLY = ("early_stopping", "length_penalty")
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class InferenceModel:
 def load_weights(name: str, dtype: Any, revision: str | None = None, **settings: Any) -> Any:
     """The model of a local folder or Hub name. Raises InputError if there is none to be had."""
     _check_name(name)
-    try:
+    with loading(name, "model"):
         return AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision or "main",
@@ -47,8 +61,6 @@ def load_weights(name: str, dtype: Any, revision: str | None = None, **settings:
             trust_remote_code=False,
             **settings,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise not_loadable(name, "model", error) from error
 
 
 def load_model(recipe: Recipe) -> PreTrainedModel:
@@ -61,9 +73,7 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
 
     config = _model_config(recipe)
     quantization = get_quantization_config(config)
-    if quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
-        fix = "pip install 'sft-recipes[qlora]'"
-        raise InputError(Problem("recipe", "load_in_4bit", "bitsandbytes is not installed", fix))
+    check_quantization(recipe)
     model = load_weights(
         recipe.model_name,
         config.dtype,
@@ -75,6 +85,14 @@ def load_model(recipe: Recipe) -> PreTrainedModel:
     keep_4bit_layers_in_place(model)
     freeze_unfed_encoders(model)
     return model
+
+
+def check_quantization(recipe: Recipe) -> None:
+    """Raise InputError where the recipe quantizes and what does it is not installed."""
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if recipe.model.get(key) and importlib.util.find_spec("bitsandbytes") is None:
+            fix = "pip install 'sft-recipes[qlora]'"
+            raise InputError(Problem(recipe.place(key), key, "bitsandbytes is not installed", fix))
 
 
 def _model_config(recipe: Recipe) -> Any:
@@ -178,6 +196,50 @@ def agree_on_special_tokens(
     generation.eos_token_id = generation_eos(stop_ids)
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
+    for note in clean_generation_config(generation, str(model.config.name_or_path)):
+        if PartialState().is_main_process:
+            print(note, flush=True)
+
+
+def clean_generation_config(generation: GenerationConfig, name: str) -> list[str]:
+    """Leave out of a generation_config what has no effect and cannot be saved; returns what that
+    is, a line each.
+
+    Published models have `temperature` beside `do_sample: false`. transformers loads that with a
+    warning, ignores the value when it generates, and refuses to save it once anything else was
+    changed, as EOS and PAD are here. Without the value the model generates the same. Raises
+    InputError for a config that cannot be saved even so.
+    """
+    dead: list[str] = []
+    if generation.do_sample is not True:
+        dead += _SAMPLING_ONLY
+    if generation.num_beams in (None, 1):
+        dead += _BEAMS_ONLY
+    notes: list[str] = []
+    if _unsavable(generation):
+        for key in dead:
+            value = getattr(generation, key, None)
+            if value is not None:
+                setattr(generation, key, None)
+                notes.append(
+                    f"generation_config of {name}: {key} {value} has no effect without "
+                    f"{'sampling' if key in _SAMPLING_ONLY else 'beams'} and is left out"
+                )
+    problem = _unsavable(generation)
+    if problem:
+        fix = "correct its generation_config.json, or remove the file"
+        what = f"its generation_config cannot be saved ({problem})"
+        raise InputError(Problem(shown(name), "model_name_or_path", what, fix))
+    return notes
+
+
+def _unsavable(generation: GenerationConfig) -> str:
+    """Why transformers would refuse to save it; empty if it would not."""
+    try:
+        generation.validate(strict=True)
+    except (ValueError, TypeError, AttributeError) as error:
+        return shown(" ".join(str(error).split()))
+    return ""
 
 
 def generation_eos(stop_ids: Sequence[int]) -> int | list[int]:
@@ -213,7 +275,7 @@ def load_for_inference(name: str) -> InferenceModel:
     tokenizer = load_tokenizer(name)
     is_adapter = (Path(name) / "adapter_config.json").is_file()
     base_name: Any = name
-    try:
+    with loading(name, "model"):
         # Not left to transformers, which also loads adapters: it lost DoRA's magnitudes with a
         # warning (5.23).
         if is_adapter:
@@ -228,8 +290,6 @@ def load_for_inference(name: str) -> InferenceModel:
         if is_adapter:
             model = PeftModel.from_pretrained(model, name)
             kind = "adapter"
-    except (OSError, ValueError) as error:
-        raise not_loadable(name, "model", error) from error
     return InferenceModel(model.to(device).eval(), tokenizer, kind)
 
 

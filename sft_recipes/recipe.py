@@ -7,30 +7,23 @@ them); the keys below are this project's own or TRL's data keys, which this proj
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from sft_recipes.errors import InputError, Problem, suggest
+from sft_recipes.plain_values import is_file, shown
+from sft_recipes.yaml_reader import parse_word, read_yaml_file
 
 _PACKAGE = Path(__file__).resolve().parent
 GATE = "gate.yaml"  # the bounds that belong to the recipes of a folder
-# Keys whose text may be a path, at any depth, and those that hold other keys.
-_PATH_KEYS = (
-    "model_name_or_path",
-    "dataset_name",
-    "chat_template",
-    "output_dir",
-    "datasets",
-    "data",
-    "path",
-)
-_BLOCK_KEYS = ("datasets", "evaluation", "data")
+# Keys whose text names a file, a folder or a repository; those of which `./` is seen from the
+# recipe's file, at any depth; and those that hold other keys.
+PATHS = ("model_name_or_path", "dataset_name", "chat_template", "output_dir", "path", "data_files")
+_PATH_KEYS = (*PATHS[:-1], "datasets", "data")
+BLOCK_KEYS = ("datasets", "evaluation", "data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +104,7 @@ class Recipe:
     """A whole run. `values` are the keys exactly as set (file, then overrides); the rest follows.
 
     `model` and `training` hold the keys that go verbatim to TRL's `ModelConfig` and `SFTConfig`.
+    `places` says where each key was set, `FILE:LINE` or the command line.
     """
 
     name: str
@@ -123,6 +117,11 @@ class Recipe:
     template: TemplateSettings
     evaluation: EvaluationSettings
     global_batch_size: int | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """Where a key was set, for errors; the recipe's name for one that was not."""
+        return self.places.get(key.partition(".")[0], self.name)
 
     @property
     def model_name(self) -> str:
@@ -147,75 +146,21 @@ class RecipeFile(NamedTuple):
     lines: dict[str, int]
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """safe_load that refuses duplicate keys, reads `2e-5` as a number, only true/false as bools."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if key in seen:
-                what = f"set twice (first in line {seen[key]})"
-                raise InputError(Problem(f"{self.name}:{line}", str(key), what, "keep one"))
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads `no` as False and `2e-5` as text; both have ruined runs elsewhere, so the 1.2 rules
-# apply here. Dates stay text.
-_REPLACED_TAGS = (":bool", ":float", ":timestamp")
-_BOOL = re.compile("^(?:true|True|TRUE|false|False|FALSE)$")
-_DIGITS = r"\d[\d_]*"
-_POWER = r"[eE][-+]?\d+"
-_FLOAT = re.compile(
-    rf"^[-+]?(?:(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_POWER})?"
-    rf"|{_DIGITS}{_POWER}|\.(?:inf|Inf|nan))$"
-)
-
-
-def _use_yaml_1_2_rules() -> None:
-    """Give the loader its own rules for what a plain word is."""
-    rules = {}
-    for first_letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
-        rules[first_letter] = [rule for rule in resolvers if not rule[0].endswith(_REPLACED_TAGS)]
-    _StrictLoader.yaml_implicit_resolvers = rules
-    _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
-    _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-_use_yaml_1_2_rules()
-
-
 def read_yaml(path: Path) -> RecipeFile:
     """Read a recipe file. Raises InputError for a file that is missing or is no flat YAML."""
-    if not path.is_file():
+    if not is_file(path):
         fix = "run `sft-recipes init` to see the shipped ones"
-        raise InputError(Problem(str(path), "", "no such recipe file", fix))
-    try:
-        with path.open(encoding="utf-8") as file:
-            values = yaml.load(file, _StrictLoader)
-        node = yaml.compose(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = str(path)
-        mark = getattr(error, "problem_mark", None)
-        if mark:
-            where += f":{mark.line + 1}"
-        what = f"not plain YAML: {getattr(error, 'problem', None) or error}"
-        raise InputError(Problem(where, "", what, "use plain keys and values")) from error
-    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise InputError(Problem(shown(str(path)), "", "no such recipe file", fix))
+    document = read_yaml_file(path)
+    if not isinstance(document.value, dict):
         what = "a recipe is a mapping of keys to values"
         raise InputError(Problem(str(path), "", what, "write `key: value` lines"))
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
-    return RecipeFile({str(key): value for key, value in values.items()}, lines)
+    return RecipeFile(document.value, document.lines)
 
 
 def parse_value(text: str) -> Any:
     """Read one command-line value by the YAML rules of recipes: `2e-5` is a number."""
-    try:
-        return yaml.load(text, _StrictLoader)
-    except yaml.YAMLError:
-        return text
+    return parse_word(text)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -288,7 +233,7 @@ def _mapped(place: str, key: str, value: Any, change: Callable[[str, str], str])
         for number, entry in enumerate(value):
             entries.append(_mapped(f"{place}.{number}", key, entry, change))
         return entries
-    if isinstance(value, Mapping) and key in _BLOCK_KEYS:
+    if isinstance(value, Mapping) and key in BLOCK_KEYS:
         return {
             name: _mapped(f"{place}.{name}", name, part, change) for name, part in value.items()
         }

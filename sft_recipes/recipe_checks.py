@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.recipe import parse_value, read_yaml
+from sft_recipes.number_range import Range
+from sft_recipes.plain_values import fault_of, quoted, shown
+from sft_recipes.recipe import BLOCK_KEYS, PATHS, parse_value, read_yaml
 
 TABLES: Mapping[str, Any] = yaml.safe_load(
     Path(__file__).with_name("recipe_keys.yaml").read_text(encoding="utf-8")
@@ -33,6 +35,8 @@ RENAMED: Mapping[str, str] = TABLES["renamed"]
 REFUSED: Mapping[str, str] = TABLES["refused"]
 NOTES: Mapping[str, str] = TABLES["notes"]
 REFUSED_VALUES: Mapping[str, Mapping[str, str]] = TABLES["refused_values"]
+# No key is longer; what is longer is no misspelt one.
+_LONGEST_KEY = 80
 
 _UNIONS = (typing.Union, types.UnionType)
 # How a type is called in an error, where Python's own name says little to someone who writes YAML.
@@ -40,49 +44,49 @@ _TYPE_NAMES: Mapping[Any, str] = {bool: "true or false", Mapping: "dict", Sequen
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """Bounds of a number, both included. Infinity and NaN are outside of every range."""
-
-    at_least: float
-    at_most: float | None = None
-
-    def holds(self, value: float) -> bool:
-        """Whether the number lies between the bounds."""
-        if not math.isfinite(value) or value < self.at_least:
-            return False
-        return self.at_most is None or value <= self.at_most
-
-    def __str__(self) -> str:
-        if self.at_most is None:
-            return f"at least {self.at_least}"
-        return f"from {self.at_least} to {self.at_most}"
-
-
-@dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a recipe: the type of its value, its default, a number's range, what it means.
+    """One key of a recipe: the type of its value, its default, what a number and a text may be, and
+    what it means.
 
-    Keys that go to TRL have a type and nothing else here; TRL's documentation has the rest.
+    `words`: the only texts that it takes, where not any. TRL's documentation says what TRL's keys
+    mean.
     """
 
     kind: Any
     default: Any = None
     range: Range | None = None
     meaning: str = ""
+    words: Sequence[str] = ()
 
     @property
     def expected(self) -> str:
         """What a value has to be, in words: `float from 0 to 1`."""
+        if self.words:
+            return self._expected_words()
         if self.range is None:
             return type_name(self.kind)
         return f"{type_name(self.kind)} {self.range}"
 
+    def _expected_words(self) -> str:
+        others = [kind for kind in _alternatives(self.kind) if kind not in (str, types.NoneType)]
+        text = "one of " + ", ".join(self.words)
+        if not others:
+            return text
+        names = " or ".join(type_name(kind) for kind in others)
+        return f"{names} {self.range or ''}".rstrip() + f" or {text}"
+
     def fits(self, value: Any) -> bool:
-        """Whether a plain YAML value is of the key's type and in its range."""
+        """Whether a plain YAML value is of the key's type and one of those that it takes."""
         if not fits_type(value, self.kind):
             return False
+        if isinstance(value, str):
+            return not self.words or value in self.words
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return self.range is None or not is_number or self.range.holds(value)
+        if not is_number:
+            return True
+        if self.range is None:
+            return math.isfinite(value)
+        return self.range.holds(value)
 
 
 def fits_type(value: Any, kind: Any) -> bool:
@@ -199,7 +203,7 @@ class KeyCheck:
                 fault = self._wrong_value(key, value)
             if fault:
                 place = self.places.get(key, self.where)
-                problems.append(Problem(place, self.prefix + key, *fault))
+                problems.append(Problem(place, self.prefix + shown(key), *fault))
         return problems
 
     def _wrong_key(self, key: str) -> _Fault:
@@ -210,6 +214,8 @@ class KeyCheck:
         fix = "remove it; docs/reference/recipe-keys.md lists every key"
         if self.prefix:  # a block has few keys: all are listed
             fix = ""
+        if not isinstance(key, str) or len(key) > _LONGEST_KEY:
+            return _Fault("unknown key", "remove it")
         return _Fault("unknown key", suggest(key, self.known, otherwise=fix))
 
     def _renamed(self, key: str) -> _Fault:
@@ -227,16 +233,19 @@ class KeyCheck:
         return _Fault(what, fix)
 
     def _wrong_value(self, key: str, value: Any) -> _Fault | None:
+        unusable = fault_of(value, holds_keys=key in BLOCK_KEYS, is_path=key in PATHS)
+        if unusable:
+            return _Fault(unusable, "write another value, or remove the key")
         instead = REFUSED_VALUES.get(key, {}).get(str(value))
         if instead:
             return _Fault(f"{value!r} is not taken", instead)
         now = current(key, value)
         # By identity first: NaN differs from itself.
         if now is not None and now.value is not value and now.value != value:
-            what = f"{value!r} is now called {now.value!r}"
+            what = f"{quoted(value)} is now called {now.value!r}"
             return _Fault(what, "write that, or run `sft-recipes check --fix`")
         if not self.known[key].fits(value):
-            what = f"expected {self.known[key].expected}, got {value!r}"
+            what = f"expected {self.known[key].expected}, got {quoted(value)}"
             return _Fault(what, "write it in that form")
         return None
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.number_range import Range
+from sft_recipes.plain_values import fault_of, quoted
 from sft_recipes.recipe import (
     DatasetSource,
     DataSettings,
@@ -24,7 +26,7 @@ from sft_recipes.recipe import (
     read_yaml,
     rebase_paths,
 )
-from sft_recipes.recipe_checks import REFUSED, RENAMED, TABLES, Key, KeyCheck, Range, Setting
+from sft_recipes.recipe_checks import REFUSED, RENAMED, TABLES, Key, KeyCheck, Setting
 
 # Keys that other keys switch on (NEEDS) or off (IDLE), with the values of those that do.
 NEEDS: Mapping[str, Mapping[str, list[Any]]] = TABLES["needs"]
@@ -69,9 +71,11 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 def _range(row: Mapping[str, Any]) -> Range | None:
     """The range that a row of the table states."""
-    if "at_least" not in row:
-        return None
-    return Range(row["at_least"], row.get("at_most"))
+    bounds = {}
+    for field in dataclasses.fields(Range):
+        if field.name in row:
+            bounds[field.name] = row[field.name]
+    return Range(**bounds) if bounds else None
 
 
 # Keys inside `datasets:` and `evaluation: data:`, and inside `evaluation:`.
@@ -108,29 +112,36 @@ OWN_KEYS: Mapping[str, Key] = _own_keys()
 
 
 class TRLKeys(NamedTuple):
-    """Names and types of TRL's `ModelConfig` and `SFTConfig` keys that recipes may set."""
+    """TRL's `ModelConfig` and `SFTConfig` keys that recipes may set, by name."""
 
-    model: dict[str, Any]
-    training: dict[str, Any]
+    model: dict[str, Key]
+    training: dict[str, Key]
 
 
 @lru_cache(maxsize=1)
 def trl_keys() -> TRLKeys:
-    """The keys of the installed TRL, without those that this project reads, renames or refuses."""
+    """The keys of the installed TRL, without those that this project reads, renames or refuses.
+
+    Types are the installed TRL's; what a number or a text may be stands in the table, for neither
+    TRL nor transformers say it. A number that the table does not know has to be finite.
+    """
     from trl import ModelConfig, SFTConfig  # seconds to import, and `--help` needs none of it
 
     taken = {*REFUSED, *RENAMED, *OWN_KEYS}
-    model = _field_types(ModelConfig, taken)
-    return TRLKeys(model, _field_types(SFTConfig, taken | model.keys()))
+    model = _field_keys(ModelConfig, taken)
+    return TRLKeys(model, _field_keys(SFTConfig, taken | model.keys()))
 
 
-def _field_types(config: type, taken: Collection[str]) -> dict[str, Any]:
-    """Names and type hints of a dataclass's fields that are not taken."""
+def _field_keys(config: type, taken: Collection[str]) -> dict[str, Key]:
+    """The fields of a dataclass that are not taken, as keys."""
     kinds = typing.get_type_hints(config)
     untaken = {}
     for field in dataclasses.fields(config):
         if field.name not in taken:
-            untaken[field.name] = kinds[field.name]
+            row = TABLES["trl"].get(field.name, {})
+            kind = Mapping if row.get("mapping") else kinds[field.name]
+            words = tuple(row.get("words", ()))
+            untaken[field.name] = Key(kind, _default(field), _range(row), words=words)
     return untaken
 
 
@@ -144,9 +155,21 @@ def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     values, lines = read_yaml(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     places |= dict.fromkeys(overrides, "command line")
+    _require_plain(overrides)
     # ./ on the command line means the working directory, in the file the file's folder.
     here = rebase_paths(overrides, Path.cwd(), path.parent)
     return make_recipe({**values, **here}, path, places)
+
+
+def _require_plain(overrides: Mapping[str, Any]) -> None:
+    """Raise InputError for overrides whose paths cannot even be looked at."""
+    problems = []
+    for key, value in overrides.items():
+        fault = fault_of(value)
+        if fault:
+            problems.append(Problem("command line", key, fault, "write a plain value"))
+    if problems:
+        raise InputError(problems)
 
 
 def make_recipe(
@@ -154,12 +177,11 @@ def make_recipe(
 ) -> Recipe:
     """Build a recipe from plain values; `places` says where each key was set, for errors."""
     where = str(path or "recipe")
+    places = places or {}
     trl = trl_keys()
-    known = {**DATA_KEYS, **OWN_KEYS}
-    for name, kind in {**trl.model, **trl.training}.items():
-        known[name] = Key(kind)
-    problems = KeyCheck(values, known, where, places or {}).problems()
-    problems += _combinations(values, where)
+    known = {**DATA_KEYS, **OWN_KEYS, **trl.model, **trl.training}
+    problems = KeyCheck(values, known, where, places).problems()
+    problems += _combinations(values, where, places)
     if problems:
         raise InputError(problems)
     # null in `max_length` is a choice, rows of any length; elsewhere it is the default.
@@ -174,14 +196,36 @@ def make_recipe(
         name=name,
         path=path,
         values=dict(values),
-        model={key: value for key, value in given.items() if key in trl.model},
-        training={key: value for key, value in given.items() if key in trl.training},
-        data=_data_settings(given, where),
+        model=_handed_on(given, trl.model),
+        training=_handed_on(given, trl.training),
+        data=_data_settings(given, where, places),
         labels=LabelSettings(**_fields(LabelSettings, given)),
         template=TemplateSettings(**_fields(TemplateSettings, given)),
-        evaluation=_evaluation_settings(given.get("evaluation", {}), where),
+        evaluation=_evaluation_settings(
+            given.get("evaluation", {}), places.get("evaluation", where)
+        ),
         global_batch_size=given.get("global_batch_size"),
+        places=dict(places),
     )
+
+
+def _handed_on(given: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
+    """The given values that go to TRL.
+
+    A whole number for a float becomes one, since torch takes no `adam_beta1: 0`; counts that may be
+    shares stay as written, for transformers tells them apart by their size.
+    """
+    values = {}
+    for name, value in given.items():
+        if name not in keys:
+            continue
+        bounds = keys[name].range
+        is_count = bounds is not None and bounds.whole_from is not None
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if keys[name].kind is float and is_whole and not is_count:
+            value = float(value)
+        values[name] = value
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +244,8 @@ def make_data_recipe(path: str, options: Mapping[str, Any]) -> DataRecipe:
     """
     where = "command line"
     known = {**DATA_KEYS, **_SET_KEYS, **_SETTINGS_KEYS}
-    known |= {"max_length": Key(int | None), "data_seed": Key(int)}
+    for name in ("max_length", "data_seed"):
+        known[name] = Key(int | None, range=_range(TABLES["trl"][name]))
     for name in ("dataset_name", "datasets", "test_split"):
         del known[name]
     problems = KeyCheck(options, known, where, dict.fromkeys(options, where)).problems()
@@ -208,7 +253,7 @@ def make_data_recipe(path: str, options: Mapping[str, Any]) -> DataRecipe:
         raise InputError(problems)
     given = {"max_length": None, **options, "dataset_name": path}
     return DataRecipe(
-        data=_data_settings(given, where),
+        data=_data_settings(given, where, {}),
         labels=LabelSettings(**_fields(LabelSettings, given)),
         template=TemplateSettings(**_fields(TemplateSettings, given)),
     )
@@ -223,33 +268,39 @@ def _fields(settings: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _combinations(values: Mapping[str, Any], where: str) -> list[Problem]:
+def _combinations(
+    values: Mapping[str, Any], where: str, places: Mapping[str, str]
+) -> list[Problem]:
     """Keys that are missing, and keys that exclude one another."""
     problems = []
     for key in ("model_name_or_path", "output_dir"):
-        if not values.get(key):
+        if values.get(key) is None:
             problems.append(Problem(where, key, "is required", f"add `{key}: ...`"))
-    if not values.get("dataset_name") and not values.get("datasets"):
+    if values.get("dataset_name") is None and values.get("datasets") is None:
         fix = "add dataset_name or datasets"
         problems.append(Problem(where, "dataset_name", "no data set is named", fix))
     if bool(values.get("push_to_hub")) != bool(values.get("hub_model_id")):
         what = "push_to_hub: true and hub_model_id go together"
-        problems.append(Problem(where, "hub_model_id", what, "set both or none"))
+        place = places.get("hub_model_id") or places.get("push_to_hub") or where
+        problems.append(Problem(place, "hub_model_id", what, "set both or none"))
     for key, other in TABLES["apart"].items():
         if values.get(key) and values.get(other):
             fix = "remove one of them or set it to null"
-            problems.append(Problem(where, key, f"set together with {other}", fix))
+            place = places.get(key, where)
+            problems.append(Problem(place, key, f"set together with {other}", fix))
     return problems
 
 
-def _data_settings(given: Mapping[str, Any], where: str) -> DataSettings:
+def _data_settings(given: Mapping[str, Any], where: str, places: Mapping[str, str]) -> DataSettings:
     problems = []
     beside = _keys_beside_dataset_name(given)
     if "datasets" in given:
+        where = places.get("datasets", where)
         sources = [_source(entry, where, "datasets.") for entry in given["datasets"]]
         for setting in beside:
             fix = "write it inside `datasets:`"
-            problems.append(Problem(where, setting.key, "belongs to one data set", fix))
+            place = places.get(setting.key, where)
+            problems.append(Problem(place, setting.key, "belongs to one data set", fix))
     else:
         entry = {"path": given["dataset_name"]}
         for setting in beside:
@@ -292,7 +343,7 @@ def _source(entry: Any, where: str, prefix: str) -> DatasetSource:
     if isinstance(entry, str):
         entry = {"path": entry}
     if not isinstance(entry, dict) or entry.get("path") is None:
-        what = f"expected a mapping with `path`, got {entry!r}"
+        what = f"expected a mapping with `path`, got {quoted(entry)}"
         raise InputError(Problem(where, f"{prefix}path", what, "add path"))
     known = dict(SOURCE_KEYS)
     if prefix.startswith("evaluation"):  # rows to answer are no mixture

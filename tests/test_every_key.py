@@ -10,7 +10,6 @@ import dataclasses
 import enum
 import json
 import shutil
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -84,7 +83,10 @@ TRL_TRIES: Mapping[str, Try] = {
     "lora_alpha": Try(4, PEFT),
     "lora_dropout": Try(0.5, PEFT),
     "lora_target_modules": Try(["q_proj"], PEFT),
-    "lora_target_parameters": Try(["experts.weight"], {**PEFT, "lora_dropout": 0.0}),
+    "lora_target_parameters": Try(
+        ["lm_head.weight"],
+        {**PEFT, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "v_proj"]},
+    ),
     "lora_modules_to_save": Try(["lm_head"], PEFT),
     "use_rslora": Try(True, PEFT),
     "use_dora": Try(True, PEFT),
@@ -98,7 +100,10 @@ TRL_TRIES: Mapping[str, Try] = {
     "lr_scheduler_kwargs": Try({"num_cycles": 2}, {"lr_scheduler_type": "cosine"}),
     "optim": Try("sgd"),
     "optim_args": Try("momentum=0.5", {"optim": "sgd"}),
-    "optim_target_modules": Try(["q_proj"], {"optim": "galore_adamw"}),
+    "optim_target_modules": Try(["q_proj"], refusal="optim_target_modules: has no effect with"),
+    "router_aux_loss_coef": Try(0.5, refusal="the model is no mixture of experts"),
+    "max_steps": Try(7),
+    "activation_offloading": Try(True, refusal="activation_offloading: on a CPU there is no other"),
     "fp16": Try(True, refusal="fp16: needs a CUDA device"),
     "tf32": Try(False),
     "activation_checkpointing_kwargs": Try({"use_reentrant": False}),
@@ -108,9 +113,9 @@ TRL_TRIES: Mapping[str, Try] = {
     "include_num_input_tokens_seen": Try("all"),
     "log_level": Try("error"),
     "log_level_replica": Try("error"),
-    "report_to": Try(["tensorboard"]),
-    "run_name": Try("mine", {"report_to": "tensorboard"}),
-    "project": Try("mine", {"report_to": "trackio"}),
+    "report_to": Try(["flyte"], refusal="report_to: "),
+    "run_name": Try("mine", {"report_to": "none"}),
+    "project": Try("mine", {"report_to": "none"}),
     "eval_strategy": Try("epoch", {"eval_split": 0.5}),
     "eval_steps": Try(3, EVALUATED),
     "eval_delay": Try(3, EVALUATED),
@@ -118,7 +123,7 @@ TRL_TRIES: Mapping[str, Try] = {
     "eval_on_start": Try(True, EVALUATED),
     "save_strategy": Try("epoch"),
     "load_best_model_at_end": Try(True, {**EVALUATED, "save_steps": 4}),
-    "metric_for_best_model": Try("eval_f1", EVALUATED),
+    "metric_for_best_model": Try("eval_token_f1", EVALUATED),
     "greater_is_better": Try(True, {**EVALUATED, "metric_for_best_model": "loss"}),
     "use_cpu": Try(False),
     "accelerator_config": Try({"split_batches": True}),
@@ -276,9 +281,9 @@ class Builder:
         self.seen["model"] = {"name": name, **settings}
         return build_model(400, max_position_embeddings=2048)
 
-    def _workers(self, work: Any, processes: int | None) -> Workers[Any, Any]:
+    def _workers(self, work: Any, processes: int | None, blame: Any) -> Workers[Any, Any]:
         self.seen["processes"] = processes
-        return Workers(work, processes)
+        return Workers(work, processes, blame)
 
     def _evaluate(self, _: Any, __: Any, examples: Any, **settings: Any) -> Any:
         self.seen["evaluation"] = [[str(example) for example in examples], settings]
@@ -353,14 +358,14 @@ def builder(
     return Builder(folder, tmp_path / "prepared", monkeypatch, known)
 
 
-def derived(kind: Any, default: Any) -> Any:
-    """A value of this type other than the default; fails for a type that needs an entry in `TRL_TRIES`."""
-    kinds = [one for one in typing.get_args(kind) if one is not types.NoneType] or [kind]
+def derived(key: Key, default: Any) -> Any:
+    """A value of this key other than the default; fails for a type that needs an entry in `TRL_TRIES`."""
+    kinds = {key.kind, *typing.get_args(key.kind)}
     if bool in kinds:
         return not default
-    if int in kinds or float in kinds:
-        return (default or 0) + 1
-    raise AssertionError(f"add a value of type {kind} to TRL_TRIES")
+    if kinds & {int, float}:
+        return next(value for value in ((default or 0) + 1, 0.5) if key.fits(value))
+    raise AssertionError(f"add a value of type {key.kind} to TRL_TRIES")
 
 
 def plain(value: Any) -> Any:
@@ -372,9 +377,9 @@ def plain(value: Any) -> Any:
 
 def check_trl_key(builder: Builder, key: str) -> None:
     """Assert that one of TRL's keys arrives: in SFTConfig as it was set, or in what the model is made of."""
-    kind = {**MODEL_KEYS, **TRAINING_KEYS}[key]
+    known = {**MODEL_KEYS, **TRAINING_KEYS}[key]
     default = None if key in TRL_TRIES else getattr(builder.build({}).config, key, False)
-    one = TRL_TRIES.get(key) or Try(derived(kind, default))
+    one = TRL_TRIES.get(key) or Try(derived(known, default))
     with_key, without = {**one.beside, key: one.value}, one.beside
     if key in TRAINING_KEYS and not one.refusal:
         built = builder.build(with_key)
@@ -464,7 +469,7 @@ def test_key_that_needs_another_is_refused_alone(builder: Builder, key: str) -> 
     for off in (False, "no", 0):
         values = switched(key, NEEDS[key], off)
         assert not settings_checks.dead_keys(
-            typing.cast(Recipe, SimpleNamespace(values=values, name="recipe"))
+            typing.cast(Recipe, SimpleNamespace(values=values, place=lambda key: "recipe"))
         )
 
 
@@ -479,7 +484,7 @@ def test_key_that_another_switches_off_is_refused(
         key: TRL_TRIES[key].value if key in TRL_TRIES else True,
         switch: state,
     }
-    recipe = SimpleNamespace(values=values, name="recipe")
+    recipe = SimpleNamespace(values=values, place=lambda key: "recipe")
     (problem,) = settings_checks.dead_keys(typing.cast(Recipe, recipe))
     assert str(problem).startswith(f"recipe: {key}: has no effect with {switch}: ")
     recipe.values = {**values, key: 0}

@@ -30,7 +30,8 @@ from benchmarks.gpu.runs import (
 from benchmarks.gpu.shapes import ModelShape, Steps
 from sft_recipes.recipe_keys import make_recipe
 from sft_recipes.training.arguments import sft_config
-from sft_recipes.training.check import largest_batch, meta_model, plan_layout, quantized_width
+from sft_recipes.training.check import largest_batch, plan_layout, quantized_width
+from sft_recipes.training.construction import meta_model
 from sft_recipes.training.memory import estimate_memory
 
 # The optimizer's states are there from the second step on.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sft_recipes.audit.finding import AuditRow, ProgressBar, excerpt
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, Labeller
+from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
 from sft_recipes.messages import Example
 
@@ -58,7 +59,9 @@ def measure_tokens(
     trained: list[int] = []
     masks: list[npt.NDArray[np.bool_]] = []
     dropped: list[UnlabelledRow] = []
-    labelled_batches = Workers(labeller.label).map(_batches(rows, batch_size))
+    labelled_batches = Workers(labeller.label, blame=RowBlame(labeller)).map(
+        _batches(rows, batch_size)
+    )
     for number, (examples, batch) in enumerate(labelled_batches):
         first = number * batch_size
         for row in batch.rows:

@@ -12,9 +12,11 @@ from typing import Any
 
 from sft_recipes.data.encoding import Encoder, SegmentedText, all_text
 from sft_recipes.data.fitting import LOOK_UP, TemplateNeeds, find_needs, fit_messages
+from sft_recipes.data.template_trial import try_template
 from sft_recipes.data.turns import Tools, TurnLayout, TurnLayouts
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Message
+from sft_recipes.plain_values import is_file, quoted
 from sft_recipes.recipe import TemplateSettings
 from sft_recipes.upstream.tokenizers import control_tokens
 
@@ -43,13 +45,18 @@ def load_chat_template(name_or_path: str) -> str:
     names = shipped_template_names()
     if name_or_path in names:
         return (SHIPPED_TEMPLATES / f"{name_or_path}.jinja").read_text(encoding="utf-8").strip("\n")
-    if path.suffix in (".jinja", ".j2") and path.is_file():
-        return path.read_text(encoding="utf-8")
+    if path.suffix in (".jinja", ".j2") and is_file(path):
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            fix = "save it as UTF-8, in a file that can be read"
+            what = f"the template cannot be read ({error})"
+            raise InputError(Problem(str(path), "chat_template", what, fix)) from error
     hint = suggest(
         name_or_path, names, f"use one of {', '.join(names)}, 'tokenizer' or a .jinja file"
     )
     raise InputError(
-        Problem("recipe", "chat_template", f"there is no template {name_or_path!r}", hint)
+        Problem("recipe", "chat_template", f"there is no template {quoted(name_or_path)}", hint)
     )
 
 
@@ -57,7 +64,8 @@ class ChatRenderer:
     """Renders conversations with one tokenizer, its template and its `chat_template_kwargs`.
 
     `stop_ids`: the ids that end an assistant turn when served: turn terminators, then the
-    tokenizer's EOS. `has_own_template`: the tokenizer brought the template.
+    tokenizer's EOS. `has_own_template`: the tokenizer brought the template. `template_place`: the
+    file that it stands in, for errors.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class ChatRenderer:
     ) -> None:
         self.tokenizer = tokenizer
         self.has_own_template = True
+        self.template_place = "the chat template"
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._layouts = TurnLayouts(self.special_tokens)
 
@@ -221,9 +230,32 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
         )
     renderer = ChatRenderer(tokenizer, settings.chat_template_kwargs)
     renderer.has_own_template = name == "tokenizer"
+    renderer.template_place = _template_place(tokenizer, name)
+    if name not in shipped_template_names():
+        try_template(renderer, _first_questions)
     _agree_on_end_of_turn(renderer, name)
     _choose_pad_token(renderer)
     return renderer
+
+
+def _template_place(tokenizer: Any, name: str) -> str:
+    """The file that a template stands in, as far as it is a file's."""
+    if name != "tokenizer":
+        return name
+    folder = Path(str(tokenizer.name_or_path))
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        if is_file(folder / file):
+            return str(folder / file)
+    return f"the chat template of {folder}"
+
+
+def _first_questions(renderer: ChatRenderer) -> None:
+    """All that is asked of a template before its first row, as far as it depends on no data."""
+    renderer.render(PROBE)
+    renderer.render(PROBE[:1], add_generation_prompt=True)
+    if renderer.layout(PROBE) is not None:
+        tuple(renderer.stop_ids)
+        tuple(renderer.template_segments)
 
 
 def begins_with_bos(tokenizer: Any) -> bool:

@@ -13,6 +13,7 @@ from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, LabelledRow, Label
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.data.prepare import batches
 from sft_recipes.data.reading.rejects import RejectedRow
+from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
 from sft_recipes.messages import Example, visible
 from sft_recipes.recipe import DataSettings
@@ -55,7 +56,7 @@ def inspect_rows(
 
     Dropped ones are included.
     """
-    workers = Workers(labeller.label, data.dataset_num_proc)
+    workers = Workers(labeller.label, data.dataset_num_proc, RowBlame(labeller))
     for source in data.datasets:
         examples = islice(iter_examples(source, data, rejects=rejects), limit)
         for batch, labelled in workers.map(batches(examples)):

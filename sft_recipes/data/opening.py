@@ -1,13 +1,15 @@
 """From a model's name to tokenizer, chat template and labeller, opened in one place."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.labels import Labeller
-from sft_recipes.errors import InputError, Problem
+from sft_recipes.errors import InputError, Problem, SFTRecipesError
+from sft_recipes.plain_values import shown
 from sft_recipes.recipe import Recipe, TemplateSettings
 from sft_recipes.recipe_keys import DataRecipe, load_recipe, make_data_recipe
 
@@ -19,10 +21,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
     check_folder(name)
     revision = revision or "main"
-    try:
+    with loading(name, "tokenizer"):
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise not_loadable(name, "tokenizer", error) from error
 
 
 def open_renderer(
@@ -81,19 +81,44 @@ def check_folder(
 ) -> None:
     """Raise InputError, with this fix, for a name that looks like a folder and is none."""
     looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).is_dir():
-        raise InputError(Problem(name, "model_name_or_path", "no such folder", fix))
+    if looks_local and not _is_folder(name):
+        raise InputError(Problem(shown(name), "model_name_or_path", "no such folder", fix))
+
+
+def _is_folder(name: str) -> bool:
+    """Whether there is such a folder; a name that no folder can have names none."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turns what a library raises while it loads something into InputError.
+
+    `what`: model, tokenizer, config or generation config. Of damaged files libraries raise whatever
+    comes first, tokenizers a bare Exception, so all of them are taken; the reason is named.
+    """
+    try:
+        yield
+    except (SFTRecipesError, MemoryError):
+        raise
+    except Exception as error:
+        raise not_loadable(name, what, error) from error
 
 
 def not_loadable(name: str, what: str, error: Exception) -> InputError:
     """The error for what a library could not load, with the first line of its reason.
 
-    `what`: model, tokenizer or config.
+    `what`: model, tokenizer, config or generation config.
     """
     reason = type(error).__name__
     lines = str(error).strip().splitlines()
     if lines:
-        reason = lines[0]
+        reason = shown(lines[0])
+        if not isinstance(error, (OSError, ValueError)):
+            reason = f"{type(error).__name__}: {reason}"
     problem = f"the {what} could not be loaded ({reason})"
     fix = "check the name, or download it first and give the folder"
-    return InputError(Problem(name, "model_name_or_path", problem, fix))
+    return InputError(Problem(shown(name), "model_name_or_path", problem, fix))

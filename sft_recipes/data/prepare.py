@@ -33,6 +33,7 @@ from sft_recipes.data.prompt_groups import join_near_duplicates, prompt_group, p
 from sft_recipes.data.reading.json_reader import append_json_lines, display_path
 from sft_recipes.data.row_table import SCHEMA, record_batch
 from sft_recipes.data.splits import SplitCandidates
+from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
@@ -290,7 +291,7 @@ class _Preparation:
         data = self._recipe.data
         source = data.datasets[number]
         ledger = SourceLedger(display_path(Path(source.path)), test_split or source.split)
-        workers = Workers(self._work, data.dataset_num_proc)
+        workers = Workers(self._work, data.dataset_num_proc, self._blame)
         with self._examples(source, test_split) as examples:
             read = (_Batch(batch, number) for batch in batches(examples))
             for batch, result in workers.map(read):
@@ -305,6 +306,10 @@ class _Preparation:
         ledger.add_rejected(self._rejects, source.path)
         ledger.check(self._recipe.labels.max_lost)
         self._ledgers.append(ledger)
+
+    def _blame(self, batch: _Batch) -> InputError | None:
+        """The row of a batch on which the template does not end."""
+        return RowBlame(self._work.labeller)(batch.examples)
 
     def _examples(self, source: DatasetSource, test_split: str | None) -> Any:
         """The examples of a source, behind a progress bar."""

@@ -37,9 +37,17 @@ Render = Callable[[Sequence[Message], bool], str]
 Tools = Sequence[Mapping[str, Any]] | None
 Token = re.Match[str]
 
-# What a template may raise on a row that it cannot render: its own raise_exception, or a type it
-# did not expect.
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError)
+# What a template may raise on a row that it cannot render: its own raise_exception, or what Python
+# raises for a type, a number or a depth that it did not expect.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 _EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
 _PLAIN_ANSWER: Message = {"role": "assistant", "content": ANSWER}

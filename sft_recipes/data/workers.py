@@ -1,23 +1,25 @@
 """Batches of rows worked on in several processes, results in the order of the batches.
 
-Few rows are worked on in this process: starting others costs more than it saves. Workers are forked
-where the platform forks, so that they hold tokenizer and template already; each encodes with one
-thread, for there is one of them a core.
+Workers are forked where the platform forks, so that they hold tokenizer and template already; each
+encodes with one thread, for there is one of them a core. There a batch is never worked on in this
+process: a template that does not end on some row would hang it, and a worker can be ended. Elsewhere
+few rows are worked on here: starting others takes seconds.
 """
 
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from sft_recipes.errors import TrainingFault
+from sft_recipes.data.guarded import GIBIBYTE, limit_growth, limited_time, start_method
+from sft_recipes.errors import SFTRecipesError, TrainingFault
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -28,6 +30,11 @@ FEW_BATCHES = 4
 MOST_WORKERS = 16
 # Batches in work for each worker; more would only fill memory.
 AHEAD = 2
+# What a batch may take: 500 short rows take half a second of processor time, and long rows go
+# through at 2 MB a second (measured). Forty times as slow is no slow machine.
+BATCH_SECONDS = 20.0
+BYTES_A_SECOND = 50_000
+BATCH_GROWTH = 8 * GIBIBYTE
 
 _work: Callable[[Any], Any] | None = None
 
@@ -43,46 +50,77 @@ def worker_count(asked: int | None) -> int:
 
 
 class Workers(Generic[Batch, Result]):
-    """Applies `work` to batches in `processes` processes; as many as there are cores if None."""
+    """Applies `work` to batches in `processes` processes; as many as there are cores if None.
 
-    def __init__(self, work: Callable[[Batch], Result], processes: int | None = None) -> None:
+    `blame` looks for the row on which a batch did not end, and returns the error that names it.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Batch], Result],
+        processes: int | None = None,
+        blame: Callable[[Batch], SFTRecipesError | None] | None = None,
+    ) -> None:
         self._work = work
         self._processes = worker_count(processes)
+        self._blame = blame
 
     def map(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Result]]:
         """Each batch with its result, in order. What `work` raises is raised here.
 
-        Raises TrainingFault where a worker was killed.
+        Raises what `blame` returns for a batch that took more time or memory than any should, and
+        TrainingFault where a worker was killed for another reason.
         """
         remaining = iter(batches)
         first = list(islice(remaining, FEW_BATCHES))
-        if self._processes == 1 or len(first) < FEW_BATCHES:
-            for batch in chain(first, remaining):
+        if not first:
+            return
+        processes = min(self._processes, len(first))
+        if len(first) == FEW_BATCHES:
+            processes = self._processes
+        elif start_method() != "fork":
+            for batch in first:
                 yield batch, self._work(batch)
             return
-        pool = self._start()
         waiting: deque[tuple[Batch, Future[Result]]] = deque()
-        try:
-            for batch in chain(first, remaining):
-                waiting.append((batch, pool.submit(_run, batch)))
-                if len(waiting) > AHEAD * self._processes:
-                    done, result = waiting.popleft()
-                    yield done, result.result()
-            for done, result in waiting:
-                yield done, result.result()
-        except BrokenProcessPool as error:
-            what = "a process that prepared rows was killed, perhaps for memory"
-            raise TrainingFault(f"{what}. Fix: free memory, or set dataset_num_proc: 1.") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with self._start(processes) as pool:
+            try:
+                for batch in chain(first, remaining):
+                    waiting.append((batch, pool.submit(_run, pickle.dumps(batch))))
+                    if len(waiting) > AHEAD * processes:
+                        yield self._result(waiting)
+                while waiting:
+                    yield self._result(waiting)
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def _start(self) -> ProcessPoolExecutor:
-        method: Literal["fork", "spawn"] = "spawn"
-        if sys.platform == "linux":
-            method = "fork"
+    def _result(self, waiting: deque[tuple[Batch, Future[Result]]]) -> tuple[Batch, Result]:
+        """The oldest batch with its result."""
+        batch, future = waiting[0]
+        try:
+            result = future.result()
+        except MemoryError as error:
+            raise self._fault([batch]) from error
+        except BrokenProcessPool as error:
+            # All batches in work end with the first that is killed.
+            raise self._fault([suspect for suspect, _ in waiting]) from error
+        waiting.popleft()
+        return batch, result
+
+    def _fault(self, suspects: Iterable[Batch]) -> SFTRecipesError:
+        """The row that is to blame, if one is found."""
+        if self._blame is not None:
+            for batch in suspects:
+                culprit = self._blame(batch)
+                if culprit is not None:
+                    return culprit
+        what = "a process that prepared rows was killed, perhaps for memory"
+        return TrainingFault(f"{what}. Fix: free memory, or set dataset_num_proc: 1.")
+
+    def _start(self, processes: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self._processes,
-            multiprocessing.get_context(method),
+            processes,
+            multiprocessing.get_context(start_method()),
             initializer=_begin,
             initargs=(self._work,),
         )
@@ -102,9 +140,12 @@ def _begin(work: Callable[[Any], Any]) -> None:
     # not for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    limit_growth(BATCH_GROWTH)
 
 
-def _run(batch: Any) -> Any:
+def _run(pickled: bytes) -> Any:
     if _work is None:
         raise RuntimeError("a worker that was not begun")
-    return _work(batch)
+    batch = pickle.loads(pickled)
+    with limited_time(BATCH_SECONDS + len(pickled) / BYTES_A_SECOND):
+        return _work(batch)

@@ -1,5 +1,8 @@
 """TRL's `SFTConfig` for a recipe: its keys verbatim, what it leaves open decided here and announced."""
 
+import contextlib
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,11 +10,24 @@ from trl import SFTConfig
 
 from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.plain_values import SHOWN_CHARACTERS
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.processes import launched_processes
 
 # Batches are put together beside the training process, where a device waits for them. On a CPU it computes itself.
 LOADER_WORKERS = 2
+# What libraries raise for arguments that they do not take.
+REFUSALS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    OSError,
+    RuntimeError,
+    re.error,
+)
 
 
 def sft_config(
@@ -42,10 +58,35 @@ def sft_config(
     }
     try:
         return SFTConfig(**chosen)
-    except ValueError as error:  # TRL's own word on keys that do not go together
-        what = " ".join(str(error).split())
-        problem = Problem(recipe.name, "TRL", what, "change one of the keys it names")
-        raise InputError(problem) from error
+    except REFUSALS as error:
+        raise _not_taken(recipe, chosen, error) from error
+
+
+def _not_taken(recipe: Recipe, chosen: Mapping[str, Any], error: Exception) -> InputError:
+    """What TRL and transformers say of keys that do not go together, under the keys that it is about."""
+    keys = []
+    for key in recipe.training:
+        without = {name: value for name, value in chosen.items() if name != key}
+        # A key is at fault if there is no refusal without it.
+        with contextlib.suppress(*REFUSALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            SFTConfig(**without)
+            keys.append(key)
+    if not keys:  # it is about this machine, or about several keys at once
+        fix = "change what it names"
+        return InputError(Problem(recipe.name, "TRL", reason(error), fix))
+    fix = f"change {' or '.join(keys)}"
+    return InputError(Problem(recipe.place(keys[0]), keys[0], reason(error), fix))
+
+
+def reason(error: Exception) -> str:
+    """An error of a library in one line."""
+    text = " ".join(str(error).split())
+    if len(text) > SHOWN_CHARACTERS:
+        text = f"{text[:SHOWN_CHARACTERS]}..."
+    if isinstance(error, ValueError) and text:
+        return text
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def batch_per_device(recipe: Recipe) -> int:
@@ -63,5 +104,5 @@ def accumulation_steps(recipe: Recipe, processes: int | None = None) -> int:
     if recipe.global_batch_size % per_step:
         what = f"{recipe.global_batch_size} rows do not divide by {per_step} (batch per device x processes)"
         fix = "choose a multiple, or another per_device_train_batch_size"
-        raise InputError(Problem(recipe.name, "global_batch_size", what, fix))
+        raise InputError(Problem(recipe.place("global_batch_size"), "global_batch_size", what, fix))
     return recipe.global_batch_size // per_step

@@ -11,33 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 from datasets import Dataset
-from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig, pack_dataset
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.ledger import ledger_lines
-from sft_recipes.data.opening import not_loadable, open_labeller
+from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
 from sft_recipes.devices import computes_on_cpu
-from sft_recipes.models import freeze_unfed_encoders, lora_config, model_dtype
+from sft_recipes.errors import InputError, Problem
+from sft_recipes.models import check_vocabulary
+from sft_recipes.plain_values import quoted
 from sft_recipes.recipe import Recipe, launch_config
+from sft_recipes.recipe_checks import fits_type
 from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import batch_per_device, launched_processes, sft_config
+from sft_recipes.training.construction import generation_notes
+from sft_recipes.training.evaluate_while_training import generation_metrics
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.varlen_attention import supports_varlen
+from sft_recipes.yaml_reader import read_yaml_file
 
 # bitsandbytes NF4: half a byte a weight and a float32 scale for 64 of them, or that scale in 8 bits
 # again.
 _NF4 = 0.5 + 4 / 64
 _NF4_NESTED = 0.5 + 1 / 64 + 4 / (64 * 256)
+# More than any cluster has.
+MOST_PROCESSES = 1_000_000
 # Batches looked at for the largest one. Of thousands it is hardly larger: their sums are close.
 _SAMPLED_BATCHES = 64
 # Attention of transformers that is given a mask over the whole sequence.
@@ -62,7 +66,7 @@ def check_recipe(
     strategy = Strategy(processes=launched_processes())
     if launch:
         strategy = read_strategy(launch_config(launch), processes)
-    check_settings(
+    model = check_settings(
         recipe,
         strategy.processes,
         zero3=strategy.master_weights and strategy.stage == 3,
@@ -70,15 +74,19 @@ def check_recipe(
         allow_hub_kernels=allow_hub_kernels,
     )
     labeller = open_labeller(recipe)
+    check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(recipe, labeller, Path(folder), progress)
         checks = check_template(labeller, data.check_examples)
         require(checks)
+        # Prompts that the model has no room for are refused, as training would.
+        generation_metrics(recipe, labeller, data, model)
         config = sft_config(recipe, processes=strategy.processes)
-        planned = make_plan(recipe, data, config, strategy)
+        planned = make_plan(recipe, data, config, strategy, model)
         if measure:
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"])
     notes = unusual(recipe, config, planned["longest row"], planned["model context"])
+    notes += generation_notes(recipe)
     if planned.get("trained in experts") == 0:
         notes.append(
             "no parameter of the experts is trained; lora_target_parameters names fused ones"
@@ -100,17 +108,21 @@ def check_text(result: Mapping[str, Any]) -> str:
 
 
 def read_strategy(config: Path, processes: int | None) -> Strategy:
-    """The strategy of an accelerate config, read as `accelerate launch` reads it."""
-    content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    count = processes or int(content.get("num_processes") or 1)
+    """The strategy of an accelerate config, read as `accelerate launch` reads it.
+
+    Raises InputError for a file that is no such config.
+    """
+    document = read_yaml_file(config)
+    content = _LaunchConfig(config, document.value, document.lines)
+    count = processes or content.whole_number("num_processes", 1)
     name = f"{config.stem} on {count} processes"
-    kind = content.get("distributed_type")
+    kind = content.value.get("distributed_type")
     if kind == "FSDP":
-        reshards = content.get("fsdp_config", {}).get("fsdp_reshard_after_forward", True)
+        reshards = content.block("fsdp_config").get("fsdp_reshard_after_forward", True)
         return Strategy(name, count, stage=3 if reshards else 2)
     if kind != "DEEPSPEED":
         return Strategy(name, count)
-    deepspeed: Mapping[str, Any] = content["deepspeed_config"]
+    deepspeed = content.block("deepspeed_config")
     offloaded = []
     if deepspeed.get("offload_param_device", "none") != "none":
         offloaded.append("weights")
@@ -119,16 +131,56 @@ def read_strategy(config: Path, processes: int | None) -> Strategy:
     return Strategy(
         name,
         count,
-        stage=int(deepspeed["zero_stage"]),
+        stage=content.stage(deepspeed),
         master_weights=True,
         offloaded=tuple(offloaded),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _LaunchConfig:
+    """An accelerate config as it was read."""
+
+    path: Path
+    value: Any
+    lines: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, dict):
+            raise self._error("", "an accelerate config is a mapping of keys to values")
+
+    def _error(self, key: str, what: str) -> InputError:
+        where = f"{self.path}:{self.lines.get(key, 1)}"
+        return InputError(Problem(where, key, what, "see accelerate_configs/ for ones that work"))
+
+    def whole_number(self, key: str, default: int) -> int:
+        """A count."""
+        value = self.value.get(key) or default
+        if not fits_type(value, int) or not 1 <= value <= MOST_PROCESSES:
+            what = f"expected a whole number from 1 to {MOST_PROCESSES:,}, got {quoted(value)}"
+            raise self._error(key, what)
+        return int(value)
+
+    def block(self, key: str) -> Mapping[str, Any]:
+        """The keys under a key; none where it is not set."""
+        value = self.value.get(key) or {}
+        if not isinstance(value, dict):
+            raise self._error(key, f"expected a mapping, got {quoted(value)}")
+        return value
+
+    def stage(self, deepspeed: Mapping[str, Any]) -> int:
+        """ZeRO's stage."""
+        stage = deepspeed.get("zero_stage")
+        if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+            what = f"zero_stage: expected 0, 1, 2 or 3, got {quoted(stage)}"
+            raise self._error("deepspeed_config", what)
+        return int(stage)
+
+
 def make_plan(
-    recipe: Recipe, data: PreparedData, config: SFTConfig, strategy: Strategy
+    recipe: Recipe, data: PreparedData, config: SFTConfig, strategy: Strategy, model: Any
 ) -> dict[str, Any]:
-    """The plan as plain values by readable names; `config` is the run's."""
+    """The plan as plain values by readable names; `config` and the meta `model` are the run's."""
     counts = data.summary["train"]
     rows_a_step = (
         config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.processes
@@ -151,7 +203,6 @@ def make_plan(
         plan["steps"] = config.max_steps
     if pack_length:
         plan["share of each pack filled"] = counts["tokens"] / (sequences * pack_length)
-    model = meta_model(recipe)
     plan |= _parameters(model)
     plan["strategy"] = strategy.name
     batch = largest_batch(data.train, counts["longest"], config, plan_layout(recipe, model))
@@ -159,33 +210,6 @@ def make_plan(
     plan |= _memory(memory, batch)
     plan["bytes a checkpoint"] = memory.checkpoint
     return plan
-
-
-def meta_model(recipe: Recipe) -> Any:
-    """The recipe's model with its adapter: shapes and types, no memory, nothing quantized.
-
-    Raises InputError if its config cannot be read.
-    """
-    try:
-        revision = recipe.model.get("model_revision", "main")
-        config = AutoConfig.from_pretrained(
-            recipe.model_name, revision=revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise not_loadable(recipe.model_name, "config", error) from error
-    with torch.device("meta"):
-        dtype = getattr(torch, model_dtype(recipe))
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        freeze_unfed_encoders(model)
-        lora = lora_config(recipe, model)
-        if lora is not None:
-            model = get_peft_model(model, lora)
-    if quantized_width(recipe) is not None:
-        # TRL trains adapters on quantized weights in bfloat16, others in float32.
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
-    return model
 
 
 def quantized_width(recipe: Recipe) -> float | None:

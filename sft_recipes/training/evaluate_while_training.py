@@ -1,6 +1,6 @@
 """Generation metrics inside `trainer.evaluate()`: the same evaluation as the command, on a few fixed prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,15 @@ from sft_recipes.data.prepared import PreparedData
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.evaluator import evaluate
 from sft_recipes.evaluation.generation import check_prompts, default_batch_size
+from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.messages import Example
 from sft_recipes.recipe import EvaluationSettings, Recipe
 from sft_recipes.training.trainer import RecipeTrainer
 
 # The longest answers of a rehearsal: long enough to run every kernel of a decoding step.
 REHEARSED_TOKENS = 2
+# What transformers adds to every evaluation.
+TIME_METRICS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def rehearse_evaluation(trainer: RecipeTrainer) -> None:
     What would break the first evaluation, hours later, breaks here. Raises InputError for a `metric_for_best_model`
     that no evaluation gives.
     """
-    names = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    names = set(TIME_METRICS)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         names |= _rehearse_loss(trainer)
@@ -95,11 +98,24 @@ def rehearse_evaluation(trainer: RecipeTrainer) -> None:
             callback.on_predict(trainer.args, trainer.state, trainer.control)
     trainer.forget_evaluation()
     trainer.model_wrapped.train()
-    best = "eval_" + str(trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+    require_metric(trainer.args.metric_for_best_model, names, "recipe")
+
+
+def require_metric(asked: str | None, names: Collection[str], where: str) -> None:
+    """Raise InputError for a `metric_for_best_model` that is none of the names."""
+    best = "eval_" + (asked or "loss").removeprefix("eval_")
     if best not in names:
         what = f"no evaluation gives {best!r}"
         fix = f"use one of {', '.join(sorted(names))}"
-        raise InputError(Problem("recipe", "metric_for_best_model", what, fix))
+        raise InputError(Problem(where, "metric_for_best_model", what, fix))
+
+
+def possible_metrics(recipe: Recipe) -> set[str]:
+    """The most that an evaluation inside training can give; what it does give depends on the rows."""
+    names = {"eval_loss", *TIME_METRICS}
+    if recipe.evaluation.during_training:
+        names |= {f"eval_{name}" for name in METRICS}
+    return names
 
 
 def _rehearse_loss(trainer: RecipeTrainer) -> set[str]:

@@ -20,6 +20,7 @@ from sft_recipes.data.ledger import SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.data.opening import open_renderer
 from sft_recipes.data.prepare import batches
+from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
@@ -135,7 +136,7 @@ def _look(labeller: Labeller, data: DataSettings, rejects: RejectLog, progress: 
         disable=not progress,
         leave=False,
     ) as bar:
-        for batch, labelled in Workers(labeller.label).map(batches(bar)):
+        for batch, labelled in Workers(labeller.label, blame=RowBlame(labeller)).map(batches(bar)):
             look.add(labeller, batch, labelled)
     if not look.rows:
         reasons = "; ".join(

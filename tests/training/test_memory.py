@@ -18,7 +18,8 @@ from trl.trainer import utils as trl_utils
 
 from benchmarks.memory import SHAPES, WANTED_WITHIN, run_shape
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.training.check import Layout, largest_batch, meta_model, plan_layout
+from sft_recipes.training.check import Layout, largest_batch, plan_layout
+from sft_recipes.training.construction import meta_model
 from sft_recipes.training.memory import (
     TILE_POSITIONS,
     TILE_WORDS,
