@@ -23,7 +23,6 @@ LOCK = "run.lock"
 CONSUMPTION = "consumption.json"
 CONTENTS = "contents.json"
 
-RESTORE = "restore it from a copy"
 _STATE_KINDS: Mapping[str, type] = {
     "state": str,
     "exit_code": int,
@@ -51,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path, fix: str = RESTORE) -> dict[str, Any]:
+def read_json(path: Path, fix: str = text_files.RESTORE) -> dict[str, Any]:
     """Read one of the run folder's files. Raises InputError, with this fix, if it is damaged.
 
     An unknown schema version is refused, not guessed at.

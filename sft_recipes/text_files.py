@@ -13,6 +13,8 @@ import yaml
 
 from sft_recipes.errors import InputError, Problem
 
+# The fix where nothing else can help.
+RESTORE = "restore it from a copy"
 # What reading a value in a place where another was expected raises.
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError)
 

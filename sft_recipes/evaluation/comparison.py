@@ -22,7 +22,7 @@ from sft_recipes.evaluation.prompts import prompts_of
 from sft_recipes.messages import Example
 from sft_recipes.recipe import read_yaml, rebase_paths
 from sft_recipes.statistics import PairedDifference, paired_difference
-from sft_recipes.text_files import interpreting, read_json_lines
+from sft_recipes.text_files import RESTORE, interpreting, read_json_lines
 
 _ASKED_AS = ("max_new_tokens", "batch_size", "decoding", "template_sha256", "chat_template_kwargs")
 # Of a training curve; more are not seen in a figure of that width.
@@ -76,7 +76,7 @@ def facts_of(run: Path, info: Mapping[str, Any]) -> Facts:
     facts: dict[str, Mapping[str, Any]] = {"evaluation": {key: info.get(key) for key in _ASKED_AS}}
     if (run / run_folder.DATA).is_file():
         data = run_folder.read_json(run / run_folder.DATA)
-        with interpreting(run / run_folder.DATA, run_folder.RESTORE):
+        with interpreting(run / run_folder.DATA, RESTORE):
             facts["data"] = {"fingerprint": data["fingerprint"], **data["train"]}
         recipe = dict(rebase_paths(read_yaml(run / run_folder.RECIPE)[0], run))
         recipe.pop("output_dir", None)
