@@ -33,6 +33,8 @@ _FIXES = {
     errno.EMFILE: "allow more open files with `ulimit -n 4096`",
 }
 _TEXT_OF_NO_SPACE = ("No space left on device", "(os error 28)")
+_OFFLINE = "OfflineModeIsEnabled"
+_NETWORK_ERRORS = frozenset({"TransportError", "ConnectionError", "TimeoutError"})
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -40,7 +42,7 @@ def explain(error: BaseException) -> SFTRecipesError | None:
     """The error as one of this project's where the system refused something; None for a fault of the program."""
     if isinstance(error, SFTRecipesError):
         return error
-    for cause in _chain(error):
+    for cause in chain(error):
         is_full = isinstance(cause, OSError) and cause.errno in _NO_SPACE
         if is_full or any(text in str(cause) for text in _TEXT_OF_NO_SPACE):
             return _no_space(cause)
@@ -54,7 +56,7 @@ def _names_a_file(error: OSError) -> bool:
     return isinstance(error.filename, str | bytes | Path)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An error, what it was raised from, and what that was raised from."""
     seen: set[int] = set()
     link: BaseException | None = error
@@ -62,6 +64,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def is_network_down(error: BaseException) -> bool:
+    """Whether an error comes from a server that did not answer; a wish to stay offline is no such error.
+
+    Told by names of classes: the Hub's client has changed its HTTP library, and brings its own copy.
+    """
+    names: set[str] = set()
+    for link in chain(error):
+        names.update(kind.__name__ for kind in type(link).__mro__)
+        if _OFFLINE in str(link):  # all that `datasets` keeps of it
+            return False
+    return _OFFLINE not in names and not names.isdisjoint(_NETWORK_ERRORS)
 
 
 def _no_space(error: BaseException) -> InputError:

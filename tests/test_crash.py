@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sft_recipes import cli, crash
+from sft_recipes.data.opening import loading
 from sft_recipes.errors import CheckFailed, HubUnavailable, InputError, Preempted, Problem
 
 ENDINGS: dict[str, tuple[BaseException, int, str]] = {
@@ -88,6 +90,40 @@ def test_no_space_behind_a_library(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "/tmp/rows.arrow: no space left on device" in said
     assert "GB left at" in said and "TMPDIR" in said
+
+
+def test_a_hub_that_does_not_answer(tmp_path: Path) -> None:
+    """For a model and a data set alike a server that refuses the connection is exit code 3 with the name, and the wish
+    to stay offline is wrong input.
+    """
+
+    def raised(kinds: Sequence[BaseException]) -> BaseException:
+        error: BaseException | None = None
+        for kind in kinds:
+            kind.__cause__ = error
+            error = kind
+        return error or ValueError()
+
+    class TransportError(Exception):
+        """As the Hub's client calls it."""
+
+    class OfflineModeIsEnabled(ConnectionError):
+        """As the Hub's client calls it."""
+
+    for kinds, silent in (
+        ([TransportError(), OSError("could not connect")], True),
+        ([ConnectionRefusedError(), RuntimeError(), OSError()], True),
+        ([TimeoutError()], True),
+        ([OfflineModeIsEnabled(), OSError()], False),
+        ([ConnectionError("Couldn't reach it (OfflineModeIsEnabled)")], False),
+        ([FileNotFoundError()], False),
+        ([ValueError("no such repository")], False),
+    ):
+        error = raised(kinds)
+        assert crash.is_network_down(error) == silent
+        with pytest.raises(HubUnavailable if silent else InputError, match="org/model"):
+            with loading("org/model", "model"):
+                raise error
 
 
 COMMANDS = {
