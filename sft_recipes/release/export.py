@@ -32,7 +32,9 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.release.finished_run import ADAPTER_CONFIG, EXPORT, finished_run
 from sft_recipes.release.lint import lint
 from sft_recipes.release.local_paths import recipe_text
-from sft_recipes.release.model_card import TEXTS, write_card
+from sft_recipes.release.markdown import TERMINAL
+from sft_recipes.release.model_card import write_card
+from sft_recipes.release.older_transformers import write_for_older
 
 FOLDER = "export"  # inside the run folder
 ROWS = 200  # that are linted
@@ -81,7 +83,7 @@ class Export:
 
     def as_text(self, run: Path) -> str:
         """The same for the terminal, with the next steps."""
-        template = TEXTS.get_template("export.txt.jinja")
+        template = TERMINAL.get_template("export.txt.jinja")
         return template.render(export=self, run=run, path=self.folder.absolute())
 
 
@@ -159,11 +161,12 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         save_servable(model.to(getattr(torch, dtype)), renderer, partial)
+        older = write_for_older(partial)
         del model
         gc.collect()  # before the same weights are loaded once more
         model = _load(str(partial)).float()
         compared["saved"] = _compare("saved", answers, questions.ask("saved", model), dtype)
-        checks = lint(model, partial, renderer, recipe.labels, examples)
+        checks = [*lint(model, partial, renderer, recipe.labels, examples), older]
         require(checks)
         exported = Export(folder, dtype, compared, checks)
         run_folder.write_json(partial / EXPORT, exported.found())
