@@ -15,6 +15,7 @@ from markupsafe import Markup
 from sft_recipes.messages import visible
 
 NOT_RECORDED = "not recorded"
+EMPTY = "(empty)"
 # Words and numbers that no renderer reads anything into: no punctuation of Markdown, nothing that
 # looks like an address (`a.b`, `a@b`, `www.`), nothing that begins a list.
 _WORD = r"[^\W_]+(?:_[^\W_]+)*"
@@ -29,8 +30,8 @@ def inline(value: object) -> Markup:
         return value
     if value is None:
         return Markup(NOT_RECORDED)
-    text = _one_line(value)
-    if not text or _PLAIN.fullmatch(_INTERVAL.sub("", text)):
+    text = _one_line(value) or EMPTY
+    if _PLAIN.fullmatch(_INTERVAL.sub("", text)):
         return Markup(text)
     return code(text)
 
@@ -46,7 +47,8 @@ def code(value: object) -> Markup:
 
 def code_block(text: str) -> Markup:
     """A text in an indented block: nothing gets out of one, whatever it holds."""
-    lines = visible(text).split("\n")
+    shown = visible(text)
+    lines = shown.split("\n") if shown.strip() else [EMPTY]
     return Markup("\n".join(f"    {line}" for line in lines))
 
 

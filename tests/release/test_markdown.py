@@ -20,7 +20,7 @@ from markdown_it.token import Token
 from sft_recipes.messages import visible
 from sft_recipes.release import model_card
 from sft_recipes.release.finished_run import finished_run
-from sft_recipes.release.markdown import code, fenced, inline
+from sft_recipes.release.markdown import fenced, inline
 from tests.release.conftest import write_evaluation
 from tests.release.test_model_card import GATE
 
@@ -201,7 +201,7 @@ def test_no_text_is_live_in_a_card(
     assert expected.count("heading_open h2") == 11 and "link_open" not in expected
     random = Random(0)
     words: list[Word] = [lambda text=text: text for text in HOSTILE]
-    words += [lambda: " ".join(random.choices(HOSTILE, k=random.randint(1, 3)))] * 20
+    words += [lambda: " ".join(random.choices(HOSTILE, k=random.randint(1, 3)))] * 10
     for word in words:
         card = card_with(run, monkeypatch, word)
         assert structure(card) == expected, word()
@@ -213,11 +213,11 @@ def test_no_text_is_live_in_a_card(
 @pytest.mark.parametrize("text", HOSTILE)
 def test_inline_text_says_what_it_said(text: str) -> None:
     """In a cell and in a heading the reader sees the text itself, on one line, with hidden characters spelled out."""
-    shown = visible(" ".join(text.split()))
+    shown = visible(" ".join(text.split())) or "(empty)"
     table = f"| a | b |\n|---|---|\n| {inline(text)} | x |"
     assert said(table, 2) == shown
     assert said(f"# {inline(text)}", 0) == shown
-    assert said(f"see {code(text)}", 0).removeprefix("see").strip() == shown
+    assert said(f"see {inline(text)}", 0) == f"see {shown}"
 
 
 def said(line: str, index: int) -> str:
