@@ -30,6 +30,7 @@ from sft_recipes.messages import Example
 from sft_recipes.models import agree_on_special_tokens, load_weights
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.finished_run import ADAPTER_CONFIG, EXPORT, finished_run
+from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.lint import lint
 from sft_recipes.release.local_paths import recipe_text
 from sft_recipes.release.markdown import TERMINAL
@@ -148,6 +149,7 @@ def export(
     recipe = finished_run(run)
     folder = output or run / FOLDER
     _check_request(folder, dtype, force)
+    require_no_outside_links(run)
     renderer = ChatRenderer(load_tokenizer(str(run)), recipe.template.chat_template_kwargs)
     examples = _real_examples(run)
     labelled = Labeller(renderer, recipe.labels).label(examples).rows[:PROMPTS]
@@ -182,6 +184,9 @@ def export(
 def _check_request(folder: Path, dtype: str | None, force: bool) -> None:
     """Raise InputError for a folder that is not to be replaced and for an unknown precision."""
     replaceable = force and (folder / EXPORT).is_file()
+    if folder.is_symlink():
+        what = "this is a link, and an export would be written through it"
+        raise InputError(Problem(str(folder), "--output", what, "name the folder that it leads to"))
     if folder.exists() and not replaceable:
         fix = "choose another --output, or add --force to replace an earlier export"
         raise InputError(Problem(str(folder), "--output", "the folder exists", fix))

@@ -6,7 +6,6 @@ https://huggingface.co/docs/hub/model-cards.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -276,7 +275,7 @@ def _samples(evaluation: Path) -> list[dict[str, str]]:
 
 def _masked(text: str | None) -> str:
     """Text of a sample without secrets, personal data and paths, as far as patterns know them."""
-    return re.sub(LOCAL_PATH, "[local path]", mask(text or ""))
+    return LOCAL_PATH.sub("[local path]", mask(text or ""))
 
 
 def _export_lines(export: Mapping[str, Any]) -> list[Line]:
