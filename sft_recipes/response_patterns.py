@@ -248,13 +248,13 @@ _EXAMPLE = re.compile(
     re.IGNORECASE,
 )
 _EXAMPLE_WORDS = frozenset(
-    "pass password passwd secret token user username hidden masked none null true false".split()
+    "pass password passwd secret token user username hidden masked none null true false string value".split()
 )
 # Names in code (`settings.password`) and words hold no digit; a longer value without one may be
 # several words put together as a password.
 _NAME = re.compile(r"[^\W\d]+(?:\.[^\W\d]+)*")
 _LONG_VALUE = 16
-_WORD_CHARACTERS = 8  # of a word in quotes: `password="swordfish"`
+_WORD_CHARACTERS = 6  # of a word in quotes: `password="swordfish"`
 # What stands between a name and its value.
 _ASSIGNMENT = re.compile(r"""(?P<sign>[=:]>?)[ \t]*(?P<quote>["']?)(?:(?:[Bb]earer|[Bb]asic) )?""")
 _PATH = re.compile(r"[~.]{0,2}/[\w.-]+/.*")

@@ -35,7 +35,7 @@ from sft_recipes.release.lint import lint
 from sft_recipes.release.local_paths import recipe_text
 from sft_recipes.release.markdown import TERMINAL
 from sft_recipes.release.model_card import write_card
-from sft_recipes.release.older_transformers import write_for_older
+from sft_recipes.release.older_transformers import CHECK, write_for_older
 
 FOLDER = "export"  # inside the run folder
 ROWS = 200  # that are linted
@@ -81,6 +81,11 @@ class Export:
             "compared": {step: asdict(comparison) for step, comparison in self.compared.items()},
             "checks": [asdict(check) for check in self.checks],
         }
+
+    @property
+    def needs_version_5(self) -> bool:
+        """Whether 4.57 of transformers was found not to read the folder."""
+        return any(check.name == CHECK and check.outcome != "ok" for check in self.checks)
 
     def as_text(self, run: Path) -> str:
         """The same for the terminal, with the next steps."""

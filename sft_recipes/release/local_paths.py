@@ -21,7 +21,7 @@ LOCAL_PATH = re.compile(
     # Three folders in quotes are a path wherever it begins, but for those that every machine has.
     r"|(?<=[\"'])/(?!path/|your|usr/|etc/|dev/|bin/|api/|v\d)[\w.-]+(?:/[\w.@+-]+){2,}(?=[\"'])"
     # A home folder; what begins with a dot there is the same on every machine.
-    rf"|(?<![\w/~.])~\w*/\w{_NAME}"
+    rf"|(?<![\w/~.])~\w*/\w[\w.-]*/{_NAME}"
     # Windows: in JSON a single backslash begins an escape, as in `Q:\n`.
     r"|\b[A-Za-z]:(?:\\\\\w|\\(?![nrtbfu])\w|[\\/](?i:users|temp|tmp|repos|runs)[\\/])[^\s\"'`]*"
 )
