@@ -28,7 +28,7 @@ REPETITIVE_WORDS = 50
 REPETITIVE_SHARE = 0.5
 OPENER_WORDS = 4
 # How much before a value is looked at for its name.
-_NAME_CHARACTERS = 64
+_NAME_CHARACTERS = 32
 # Five digits nearly in a row: every kind of personal data but an address by e-mail has them.
 _DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){4}")
 
@@ -244,11 +244,13 @@ def _global_ip(text: str) -> bool:
 
 # What examples write in the place of a secret: within a value, and as all of it but its digits.
 _EXAMPLE = re.compile(
-    r"your|example|placeholder|change_?me|redacted|dummy|xxxx|\*\*\*|\.\.\.|\A\$\w|\$[({]|%s|environ|getenv|(.)\1{7}",
+    r"your|example|placeholder|change_?me|redacted|dummy|xxxx|\*\*\*|\.\.\.|%s|environ|getenv"
+    r"|\A\$\w|\$[({]|(.)\1{7}",
     re.IGNORECASE,
 )
 _EXAMPLE_WORDS = frozenset(
-    "pass password passwd secret token user username hidden masked none null true false string value".split()
+    "pass password passwd secret token user username hidden masked".split()
+    + "none null true false string value".split()
 )
 # Names in code (`settings.password`) and words hold no digit; a longer value without one may be
 # several words put together as a password.
