@@ -30,9 +30,12 @@ from sft_recipes.messages import Example
 from sft_recipes.models import agree_on_special_tokens, load_weights
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.finished_run import ADAPTER_CONFIG, EXPORT, finished_run
+from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.lint import lint
 from sft_recipes.release.local_paths import recipe_text
-from sft_recipes.release.model_card import TEXTS, write_card
+from sft_recipes.release.markdown import TERMINAL
+from sft_recipes.release.model_card import write_card
+from sft_recipes.release.older_transformers import CHECK, write_for_older
 
 FOLDER = "export"  # inside the run folder
 ROWS = 200  # that are linted
@@ -79,9 +82,14 @@ class Export:
             "checks": [asdict(check) for check in self.checks],
         }
 
+    @property
+    def needs_version_5(self) -> bool:
+        """Whether 4.57 of transformers was found not to read the folder."""
+        return any(check.name == CHECK and check.outcome != "ok" for check in self.checks)
+
     def as_text(self, run: Path) -> str:
         """The same for the terminal, with the next steps."""
-        template = TEXTS.get_template("export.txt.jinja")
+        template = TERMINAL.get_template("export.txt.jinja")
         return template.render(export=self, run=run, path=self.folder.absolute())
 
 
@@ -146,6 +154,7 @@ def export(
     recipe = finished_run(run)
     folder = output or run / FOLDER
     _check_request(folder, dtype, force)
+    require_no_outside_links(run)
     renderer = ChatRenderer(load_tokenizer(str(run)), recipe.template.chat_template_kwargs)
     examples = _real_examples(run)
     labelled = Labeller(renderer, recipe.labels).label(examples).rows[:PROMPTS]
@@ -159,11 +168,12 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         save_servable(model.to(getattr(torch, dtype)), renderer, partial)
+        older = write_for_older(partial)
         del model
         gc.collect()  # before the same weights are loaded once more
         model = _load(str(partial)).float()
         compared["saved"] = _compare("saved", answers, questions.ask("saved", model), dtype)
-        checks = lint(model, partial, renderer, recipe.labels, examples)
+        checks = [*lint(model, partial, renderer, recipe.labels, examples), older]
         require(checks)
         exported = Export(folder, dtype, compared, checks)
         run_folder.write_json(partial / EXPORT, exported.found())
@@ -179,6 +189,9 @@ def export(
 def _check_request(folder: Path, dtype: str | None, force: bool) -> None:
     """Raise InputError for a folder that is not to be replaced and for an unknown precision."""
     replaceable = force and (folder / EXPORT).is_file()
+    if folder.is_symlink():
+        what = "this is a link, and an export would be written through it"
+        raise InputError(Problem(str(folder), "--output", what, "name the folder that it leads to"))
     if folder.exists() and not replaceable:
         fix = "choose another --output, or add --force to replace an earlier export"
         raise InputError(Problem(str(folder), "--output", "the folder exists", fix))
