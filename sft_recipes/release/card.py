@@ -43,6 +43,7 @@ class ScoredEvaluation:
     name: str
     data: str
     answers: int
+    warnings: Sequence[str]
     decoding: str
     max_new_tokens: int | str
     base: str | None

@@ -8,7 +8,6 @@ behind.
 """
 
 import gc
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.kept_examples import read_examples
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.data.template_checks import TemplateCheck, require
@@ -207,11 +207,8 @@ def _real_examples(run: Path) -> list[Example]:
         fix = f"run `sft-recipes prepare {run / run_folder.RECIPE}` first"
         raise InputError(Problem(str(path), "", "there are no rows to compare on", fix))
     examples = []
-    with path.open(encoding="utf-8") as file:
-        for line in islice(file, ROWS):
-            row = json.loads(line)
-            row.pop("group", None)
-            examples.append(Example(**row))
+    for grouped in islice(read_examples(path), ROWS):
+        examples.append(grouped.example)
     return examples
 
 

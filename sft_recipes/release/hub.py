@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from sft_recipes import run_folder
-from sft_recipes.errors import CheckFailed, InputError, Problem
+from sft_recipes.errors import CheckFailed, HubUnavailable, InputError, Problem
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.export import FOLDER, export
 from sft_recipes.release.finished_run import (
@@ -32,6 +32,7 @@ from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.local_paths import is_hub_name, recipe_text
 from sft_recipes.release.model_card import CARD, write_card
 from sft_recipes.release.scan import Secrets, require_public
+from sft_recipes.text_files import read_json
 
 # Everything that may leave a folder. Logs, data, optimizer states and pickles are not in here.
 ALLOWED = [
@@ -90,7 +91,7 @@ def push(
     A run that was not exported yet is. `base_model` is what an adapter's base is called on the Hub.
     Raises InputError without a token and for what must not be published (a secret, a path of this
     machine, a link out of the folder, anything at all to a public repository where a private one
-    was asked for); CheckFailed if the gate did not pass or the Hub did not answer.
+    was asked for); CheckFailed if the gate did not pass, HubUnavailable if the Hub did not answer.
     """
     recipe = finished_run(run)
     require_no_outside_links(run)
@@ -172,8 +173,8 @@ def _write_instead(path: Path, text: str) -> None:
 
 def _adapter_config(path: Path, base_model: str | None) -> dict[str, Any]:
     """An adapter's configuration with its base as others find it."""
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    base = base_model or config["base_model_name_or_path"]
+    config = read_json(path, "train the run again")
+    base = base_model or str(config.get("base_model_name_or_path"))
     if not is_hub_name(base):
         what = f"{base} is a folder here"
         fix = "add --base_model NAME_ON_THE_HUB, or push it merged"
@@ -222,7 +223,7 @@ def _upload(api: HfApi, repo: str, public: bool, staging: Path) -> Pushed:
 def _patiently(repo: str, call: Callable[[], Any]) -> Any:
     """The call's result, tried again where the Hub or the network may yet answer.
 
-    Raises InputError where the answer is no, CheckFailed where there is none.
+    Raises InputError where the answer is no, HubUnavailable where there is none.
     """
     waits = iter(WAITS)
     while True:
@@ -241,7 +242,7 @@ def _patiently(repo: str, call: Callable[[], Any]) -> Any:
             if wait is None:
                 what = f"nothing was published: {reason}"
                 fix = "push again; what has arrived is not sent twice"
-                raise CheckFailed(str(Problem(repo, "", what, fix))) from error
+                raise HubUnavailable(str(Problem(repo, "", what, fix))) from error
         time.sleep(wait)
 
 

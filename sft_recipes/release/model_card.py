@@ -5,7 +5,6 @@ is `model_card.md.jinja`; the metadata, with every metric as `model-index`, foll
 https://huggingface.co/docs/hub/model-cards.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sft_recipes.release.markdown import CARDS
 from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.report.number_texts import format_estimate
 from sft_recipes.response_patterns import mask
+from sft_recipes.text_files import interpreting, read_json_lines
 
 CARD = "README.md"
 MARK = (
@@ -40,6 +40,7 @@ _REPLACED = (
     "# Model Card for Model ID",
 )
 SAMPLES = 4
+_EVALUATE_AGAIN = "evaluate it again, or delete its folder"
 _SAMPLE_TEXTS = ("prompt", "reference", "response")
 
 # Keys of the recipe that the card shows as set, and what it says of one that is not.
@@ -150,7 +151,7 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         data=_read(run / run_folder.DATA),
         trained=_trained_lines(recipe.labels, recipe),
         hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
-        evaluations=[_scored_evaluation(name, found) for name, found in scored.items()],
+        evaluations=_scored_evaluations(run, scored),
         has_gate=bool(recipe.values.get("gate")),
         samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
         export=_export_lines(export),
@@ -214,9 +215,20 @@ def _last_logged(path: Path) -> dict[str, Any]:
     """The last value of everything that a run logged."""
     last: dict[str, Any] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            last |= json.loads(line)
+        for line in read_json_lines(path, "delete that line"):
+            last |= line.content
     return last
+
+
+def _scored_evaluations(
+    run: Path, contents: Mapping[str, Mapping[str, Any]]
+) -> list[ScoredEvaluation]:
+    evaluations = []
+    for name, content in contents.items():
+        path = run / run_folder.EVALUATIONS / name / "metrics.json"
+        with interpreting(path, _EVALUATE_AGAIN):
+            evaluations.append(_scored_evaluation(name, content))
+    return evaluations
 
 
 def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluation:
@@ -242,7 +254,8 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
     return ScoredEvaluation(
         name=name,
         data=public(info["data"]),
-        answers=content["n"],
+        answers=content.get("rows", content["n"]),
+        warnings=list(content.get("warnings", ())),
         decoding=info.get("decoding", "decoding not recorded"),
         max_new_tokens=info.get("max_new_tokens", "(not recorded)"),
         base=public(info["base"]) if differences else None,
@@ -258,18 +271,17 @@ def _samples(evaluation: Path) -> list[dict[str, str]]:
         return []
     wrong: list[dict[str, Any]] = []
     right: list[dict[str, Any]] = []
-    for line in path.read_text("utf-8").split("\n"):
-        if line:
-            row = json.loads(line)
-            if row["exact_match"] is True:
-                right.append(row)
-            else:
-                wrong.append(row)
+    for line in read_json_lines(path, _EVALUATE_AGAIN):
+        if line.content.get("exact_match") is True:
+            right.append(line.content)
+        else:
+            wrong.append(line.content)
     wrong_shown = max(SAMPLES // 2, SAMPLES - len(right))
     chosen = [*wrong[:wrong_shown], *right][:SAMPLES]
     samples = []
-    for row in chosen:
-        samples.append({key: _masked(row[key]) for key in _SAMPLE_TEXTS})
+    with interpreting(path, _EVALUATE_AGAIN):
+        for row in chosen:
+            samples.append({key: _masked(row[key]) for key in _SAMPLE_TEXTS})
     return samples
 
 

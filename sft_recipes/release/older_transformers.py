@@ -13,6 +13,7 @@ import yaml
 
 from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.data.template_checks import TemplateCheck
+from sft_recipes.text_files import RESTORE, read_json
 
 CHECK = "transformers 4.57"
 # Which models and ropes 4.57 was seen to compute as version 5 does.
@@ -43,7 +44,7 @@ def write_for_older(folder: Path) -> TemplateCheck:
     """
     _edit(folder / "tokenizer_config.json", _older_tokenizer(folder))
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, RESTORE)
     try:
         _require_seen(config, folder)
         for part in _parts(config):
@@ -62,7 +63,7 @@ def _edit(path: Path, content: Mapping[str, Any]) -> None:
 def _older_tokenizer(folder: Path) -> dict[str, Any]:
     """The configuration of a saved tokenizer in words of both versions."""
     path = folder / "tokenizer_config.json"
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, RESTORE)
     if not (folder / "tokenizer.json").is_file():
         return config
     tokenizer = load_tokenizer(str(folder))

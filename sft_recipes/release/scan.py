@@ -121,7 +121,7 @@ def _weights_metadata(path: Path) -> str:
         header = file.read(min(length, _HEADER_BYTES))
     try:
         metadata = json.loads(header).get("__metadata__", {})
-    except ValueError as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         fix = "export the run again"
         what = "this is no whole safetensors file"
         raise InputError(Problem(str(path.resolve()), "", what, fix)) from error
