@@ -14,7 +14,8 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from sft_recipes.errors import InputError, Problem
 
-# The largest shipped recipe has 3 kB; half a megabyte takes 4 s to read (measured).
+# The largest shipped recipe has 2.3 kB. Half a megabyte of text is read in 0.4 s, and as many values
+# as are taken in 0.7 s (measured).
 MOST_BYTES = 500_000
 # Values of a document, each counted as often as aliases repeat it.
 MOST_VALUES = 20_000

@@ -30,8 +30,8 @@ FEW_BATCHES = 4
 MOST_WORKERS = 16
 # Batches in work for each worker; more would only fill memory.
 AHEAD = 2
-# What a batch may take: 500 short rows take half a second of processor time, and long rows go
-# through at 2 MB a second (measured). Forty times as slow is no slow machine.
+# What a batch may take: 500 short rows take a tenth of a second of processor time, and a long row
+# goes through at 2.5 MB a second (measured). Fifty times as slow is no slow machine.
 BATCH_SECONDS = 20.0
 BYTES_A_SECOND = 50_000
 BATCH_GROWTH = 8 * GIBIBYTE

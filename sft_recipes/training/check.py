@@ -28,7 +28,7 @@ from sft_recipes.recipe import Recipe, launch_config
 from sft_recipes.recipe_checks import fits_type
 from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import batch_per_device, launched_processes, sft_config
-from sft_recipes.training.construction import generation_notes
+from sft_recipes.training.construction import generation_notes, meta_model
 from sft_recipes.training.evaluate_while_training import generation_metrics
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
@@ -73,6 +73,8 @@ def check_recipe(
         elsewhere=launch is not None,
         allow_hub_kernels=allow_hub_kernels,
     )
+    if model is None:
+        model = meta_model(recipe)
     labeller = open_labeller(recipe)
     check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,8 @@ def check_settings(
     allow_hub_kernels: bool = False,
 ) -> Any:
     """Raise InputError with everything that is wrong with the recipe's settings taken together, or with
-    what is made of them. Returns the model that was made to see that, of shapes without weights.
+    what is made of them. Returns the model that was made to see that, of shapes without weights;
+    None in one of several processes, which ask `check_construction` once they have joined.
 
     `processes` and `zero3` (whether ZeRO-3 shards the weights) describe a planned launch instead of this one;
     `elsewhere`: it is planned for other machines, so what this one lacks is no fault.
@@ -63,6 +64,9 @@ def check_settings(
     if recipe.values.get("gate") is not None:
         parse_gate(recipe.values["gate"], recipe.place("gate"))
     accumulation_steps(recipe, processes)
+    if launched_processes() > 1:
+        # TRL's arguments make the process group, which `join_processes` has to make first.
+        return None
     return check_construction(recipe, processes, elsewhere)
 
 

@@ -16,8 +16,9 @@ STEPS, STEP_SECONDS, GENERATION_SECONDS = 40, 10.0, 7.0
 def times_generated(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Train with an evaluation after every step, on a clock that only steps and generation move."""
     clock = [0.0]
-    monkeypatch.setattr("sft_recipes.training.trainer.time.monotonic", lambda: clock[0])
     trainer = trainer_for(path)
+    # Not before: preparation waits for other processes, by a clock that moves.
+    monkeypatch.setattr("sft_recipes.training.trainer.time.monotonic", lambda: clock[0])
     step = trainer.training_step
 
     def slow_step(*args: Any, **kwargs: Any) -> Any:
