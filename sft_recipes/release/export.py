@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
+from transformers import AutoConfig
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
@@ -171,7 +172,7 @@ def export(
         older = write_for_older(partial)
         del model
         gc.collect()  # before the same weights are loaded once more
-        model = _load(str(partial)).float()
+        model = _load(str(partial))
         compared["saved"] = _compare("saved", answers, questions.ask("saved", model), dtype)
         checks = [*lint(model, partial, renderer, recipe.labels, examples), older]
         require(checks)
@@ -216,10 +217,10 @@ def _trained_model(recipe: Recipe, run: Path, questions: _Questions) -> _Trained
     """The model of a run, its adapter merged. Raises CheckFailed for a merge that went wrong."""
     if not (run / ADAPTER_CONFIG).is_file():
         model = _load(str(run))
-        own_dtype = str(model.dtype).removeprefix("torch.")
-        model = model.float()
-        return _Trained(model, questions.ask("trained", model), {}, own_dtype)
-    base = _load(recipe.model_name, recipe.model.get("model_revision")).float()
+        own_dtype = str(AutoConfig.from_pretrained(str(run)).dtype or model.dtype)
+        answers = questions.ask("trained", model)
+        return _Trained(model, answers, {}, own_dtype.removeprefix("torch."))
+    base = _load(recipe.model_name, recipe.model.get("model_revision"))
     model = PeftModel.from_pretrained(base, str(run)).eval()
     answers = questions.ask("trained", model)
     model = model.merge_and_unload(safe_merge=True)
@@ -228,8 +229,12 @@ def _trained_model(recipe: Recipe, run: Path, questions: _Questions) -> _Trained
 
 
 def _load(source: str, revision: str | None = None) -> Any:
-    """The model in the precision of its file. Raises InputError where that is a quantized one."""
-    model = load_weights(source, "auto", revision)
+    """The model in float32. Raises InputError where its weights are stored quantized.
+
+    Loaded so, not made so: what a model computes when it is built, as the scale of Gemma's
+    embeddings, is rounded to the precision in which it is loaded, and stays rounded.
+    """
+    model = load_weights(source, torch.float32, revision)
     if getattr(model, "is_quantized", False):
         what = "its weights are stored quantized"
         fix = "name the full-precision model and train with load_in_4bit: true"
