@@ -3,6 +3,7 @@
 Where the system or a disk said no, that is no fault of the program, and its own words say what to do.
 """
 
+import contextlib
 import errno
 import os
 import shlex
@@ -32,6 +33,7 @@ _FIXES = {
     errno.ELOOP: "choose a path without links that lead in a circle",
     errno.EMFILE: "allow more open files with `ulimit -n 4096`",
 }
+_NO_TEMPORARY = "No usable temporary directory"
 _TEXT_OF_NO_SPACE = ("No space left on device", "(os error 28)")
 _OFFLINE = "OfflineModeIsEnabled"
 _NETWORK_ERRORS = frozenset({"TransportError", "ConnectionError", "TimeoutError"})
@@ -46,6 +48,10 @@ def explain(error: BaseException) -> SFTRecipesError | None:
         is_full = isinstance(cause, OSError) and cause.errno in _NO_SPACE
         if is_full or any(text in str(cause) for text in _TEXT_OF_NO_SPACE):
             return _no_space(cause)
+        if _NO_TEMPORARY in str(cause):
+            fix = "make room there, or set TMPDIR to a folder that can be written"
+            what = "cannot be written: neither TMPDIR nor /tmp nor the working directory"
+            return InputError(Problem("temporary folder", "", what, fix))
         if isinstance(cause, OSError) and cause.errno in _FIXES and _names_a_file(cause):
             what = str(cause.strerror)
             return InputError(Problem(str(cause.filename), "", what, _FIXES[cause.errno]))
@@ -82,7 +88,9 @@ def is_network_down(error: BaseException) -> bool:
 def _no_space(error: BaseException) -> InputError:
     """Which disks are full: the one that was written to, the temporary folder's, the working directory's."""
     where = "disk"
-    folders = [Path(tempfile.gettempdir()), Path.cwd()]
+    folders = [Path.cwd()]
+    with contextlib.suppress(FileNotFoundError):  # nothing can be written to any of them
+        folders.insert(0, Path(tempfile.gettempdir()))
     filename = getattr(error, "filename", None)
     if isinstance(filename, str):
         where = filename
