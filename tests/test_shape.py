@@ -21,6 +21,8 @@ PACKAGE = Path(sft_recipes.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path.parts)
 
 TOKENS_A_LINE = 9.0
+# Of the whole package. Raising it takes a line with the reason in CHANGELOG.md.
+TOKENS = 163_000
 FUNCTION_LINES = 50
 FILE_LINES = 400
 # Per 1,000 lines of code: the highest of nine code bases that engineers hold up as models (17 and 23), with room.
@@ -146,6 +148,7 @@ def test_lines_read_at_a_glance() -> None:
     """Over the whole package: tokens a line, and the share of decisions and loops that stand inside expressions."""
     shape = package_shape()
     assert shape.tokens / shape.code_lines <= TOKENS_A_LINE
+    assert shape.tokens <= TOKENS
     assert 1000 * shape.conditional_expressions / shape.code_lines <= CONDITIONAL_EXPRESSIONS
     assert 1000 * shape.comprehensions / shape.code_lines <= COMPREHENSIONS
 
