@@ -45,9 +45,9 @@ bench: install
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.training_step $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
-# Over an hour: twenty faults and twenty healthy seeds of the quickstart.
+# Over an hour: twenty faults and twenty healthy seeds of the quickstart. Stopped, it goes on where it was.
 bench-gate: install
-	$(BIN)/python -m benchmarks.gate_faults --jobs 2
+	$(BIN)/python -m benchmarks.gate_faults --jobs 2 --work $(or $(WORK),.bench-gate)
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -8,21 +8,27 @@ inside training on 64 rows: raised where the last of them, by the gate's own one
 gate. The faults are in `fault_injections.py`. Wanted: at least 18 of 20 faults caught, at most 1 of 20 seeds flagged;
 the exit code is 1 otherwise. An inconclusive gate is counted by itself.
 
+Where a fault changes training rows, the evaluation also lists the rows that the model finds hardest (`--suspects`), and
+the table says how many of those listed are rows with the fault: what a person would see of a fault that no gate does.
+
 Two at a time on two cores a case took two minutes, and up to eight where others worked on them, too; twenty epochs took
-fourteen. DIR keeps `results.jsonl`, and cases in it are not run again.
+fourteen. DIR keeps each finished case, so that the command may be stopped and given again, or run several times at
+once: a case is run by one process, and again where code, recipe or rows are no longer those that it was run with.
 """
 
 import argparse
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,8 +37,11 @@ from tqdm import tqdm
 
 from benchmarks.fault_injections import FAULTS, QUICKSTART, Fault, read_rows
 from sft_recipes.data.chat_templates import load_chat_template
-from sft_recipes.evaluation.gate import ALPHA, read_gate
+from sft_recipes.evaluation.gate import read_gate
+from sft_recipes.evaluation.gate_bounds import ALPHA
 from sft_recipes.evaluation.metrics import METRICS
+from sft_recipes.evaluation.suspects import FILE as SUSPECTS
+from sft_recipes.run_folder import write_json
 from sft_recipes.statistics import proportion
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +58,8 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 LEAST_CAUGHT, MOST_FLAGGED = 18, 1
+# What a finished case depends on, with its library versions.
+MEASURED = ("sft_recipes", "benchmarks", "recipes/quickstart")
 
 
 def run_command(fault: str, *arguments: str, log: Path) -> tuple[int, str]:
@@ -125,7 +136,7 @@ def broken_limits(log: Path, gate: Path = GATE) -> list[str]:
 
 def run_case(name: str, fault: Fault, work: Path) -> dict[str, Any]:
     """Run one case to the end or to the first refusal. `caught_by` is "" where everything passed."""
-    folder, started = work / name.replace("/", "-"), time.monotonic()
+    folder, started = work / folder_name(name), time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log, injected = folder / "stderr.txt", name if name in FAULTS else ""
@@ -142,18 +153,33 @@ def run_case(name: str, fault: Fault, work: Path) -> dict[str, Any]:
     for step in ("check", "train"):
         code, _ = run_command(injected, step, *recipe, log=log)
         if code:
-            said = log.read_text(encoding="utf-8").rpartition("\n$ ")[2].splitlines()[1:]
-            message = next((line for line in said if "Fix: " in line), said[-1] if said else "")
             # Code 3 is a run that went wrong, 1 and 2 are recipes that were never begun.
-            case |= {
-                "caught_by": "training fault" if code == 3 else f"{step} refused",
-                "message": message,
-            }
+            case["caught_by"] = "training fault" if code == 3 else f"{step} refused"
+            case["message"] = last_message(log)
             break
     else:
-        case |= judge_run(injected, fault, folder, work / "base")
+        case |= judge_run(injected, fault, folder, base_folder(work))
     shutil.rmtree(folder / "run", ignore_errors=True)
     return {**case, "seconds": round(time.monotonic() - started)}
+
+
+def base_folder(work: Path) -> Path:
+    """Where the base's answers stand, as this code asks for them."""
+    return work / f"base-{fingerprint()}"
+
+
+def folder_name(name: str) -> str:
+    """The folder of a case, below DIR."""
+    return name.replace("/", "-")
+
+
+def last_message(log: Path) -> str:
+    """What the last command in a log said was wrong."""
+    said = log.read_text(encoding="utf-8").rpartition("\n$ ")[2].splitlines()[1:]
+    for line in said:
+        if "Fix: " in line:
+            return line
+    return said[-1] if said else ""
 
 
 def judge_run(injected: str, fault: Fault, folder: Path, base: Path) -> dict[str, Any]:
@@ -169,18 +195,45 @@ def judge_run(injected: str, fault: Fault, folder: Path, base: Path) -> dict[str
         *fault.options,
         *ANSWERS,
     ]
+    if fault.data is not None:
+        options.append("--suspects")
     output = ["--output", str(folder / "evaluation")]
-    _, said = run_command(
-        injected, "evaluate", str(folder / "run"), *options, *output, log=folder / "stderr.txt"
-    )
+    log = folder / "stderr.txt"
+    code, said = run_command(injected, "evaluate", str(folder / "run"), *options, *output, log=log)
+    if code == 2:
+        return {"caught_by": "evaluate refused", "message": last_message(log)}
     content = json.loads(said)
     verdict = content["gate"]["verdict"]
     lines = [line for line in content["gate"]["lines"] if line["verdict"] != "pass"]
     broken = [f"{line['name']} {line['group']}".strip() for line in lines]
-    found = {"callback": callback, "gate": verdict, "broken": broken}
+    found: dict[str, Any] = {"callback": callback, "gate": verdict, "broken": broken}
+    if fault.data is not None:
+        found["suspects"] = suspected_rows(folder)
     found |= {key: content["metrics"][key]["value"] for key in ("exact_match", "eos_rate")}
     by_gate = {"pass": "", "fail": "gate"}.get(verdict, "gate inconclusive")
     return {**found, "caught_by": "callback" if callback else by_gate}
+
+
+def suspected_rows(folder: Path) -> dict[str, int] | None:
+    """How many of the rows that the evaluation lists have the fault; None where rows were added or left out."""
+    clean = read_rows("train")
+    text = (folder / "data" / "train.jsonl").read_text(encoding="utf-8")
+    trained = [json.loads(line) for line in text.splitlines()]
+    if len(trained) != len(clean):
+        return None
+    faulty = set()
+    for number, (row, original) in enumerate(zip(trained, clean, strict=True), 1):
+        if row != original:
+            faulty.add(f"train.jsonl:{number}")
+    listed = []
+    for line in (folder / "evaluation" / SUSPECTS).read_text(encoding="utf-8").splitlines():
+        listed.append(Path(json.loads(line)["where"]).name)
+    return {
+        "listed": len(listed),
+        "faulty_listed": len(faulty.intersection(listed)),
+        "faulty": len(faulty),
+        "rows": len(clean),
+    }
 
 
 def healthy(seed: int) -> Fault:
@@ -189,28 +242,64 @@ def healthy(seed: int) -> Fault:
 
 
 def run_cases(cases: Mapping[str, Fault], work: Path, jobs: int) -> list[dict[str, Any]]:
-    """All cases in order, those in DIR's `results.jsonl` as they stand there."""
+    """All cases in order; those that DIR holds are not run again."""
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "base" / "samples.jsonl").is_file():
-        data = ("--data", str(QUICKSTART / "data"), "--output", str(work / "base"))
-        run_command(
-            "", "evaluate", str(QUICKSTART / "base"), *data, *ANSWERS, log=work / "base.txt"
-        )
-    results, lock = work / "results.jsonl", threading.Lock()
-    lines = results.read_text(encoding="utf-8").splitlines() if results.is_file() else []
-    done = {case["name"]: case for case in map(json.loads, lines)}
+    code = fingerprint()
+    with only_process(work / "base.lock"):
+        base = base_folder(work)
+        if not (base / "samples.jsonl").is_file():
+            data = ("--data", str(QUICKSTART / "data"), "--output", str(base))
+            log = work / "base.txt"
+            run_command("", "evaluate", str(QUICKSTART / "base"), *data, *ANSWERS, log=log)
 
     def run(name: str) -> None:
-        case = run_case(name, cases[name], work)
-        with lock, results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(case, ensure_ascii=False) + "\n")
-            done[name] = case
+        with only_process(work / f"{folder_name(name)}.lock"):
+            # Another process may have run it while this one waited.
+            if finished_case(work, name, code) is None:
+                case = {**run_case(name, cases[name], work), "code": code}
+                write_json(work / f"{folder_name(name)}.json", case)
 
-    waiting = [name for name in cases if name not in done]
+    waiting = [name for name in cases if finished_case(work, name, code) is None]
+    # Processes at work on the same cases begin with different ones and meet as late as can be.
+    start = os.getpid() % max(len(waiting), 1)
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(waiting), desc="cases") as bar:
-        for _ in pool.map(run, waiting):
+        for _ in pool.map(run, waiting[start:] + waiting[:start]):
             bar.update()
-    return [done[name] for name in cases]
+    return [finished_case(work, name, code) or {} for name in cases]
+
+
+def finished_case(work: Path, name: str, code: str) -> dict[str, Any] | None:
+    """A case that was run to its end with this very code, if there is one."""
+    path = work / f"{folder_name(name)}.json"
+    if not path.is_file():
+        return None
+    case: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return case if case["code"] == code else None
+
+
+@contextlib.contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Wait until no other process holds this lock; one that is killed lets go of it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def fingerprint() -> str:
+    """What is measured: the contents of the package, the benchmark and the quickstart."""
+    digest = hashlib.sha256()
+    for name in MEASURED:
+        for path in sorted((ROOT / name).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether files differ from it; nothing outside of git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -247,6 +336,8 @@ def as_text(results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
         why = case["message"] or ", ".join(
             f"{name} x{count}" if count > 1 else name for name, count in broken.items()
         )
+        if case.get("suspects"):
+            why = f"{why}; " * bool(why) + suspects_as_text(case["suspects"])
         callback = ", ".join(case["callback"])
         head = (
             case["name"],
@@ -261,6 +352,15 @@ def as_text(results: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
     lines += ["", text.format(**summary) + f" ({by})"] if summary["faults"] else []
     text = "{flagged} of {seeds} healthy seeds flagged, {seeds_inconclusive} more inconclusive"
     return "\n".join([*lines, text.format(**summary)] if summary["seeds"] else lines)
+
+
+def suspects_as_text(suspects: Mapping[str, int]) -> str:
+    """Of the listed training rows how many have the fault, beside what a draw would find."""
+    rate = suspects["faulty"] / suspects["rows"]
+    return (
+        f"of {suspects['listed']} rows listed as hardest {suspects['faulty_listed']} have the fault, "
+        f"which {suspects['faulty']} of {suspects['rows']} have ({100 * rate:.1f} %)"
+    )
 
 
 def main() -> int:
@@ -288,9 +388,13 @@ def main() -> int:
         results = run_cases(cases, (options.work or Path(temporary)).resolve(), options.jobs)
     summary = summarise(results)
     if options.json:
-        print(json.dumps({**summary, "cases": results}, ensure_ascii=False, indent=2))
+        print(
+            json.dumps(
+                {"commit": commit(), **summary, "cases": results}, ensure_ascii=False, indent=2
+            )
+        )
     else:
-        print(as_text(results, summary))
+        print(f"commit {commit()}, code {fingerprint()}\n\n{as_text(results, summary)}")
     missed = summary["faults"] - summary["caught"]
     return int(missed > len(FAULTS) - LEAST_CAUGHT or summary["flagged"] > MOST_FLAGGED)
 

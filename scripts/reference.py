@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.evaluation.metrics import METRICS, Metric
+from sft_recipes.evaluation.metric import Metric
+from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.recipe_checks import NOTES, REFUSED, REFUSED_VALUES, RENAMED, TABLES, Key
 from sft_recipes.recipe_keys import (
     DATA_KEYS,
@@ -170,7 +171,8 @@ def metrics_page() -> str:
         NOTICE,
         "",
         "One table, `METRICS` in `sft_recipes/evaluation/metrics.py`, names every metric. Each comes",
-        "with n, the number of rows that have no value, and a 95 % interval. Those in **bold** are",
+        "with n, the number of prompts that have no value, and a 95 % interval: rows with an equal",
+        "prompt count once, with the mean of their values. Those in **bold** are",
         "compared between systems pair by pair and drawn. A gate may name any but the chapter's three.",
         "How to add one: [add-a-metric.md](../how-to/add-a-metric.md).",
     ]

@@ -2,9 +2,10 @@
 
 Layers, imports point only downward (`tests/test_architecture.py` keeps it):
 
-    cli > cli_options, cli_output > chapter > training > audit, evaluation, release > models, report
-        > data, devices > upstream > recipe, recipe_keys, recipe_checks, messages, run_folder, errors,
-        statistics, shingles, similarity, response_patterns
+    __main__ > cli > cli_review > cli_options, cli_output > chapter > training
+        > audit, evaluation, release > models, report > data, devices > upstream
+        > recipe, recipe_keys, recipe_checks, messages, run_folder, text_files, stop_request, crash,
+        errors, statistics, shingles, similarity, overlap, response_patterns
 
 The names below load on first use, so that importing the package loads no torch.
 """

@@ -1,16 +1,18 @@
 """The `sft-recipes` command. Bodies are a few lines; torch and transformers are imported in them.
 
-Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault, 4 a gate decided
-nothing, 75 preempted.
+Exit codes: 0 ok, 1 a check or gate failed, 2 wrong input, 3 training fault or a Hub that does not
+answer, 4 a gate decided nothing, 70 a fault of this program, 75 preempted, 130 Ctrl-C.
 """
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
 from sft_recipes import cli_options as opt
-from sft_recipes import run_folder
+from sft_recipes import crash, run_folder
 from sft_recipes.cli_options import data_options, held_out_sets
 from sft_recipes.cli_output import (
     list_shipped,
@@ -19,7 +21,8 @@ from sft_recipes.cli_output import (
     say_written,
     speaking_on_stderr,
 )
-from sft_recipes.errors import InputError, Problem, SFTRecipesError
+from sft_recipes.cli_review import review
+from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import copy_recipe, parse_overrides
 from sft_recipes.recipe_checks import rewrite
 from sft_recipes.recipe_keys import load_recipe
@@ -31,9 +34,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-review = typer.Typer(help="Blind human A/B review of two evaluations.")
 app.add_typer(review, name="review")
+PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.callback()
+def options(debug: opt.DebugOption = False) -> None:
+    """Supervised fine-tuning on TRL in which every step is checked."""
+    # Read before the command line is, in `run`, so that it may stand behind a command, too.
 
 
 @app.command()
@@ -142,10 +151,10 @@ def inspect(
         rows = 3
     inspected = inspect_rows(opened.labeller, opened.settings.data, rejects, rows)
     if as_json:
-        print_rows(opened.labeller.renderer, inspected)
+        print_rows(opened.labeller.renderer, inspected, rejects)
         print(*rejects.lines(), sep="\n", file=sys.stderr)
     else:
-        show_rows(opened.labeller.renderer, list(inspected))
+        show_rows(opened.labeller.renderer, list(inspected), rejects)
         print(*rejects.lines(), sep="\n")
 
 
@@ -261,11 +270,13 @@ def evaluate(
     output: opt.EvaluationFolderOption = None,
     examples: opt.ExamplesOption = 3,
     gate: opt.GateOption = None,
+    allow_trained_rows: opt.TrainedRowsOption = False,
     format_overfitting: opt.OtherFormatsOption = False,
     compare: opt.CompareOption = None,
     shots: opt.ShotsOption = 0,
     safety: opt.SafetyOption = False,
     safety_data: opt.SafetyDataOption = None,
+    suspects: opt.SuspectsOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.
@@ -351,48 +362,24 @@ def push_run(
         print(pushed.as_text())
 
 
-@review.command("build")
-def review_build(
-    candidate: opt.CandidateArgument,
-    baseline: opt.BaselineArgument,
-    output: opt.PageOption = Path("review.html"),
-    rows: opt.ItemsOption = 100,
-    seed: opt.SeedOption = 0,
-    as_json: opt.JsonOption = False,
-) -> None:
-    """Write one page on which people compare two evaluations without knowing whose they are."""
-    from sft_recipes.evaluation.review import build
-
-    built = build(candidate, baseline, output, rows, seed)
-    if as_json:
-        print_json(built)
-    else:
-        left_out = f"{built['answered_alike']} answered alike were left out"
-        print(f"page: {built['output']}, {built['items']} items; {left_out}")
-        print(f"key, not for raters: {built['key']}")
-
-
-@review.command("score")
-def review_score(
-    key: opt.KeyArgument,
-    votes: opt.VotesArgument,
-    as_json: opt.JsonOption = False,
-) -> None:
-    """Resolve the votes: win rate, agreement, consistency, position and length."""
-    from sft_recipes.evaluation.review import score
-    from sft_recipes.report.review_text import review_text
-
-    result = score(key, votes)
-    if as_json:
-        print_json(result)
-    else:
-        print(review_text(result))
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code. Every error becomes its message and its code."""
+    if "--debug" in arguments:
+        os.environ[crash.DEBUG] = "1"
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(arguments, standalone_mode=True)
+    except SystemExit as ending:
+        if isinstance(ending.__context__, BrokenPipeError):  # nobody reads on, as behind `| head`
+            return PIPE_CLOSED
+        if isinstance(ending.__context__, typer.Abort):
+            return crash.INTERRUPTED
+        return ending.code if isinstance(ending.code, int) else 0
+    except Exception as error:  # noqa: BLE001 - the last place where an error can be told as a line
+        return crash.tell(error)
+    return 0
 
 
 def main() -> None:
-    """Run the command line; every intended error becomes its message and its exit code."""
-    try:
-        app(standalone_mode=True)
-    except SFTRecipesError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    """Run the command line of this process, and end the process."""
+    sys.exit(run(sys.argv[1:]))

@@ -11,6 +11,7 @@ from sft_recipes.recipe import DatasetSource, Recipe, parse_overrides, parse_val
 # What several commands share.
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
+DebugOption = Annotated[bool, typer.Option(help="Show the traceback of an error")]
 ModelArgument = Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")]
 DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
@@ -120,6 +121,9 @@ ExamplesOption = Annotated[int, typer.Option(help="Answers to print side by side
 GateOption = Annotated[
     str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")
 ]
+TrainedRowsOption = Annotated[
+    bool, typer.Option("--allow_trained_rows", help="Let the gate judge rows that were trained on")
+]
 OtherFormatsOption = Annotated[
     bool, typer.Option("--format_overfitting", help="Ask in other formats, too")
 ]
@@ -132,6 +136,10 @@ ShotsOption = Annotated[
 SafetyOption = Annotated[bool, typer.Option(help="Ask what should and should not be refused, too")]
 SafetyDataOption = Annotated[
     str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")
+]
+
+SuspectsOption = Annotated[
+    bool, typer.Option(help="List the training rows that the model finds hardest: wrong answers?")
 ]
 
 # chat

@@ -12,6 +12,7 @@ from sft_recipes.recipe import shipped_recipes
 if TYPE_CHECKING:
     from sft_recipes.data.chat_templates import ChatRenderer
     from sft_recipes.data.inspection import InspectedRow
+    from sft_recipes.data.loading import RejectLog
 
 
 def speaking_on_stderr(as_json: bool) -> contextlib.AbstractContextManager[Any]:
@@ -51,9 +52,14 @@ def say_written(files: Sequence[Path], as_json: bool) -> None:
         print(f"  sft-recipes {verb} {recipe}")
 
 
-def print_rows(renderer: "ChatRenderer", rows: Iterable["InspectedRow"]) -> None:
-    """One line of JSON a row; dropped ones are named on stderr."""
-    from sft_recipes.data.inspection import row_json
+def print_rows(
+    renderer: "ChatRenderer", rows: Iterable["InspectedRow"], rejects: "RejectLog"
+) -> None:
+    """One line of JSON a row, those behind the others that were rejected while they were read.
+
+    Dropped ones are named on stderr.
+    """
+    from sft_recipes.data.inspection import rejected_json, row_json
     from sft_recipes.data.labels import DroppedRow
 
     for row in rows:
@@ -62,3 +68,7 @@ def print_rows(renderer: "ChatRenderer", rows: Iterable["InspectedRow"]) -> None
             print(f"{row.example.where}: dropped, {why}", file=sys.stderr)
         else:
             print_json(row_json(renderer, row.example, row.result), indent=None)
+    for reject in rejects.rows:
+        print_json(rejected_json(reject), indent=None)
+    if rejects.total:
+        print(f"{rejects.total} rows rejected", file=sys.stderr)

@@ -4,11 +4,15 @@
     ├── InputError       2   wrong input: recipe, data, template, arguments
     ├── CheckFailed      1   a check said no
     ├── TrainingFault    3   training went wrong: non-finite loss, broken checkpoint
-    └── Preempted       75   stopped by a signal; the same command resumes
+    ├── HubUnavailable   3   the Hub did not answer
+    └── Preempted       75   stopped by a signal (130 by Ctrl-C); the same command resumes
+
+Anything else is a fault of this program: 70 (`crash.py`). 4 is a gate that decided nothing.
 
 Messages read `FILE:LINE: field: what is wrong. Fix: how.`
 """
 
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -86,7 +90,18 @@ class TrainingFault(SFTRecipesError):
     exit_code = 3
 
 
+class HubUnavailable(SFTRecipesError):
+    """The Hub, or the way to it, did not answer: the same command may do later."""
+
+    exit_code = 3
+
+
 class Preempted(SFTRecipesError):
-    """A signal ended the run; what it had trained is in a checkpoint."""
+    """A signal ended the run; what it had trained is in a checkpoint. `number`: the signal."""
 
     exit_code = 75
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        if number == signal.SIGINT:
+            self.exit_code = 130

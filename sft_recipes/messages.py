@@ -126,9 +126,14 @@ def _spell_out(match: re.Match[str]) -> str:
 
 
 class MessageProblem(NamedTuple):
-    """A broken rule: the field of the row, what is wrong with it, and what to change."""
+    """A broken rule: where, what is wrong, and what to change.
 
-    field: str
+    `position`: of the message, None where the conversation as a whole breaks it; `key`: `role` or
+    `content`.
+    """
+
+    position: int | None
+    key: str
     what: str
     fix: str
 
@@ -136,9 +141,8 @@ class MessageProblem(NamedTuple):
 def find_message_problem(messages: Sequence[Message]) -> MessageProblem | None:
     """The first broken rule of the module docstring, or None."""
     if not messages:
-        return MessageProblem(
-            "messages", "the conversation is empty", "remove the row or add messages"
-        )
+        fix = "remove the row or add messages"
+        return MessageProblem(None, "", "the conversation is empty", fix)
     before: Message = {}
     speaker: Message = {}  # the last message that is no system's
     for index, message in enumerate(messages):
@@ -151,13 +155,12 @@ def find_message_problem(messages: Sequence[Message]) -> MessageProblem | None:
         if not isinstance(message.get("content"), str):
             return _content_problem(index, message)
     if not any(message["role"] == "assistant" for message in messages):
-        return MessageProblem(
-            "messages", "there is no assistant turn", "remove the row or add an answer"
-        )
+        fix = "remove the row or add an answer"
+        return MessageProblem(None, "", "there is no assistant turn", fix)
     last = messages[-1]["role"]
     if last != "assistant":
         what = f"the last turn is {last!r}, not 'assistant'"
-        return MessageProblem(f"messages[{len(messages) - 1}].role", what, "cut the row there")
+        return MessageProblem(len(messages) - 1, "role", what, "cut the row there")
     return None
 
 
@@ -167,7 +170,7 @@ def _content_problem(index: int, message: Message) -> MessageProblem:
     if content is None:
         kind = "missing or null"
     what = f"expected a string, got {kind}"
-    return MessageProblem(f"messages[{index}].content", what, "write the text as one string")
+    return MessageProblem(index, "content", what, "write the text as one string")
 
 
 def _role_problem(
@@ -177,21 +180,20 @@ def _role_problem(
 
     `before`: the message before it; `speaker`: the last that is no system's.
     """
-    where = f"messages[{index}].role"
     role = message.get("role")
     if role not in ROLES:
         aliases = ", ".join(f"{alias}={name}" for alias, name in ROLE_ALIASES.items())
         fix = f"use one of {', '.join(ROLES)} (aliases: {aliases})"
-        return MessageProblem(where, f"unknown role {role!r}", fix)
+        return MessageProblem(index, "role", f"unknown role {role!r}", fix)
     if role == before.get("role") and role != "tool":
         fix = "join them into one, or set `consecutive_turns: merge`"
-        return MessageProblem(where, f"two {role} messages in a row", fix)
+        return MessageProblem(index, "role", f"two {role} messages in a row", fix)
     if role == "assistant" and not speaker:
         what = "the assistant speaks before any user"
-        return MessageProblem(where, what, "remove that turn or add the user's")
+        return MessageProblem(index, "role", what, "remove that turn or add the user's")
     if role == "tool" and speaker.get("role") != "tool" and not _calls_tool(speaker):
         what = "a tool message without a tool call before it"
-        return MessageProblem(where, what, "add the assistant's tool_calls or remove it")
+        return MessageProblem(index, "role", what, "add the assistant's tool_calls or remove it")
     return None
 
 

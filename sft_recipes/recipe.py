@@ -8,7 +8,7 @@ them); the keys below are this project's own or TRL's data keys, which this proj
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -205,20 +205,38 @@ def rebase_paths(
     """
     if base is None:
         return dict(values)
-    return {key: _rebased(key, value, base, folder) for key, value in values.items()}
+
+    def rebased(_: str, path: str) -> str:
+        if not path.startswith(("./", "../")):
+            return path
+        if folder is None:
+            return str((base / path).resolve())
+        return relative_path(base / path, folder)
+
+    return map_paths(values, rebased)
 
 
-def _rebased(key: str, value: Any, base: Path, folder: Path | None) -> Any:
-    """The value of one key, and of the keys inside it."""
-    if isinstance(value, str):
-        if key not in _PATH_KEYS or not value.startswith(("./", "../")):
-            return value
-        path = base / value
-        return relative_path(path, folder) if folder else str(path.resolve())
+def map_paths(values: Mapping[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+    """The recipe's keys with `change(key, path)` in the place of every path or name that may be one.
+
+    Keys inside others have their names, too: `datasets.0.path`, `evaluation.data`.
+    """
+    return {key: _mapped(key, key, value, change) for key, value in values.items()}
+
+
+def _mapped(place: str, key: str, value: Any, change: Callable[[str, str], str]) -> Any:
+    """The value of one key, and of the keys inside it; `place` is its full name."""
+    if isinstance(value, str) and key in _PATH_KEYS:
+        return change(place, value)
     if isinstance(value, list) and key == "datasets":
-        return [_rebased(key, entry, base, folder) for entry in value]
+        entries = []
+        for number, entry in enumerate(value):
+            entries.append(_mapped(f"{place}.{number}", key, entry, change))
+        return entries
     if isinstance(value, Mapping) and key in BLOCK_KEYS:
-        return {name: _rebased(name, part, base, folder) for name, part in value.items()}
+        return {
+            name: _mapped(f"{place}.{name}", name, part, change) for name, part in value.items()
+        }
     return value
 
 

@@ -7,7 +7,7 @@ found too.
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ LOOP_CHARACTERS = 96
 REPETITIVE_WORDS = 50
 REPETITIVE_SHARE = 0.5
 OPENER_WORDS = 4
+# How much before a value is looked at for its name.
+_NAME_CHARACTERS = 32
 # Five digits nearly in a row: every kind of personal data but an address by e-mail has them.
 _DIGITS = re.compile(r"\d(?:[ ().-]{0,2}\d){4}")
 
@@ -152,21 +154,40 @@ def opener(text: str) -> str | None:
     return " ".join(words[:OPENER_WORDS])
 
 
-def private_spans(text: str) -> list[PrivateSpan]:
-    """Every secret and every piece of personal data by the rules of the YAML, in order."""
+def private_spans(text: str, kinds: Collection[str] | None = None) -> list[PrivateSpan]:
+    """Every secret and every piece of personal data by the rules of the YAML, in order.
+
+    `kinds`: which rules, all of them if left out.
+    """
     has_digits = _DIGITS.search(text) is not None
-    spans = []
+    spans: list[PrivateSpan] = []
     for kind, rule in PATTERNS["private"].items():
+        if kinds is not None and kind not in kinds:
+            continue
         # Most texts hold none: these two tests are many times as fast as the expressions.
         may_hold = has_digits
         if "needs" in rule:
             may_hold = any(mark in text for mark in rule["needs"])
-        if not may_hold:
-            continue
-        for match in re.finditer(rule["pattern"], text):
-            if _is_valid(rule, match.group()):
-                spans.append(PrivateSpan(kind, match.start(), match.end()))
+        if may_hold:
+            spans.extend(_spans_of(kind, rule, text))
     return sorted(spans, key=lambda span: span.start)
+
+
+def secret_kinds() -> list[str]:
+    """Kinds of private spans that are secrets; the others are personal data."""
+    return [kind for kind, rule in PATTERNS["private"].items() if rule.get("secret")]
+
+
+def _spans_of(kind: str, rule: Mapping[str, Any], text: str) -> Iterator[PrivateSpan]:
+    for match in re.finditer(rule["pattern"], text):
+        # A value that the pattern only looks ahead at belongs to the span.
+        part = match.lastgroup or 0
+        if "before" in rule:
+            before = text[max(0, match.start() - _NAME_CHARACTERS) : match.start()]
+            if re.search(rule["before"], before) is None:
+                continue
+        if _is_valid(rule, match[part]):
+            yield PrivateSpan(kind, match.start(), match.end(part))
 
 
 def mask(text: str) -> str:
@@ -221,8 +242,68 @@ def _global_ip(text: str) -> bool:
     return is_address and ipaddress.ip_address(text).is_global
 
 
+# What examples write in the place of a secret: within a value, and as all of it but its digits.
+_EXAMPLE = re.compile(
+    r"your|example|placeholder|change_?me|redacted|dummy|xxxx|\*\*\*|\.\.\.|%s|environ|getenv"
+    r"|\A\$\w|\$[({]|(.)\1{7}",
+    re.IGNORECASE,
+)
+_EXAMPLE_WORDS = frozenset(
+    "pass password passwd secret token user username hidden masked".split()
+    + "none null true false string value".split()
+)
+# Names in code (`settings.password`) and words hold no digit; a longer value without one may be
+# several words put together as a password.
+_NAME = re.compile(r"[^\W\d]+(?:\.[^\W\d]+)*")
+_LONG_VALUE = 16
+_WORD_CHARACTERS = 6  # of a word in quotes: `password="swordfish"`
+# What stands between a name and its value.
+_ASSIGNMENT = re.compile(r"""(?P<sign>[=:]>?)[ \t]*(?P<quote>["']?)(?:(?:[Bb]earer|[Bb]asic) )?""")
+_PATH = re.compile(r"[~.]{0,2}/[\w.-]+/.*")
+
+
+def _key(text: str) -> bool:
+    return _EXAMPLE.search(text) is None
+
+
+def _address_secret(text: str) -> bool:
+    """Whether `user:password`, or a token in its place, is no example."""
+    _, colon, password = text.rpartition(":")
+    if colon:
+        return not _is_example(password)
+    return _is_mixed(password)
+
+
+def _assigned_secret(text: str) -> bool:
+    """Whether `= value` or `: value` is no example, name, word or path."""
+    assignment = _ASSIGNMENT.match(text)
+    assert assignment is not None
+    value = text[assignment.end() :]
+    if _is_example(value) or _PATH.fullmatch(value):
+        return False
+    if _NAME.fullmatch(value):
+        is_literal = assignment["sign"] == "=" and assignment["quote"]
+        return bool(is_literal) and len(value) >= _WORD_CHARACTERS
+    return _is_mixed(value) or len(value) >= _LONG_VALUE
+
+
+def _is_mixed(value: str) -> bool:
+    """Of letters and digits, or with a sign that no word has."""
+    has_letter = any(map(str.isalpha, value))
+    has_sign = re.search(r"[^\w.:/-]", value) is not None
+    return has_letter and (has_sign or any(map(str.isdigit, value)))
+
+
+def _is_example(value: str) -> bool:
+    word = re.sub(r"[\W\d_]", "", value).casefold()
+    return word in _EXAMPLE_WORDS or _EXAMPLE.search(value) is not None
+
+
 _VALIDATORS: Mapping[str, Callable[[str], bool]] = {
     "luhn": _luhn,
     "iban": _iban,
     "global_ip": _global_ip,
+    "key": _key,
+    "address_secret": _address_secret,
+    "assigned_secret": _assigned_secret,
 }

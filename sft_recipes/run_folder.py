@@ -1,4 +1,4 @@
-"""Names of everything in a run folder, and how its JSON files are written. No torch here."""
+"""Names of everything in a run folder, and how its JSON files are written and read. No torch here."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sft_recipes import text_files
 from sft_recipes.errors import InputError, Problem
 
 SCHEMA_VERSION = 1
@@ -20,6 +21,15 @@ AUDIT = "audit"
 LOG = "log.jsonl"
 LOCK = "run.lock"
 CONSUMPTION = "consumption.json"
+CONTENTS = "contents.json"
+
+_STATE_KINDS: Mapping[str, type] = {
+    "state": str,
+    "exit_code": int,
+    "pid": int,
+    "step": int,
+    "allowed_changes": dict,
+}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -31,7 +41,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a crash leaves the old one or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Of this process: several ranks may say at the same moment how the run ended.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -39,21 +50,35 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of the run folder's files; an unknown schema version is refused, not guessed at."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path, fix: str = text_files.RESTORE) -> dict[str, Any]:
+    """Read one of the run folder's files. Raises InputError, with this fix, if it is damaged.
+
+    An unknown schema version is refused, not guessed at.
+    """
+    content = text_files.read_json(path, fix)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         what = f"expected {SCHEMA_VERSION}, got {version!r}"
-        fix = "use the version of sft-recipes that wrote it"
-        raise InputError(Problem(str(path), "schema_version", what, fix))
+        older_fix = "use the version of sft-recipes that wrote it"
+        raise InputError(Problem(str(path), "schema_version", what, older_fix))
     return content
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Where the run in `folder` stands, from its `run_state.json`; empty if none was started."""
+    """Where the run in `folder` stands, from its `run_state.json`; empty if none was started.
+
+    Raises InputError if the file is damaged.
+    """
     path = folder / RUN_STATE
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    fix = "delete it: `train` then goes on from the newest checkpoint"
+    state = read_json(path, fix)
+    for key, kinds in _STATE_KINDS.items():
+        if key in state and not isinstance(state[key], kinds):
+            what = f"expected {kinds.__name__}, got {state[key]!r}"
+            raise InputError(Problem(str(path), key, what, fix))
+    return state
 
 
 def is_run_folder(path: Path) -> bool:

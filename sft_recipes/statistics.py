@@ -2,12 +2,14 @@
 
 Intervals are two-sided, 95 % unless `confidence` says otherwise; the ends of a 90 % interval are
 the two one-sided 95 % bounds. An estimate over no rows has the value None, never 0. Rows whose
-value is None do not count towards `n`; they are reported as `n_excluded`.
+value is None do not count towards `n`; they are reported as `n_excluded`. Rows that are no
+independent observations (answers to one prompt) are made one by `by_group` before they are counted.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -44,9 +46,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference(Estimate):
-    """Mean of `after - before` over the same rows.
+    """Mean of `after - before` over the same rows, or groups of rows.
 
-    `gained` and `lost` count the rows that went up and down. `p_value`: exact two-sided McNemar
+    `gained` and `lost` count those that went up and down. `p_value`: exact two-sided McNemar
     test, None for values that are not 0 or 1.
     """
 
@@ -57,6 +59,23 @@ class PairedDifference(Estimate):
 
 def _known(values: Sequence[Value]) -> list[float]:
     return [float(value) for value in values if value is not None]
+
+
+def by_group(
+    values: Sequence[Any],
+    groups: Sequence[Hashable],
+    combine: Callable[[Sequence[Any]], Any] = fmean,
+) -> list[Any]:
+    """One value for each group, the first group first: what `combine` makes of its known values.
+
+    None for a group without any.
+    """
+    known_of: dict[Hashable, list[Any]] = {}
+    for value, group in zip(values, groups, strict=True):
+        known = known_of.setdefault(group, [])
+        if value is not None:
+            known.append(value)
+    return [combine(known) if known else None for known in known_of.values()]
 
 
 def proportion(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
@@ -176,21 +195,21 @@ def paired_difference(
     before: Sequence[Value],
     after: Sequence[Value],
     *,
+    groups: Sequence[Hashable] | None = None,
     unit: str = "proportion",
     higher_is_better: bool | None = None,
 ) -> PairedDifference:
     """Compare two systems on the same rows, in the same order.
 
-    A row without both values is excluded. The interval is that of `mean_of_differences` for values
-    of 0 and 1, and where no row differs, which is no proof of equality; else the percentile
-    bootstrap over rows. Raises ValueError if the lengths differ.
+    A row without both values is excluded; the rows of a group count once, with the mean of their
+    differences. The interval is that of `mean_of_differences` for rows of 0 and 1, and where
+    nothing differs, which is no proof of equality; else the percentile bootstrap. Raises ValueError
+    if the lengths differ.
     """
-    differences: list[float] = []
-    is_binary = True
-    for old, new in zip(before, after, strict=True):
-        if old is not None and new is not None:
-            differences.append(float(new) - float(old))
-            is_binary = is_binary and {float(old), float(new)} <= {0.0, 1.0}
+    is_binary = all(value in (None, 0, 1) for value in [*before, *after])
+    of_rows = differences_of_rows(before, after)
+    of_groups = of_rows if groups is None else by_group(of_rows, groups)
+    differences = _known(of_groups)
     signs = np.sign(differences)
     gained = int((signs > 0).sum())
     lost = int((signs < 0).sum())
@@ -204,7 +223,7 @@ def paired_difference(
     return PairedDifference(
         value=mean.value,
         n=mean.n,
-        n_excluded=len(before) - len(differences),
+        n_excluded=len(of_groups) - len(differences),
         ci_low=mean.ci_low,
         ci_high=mean.ci_high,
         unit=unit,
@@ -215,9 +234,21 @@ def paired_difference(
     )
 
 
+def differences_of_rows(before: Sequence[Value], after: Sequence[Value]) -> list[float | None]:
+    """`after - before` of each row, None where a row has not both values."""
+    differences: list[float | None] = []
+    for old, new in zip(before, after, strict=True):
+        if old is None or new is None:
+            differences.append(None)
+        else:
+            differences.append(float(new) - float(old))
+    return differences
+
+
 def sign_test(successes: int, n: int) -> float:
     """Exact two-sided p-value of so many successes where each is as likely as not.
 
-    On the rows that differ between two systems it is McNemar's exact test.
+    On the rows that differ between two systems it is McNemar's exact test; on groups of rows, that
+    of those which went up and down.
     """
     return float(stats.binomtest(successes, n).pvalue) if n else 1.0

@@ -17,10 +17,11 @@ PACKAGE = Path(sft_recipes.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path.parts)
 
 # From the top down. Rooms of one layer know nothing of one another, except inside the foundation, where modules build
-# on each other; there, `FOUNDATION_ORDER` says which may use which.
+# on each other.
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("cli_review",),
     ("cli_options", "cli_output"),
     ("chapter",),
     ("training",),
@@ -35,6 +36,9 @@ FOUNDATION = (
     "recipe_checks",
     "messages",
     "run_folder",
+    "text_files",
+    "stop_request",
+    "crash",
     "errors",
     "number_range",
     "plain_values",
@@ -42,6 +46,7 @@ FOUNDATION = (
     "statistics",
     "shingles",
     "similarity",
+    "overlap",
     "response_patterns",
 )
 LEVEL = {name: len(LAYERS) - depth for depth, names in enumerate(LAYERS) for name in names}

@@ -28,7 +28,14 @@ from tests.test_architecture import FOUNDATION, LAYERS
 DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 WITH_COMMANDS = [path for path in DOCUMENTS if path not in (README, *HOW_TO)]
-SHELL_KINDS = ("test", "slow", "parse-only")
+SHELL_KINDS = ("test", "slow", "parse-only", "refused")
+# The tests that a change like that of the page may break: the page has to run them.
+ROOM_TESTS = {
+    "add-a-check.md": "tests/audit",
+    "add-a-format.md": "tests/data",
+    "add-a-metric.md": "tests/evaluation/test_metrics.py",
+    "add-a-recipe.md": "tests/test_shipped_recipes.py",
+}
 LONGEST = 400
 # What a how-to page works on: the package and its tests, without what was installed or trained.
 COPIED = (
@@ -57,7 +64,7 @@ def test_every_block_says_how_it_is_tried(path: Path) -> None:
             assert block.kind in SHELL_KINDS
         elif block.language == "text":
             assert block.kind in ("output", "output about")
-            assert (before.language, before.kind) in (("bash", "test"), ("bash", "slow"))
+            assert before.language == "bash" and before.kind in ("test", "slow", "refused")
         else:
             assert path in HOW_TO
             assert block.language == "diff" or block.kind.startswith("new ")
@@ -96,10 +103,16 @@ def files_named(text: str) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path not in HOW_TO], ids=name_of)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_files_that_are_named_are_there(path: Path) -> None:
-    """A path between backticks is a file of the checkout or, without its folder, of the package."""
+    """A path between backticks is a file of the checkout or, without its folder, of the package.
+
+    Or one that a block of the page makes.
+    """
+    made = [block.kind.removeprefix("new ") for block in blocks_of(path)]
     for name in files_named(path.read_text(encoding="utf-8")):
+        if name in made:
+            continue
         places = (ROOT / name, ROOT / "sft_recipes" / name, path.parent / name)
         assert any(place.exists() for place in places), name
 
@@ -201,6 +214,19 @@ def test_a_how_to_page_says_which_file_a_block_is(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", HOW_TO, ids=name_of)
+def test_a_how_to_page_runs_the_tests_of_its_room(path: Path) -> None:
+    """Behind the last change of a page stands a command for the tests that such a change may break."""
+    behind: list[str] = []
+    for block in blocks_of(path):
+        if block.language == "diff":
+            behind = []
+        elif (block.language, block.kind) == ("bash", "test"):
+            behind += block.commands
+    room = ROOM_TESTS[path.name]
+    assert any(line.startswith("python -m pytest") and f" {room} " in line for line in behind)
+
+
+@pytest.mark.parametrize("path", HOW_TO, ids=name_of)
 def test_a_how_to_page_fits_the_code(path: Path, tmp_path: Path) -> None:
     """Every place that a page changes stands in its file, once; every file that it adds is new."""
     for block in blocks_of(path):
@@ -214,7 +240,10 @@ def test_a_how_to_page_fits_the_code(path: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", HOW_TO, ids=name_of)
 def test_a_how_to_page_does_what_it_says(path: Path, tmp_path: Path) -> None:
-    """Its blocks, applied in order to a copy of the project, lead to the commands and the output it shows."""
+    """Its blocks, applied in order to a copy of the project, lead to the commands and the output it shows.
+
+    The tests of its room are among the commands, so an example that breaks any of them is found.
+    """
     root = tmp_path / "project"
     for name in COPIED:
         source = ROOT / name
@@ -226,9 +255,11 @@ def test_a_how_to_page_does_what_it_says(path: Path, tmp_path: Path) -> None:
     assert re.findall(r"^## (\d)\. ", text, re.M) == ["1", "2", "3", "4", "5"]
     printed = ""
     for block in blocks_of(path):
-        if block.language == "bash":
+        if (block.language, block.kind) == ("bash", "test"):
             printed = "".join(run(line, tmp_path, root) for line in block.commands)
+        elif (block.language, block.kind) == ("bash", "refused"):
+            printed = "".join(run(line, tmp_path, root, exit_code=2) for line in block.commands)
         elif block.language == "text":
             assert not missing_lines(block, printed)
-        else:
+        elif block.language != "bash":
             apply_block(block, root)

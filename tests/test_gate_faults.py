@@ -2,8 +2,10 @@
 
 import json
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -402,6 +404,69 @@ def test_finished_cases_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
         "seed-1",
         "seed-2",
     ]
+
+
+def test_a_case_of_other_code_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured with another state of the code is no part of this measurement."""
+    ran: list[str] = []
+
+    def run_case(name: str, fault: Any, work: Path) -> dict[str, Any]:
+        ran.append(name)
+        return {"name": name}
+
+    monkeypatch.setattr(gate_faults, "run_case", run_case)
+    monkeypatch.setattr(gate_faults, "run_command", fake_command({}))
+    cases = {"seed-1": gate_faults.healthy(1)}
+    for code in ("a", "a", "b", "b"):
+        monkeypatch.setattr(gate_faults, "fingerprint", lambda code=code: code)
+        (case,) = gate_faults.run_cases(cases, tmp_path, jobs=1)
+        assert case["code"] == code
+    assert ran == ["seed-1", "seed-1"]
+
+
+def test_processes_at_the_same_cases_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four calls at once with one folder run every case once, and all return every case."""
+    ran: list[str] = []
+
+    def run_case(name: str, fault: Any, work: Path) -> dict[str, Any]:
+        ran.append(name)
+        time.sleep(0.01)
+        return {"name": name}
+
+    monkeypatch.setattr(gate_faults, "run_case", run_case)
+    monkeypatch.setattr(gate_faults, "run_command", fake_command({}))
+    monkeypatch.setattr(gate_faults, "fingerprint", lambda: "a")
+    cases = {f"seed-{seed}": gate_faults.healthy(seed) for seed in range(8)}
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(gate_faults.run_cases, cases, tmp_path, 2) for _ in range(4)]
+        results = [call.result() for call in calls]
+    assert sorted(ran) == sorted(cases)
+    for result in results:
+        assert [case["name"] for case in result] == list(cases)
+
+
+def test_suspected_rows_are_counted(tmp_path: Path, train_rows: list[Row]) -> None:
+    """Of three listed rows two have another answer than the one that ships; added rows are not compared."""
+    changed = [dict(row) for row in train_rows]
+    for index in (4, 9, 14):
+        changed[index]["output"] = "something else"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "evaluation").mkdir()
+    path = tmp_path / "data" / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed), encoding="utf-8")
+    listed = [{"where": f"/data/train.jsonl:{line}"} for line in (5, 10, 11)]
+    text = "".join(json.dumps(row) + "\n" for row in listed)
+    (tmp_path / "evaluation" / "suspects.jsonl").write_text(text, encoding="utf-8")
+    found = gate_faults.suspected_rows(tmp_path)
+    assert found == {"listed": 3, "faulty_listed": 2, "faulty": 3, "rows": len(train_rows)}
+    said = gate_faults.suspects_as_text(
+        {"listed": 30, "faulty_listed": 29, "faulty": 10, "rows": 100}
+    )
+    assert said == "of 30 rows listed as hardest 29 have the fault, which 10 of 100 have (10.0 %)"
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed[1:]), encoding="utf-8")
+    assert gate_faults.suspected_rows(tmp_path) is None
 
 
 def test_a_breakdown_catches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

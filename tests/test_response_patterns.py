@@ -47,6 +47,10 @@ def kinds(text: str) -> list[str]:
         ("AKIA" + "ABCD" * 4, "access_key"),
         ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJSMeK", "web_token"),
         ("-----BEGIN PRIVATE KEY-----\nMIIB\nabc", "private_key"),
+        ("password=" + "hunter" + "2xyz", "assigned_secret"),
+        ('"db_password": "' + "S3cr3t!x" + '"', "assigned_secret"),
+        ("redis://:" + "k3y" * 4 + "@cache/0", "address_with_password"),
+        ("https://x/y?sig=" + "aB3" * 12, "signed_address"),
     ],
 )
 def test_private_data_is_found_and_masked(text: str, kind: str) -> None:
@@ -86,6 +90,14 @@ def test_private_data_is_found_and_masked(text: str, kind: str) -> None:
         "12" * 50_000,
         "a@" * 30_000,
         "1-" * 30_000,
+        "sk-" * 30_000,
+        "eyJ-" * 30_000 + ".eyJ",
+        "password " + "= " * 30_000,
+        "password " + "=" * 30_000,
+        "://" + "a:" * 30_000,
+        "password: incorrect ones are refused",
+        "password=settings.password, api_key=YOUR_KEY_1, token=${TOKEN_1}",
+        "https://user:password@host/x and https://host:8000/a@b",
     ],
 )
 def test_what_only_looks_private(text: str) -> None:

@@ -8,17 +8,25 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
 from sft_recipes.messages import Example, Message
+from sft_recipes.overlap import question
 from sft_recipes.response_patterns import mask
 
 SEVERITIES = ("error", "warning", "info")
 _CHECKS_FILE = Path(__file__).with_name("checks.yaml")
 CHECKS: Mapping[str, Any] = yaml.safe_load(_CHECKS_FILE.read_text(encoding="utf-8"))
 _EXAMPLES = 10
+
+
+class ProgressBar(Protocol):
+    """What is told of progress: tqdm, or whatever has its `update`."""
+
+    def update(self, n: float = 1) -> Any:
+        """Count `n` rows more."""
 
 
 class Turn(NamedTuple):
@@ -46,7 +54,7 @@ class AuditRow:
     @property
     def question(self) -> str:
         """The prompt without system messages, which all rows may share."""
-        return _said_by(self.turns, ("user", "tool"))
+        return question(self.example)
 
 
 def audit_rows(examples: Iterable[Example], first_index: int = 0) -> list[AuditRow]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sft_recipes.audit.finding import AuditRow, excerpt
+from sft_recipes.audit.finding import AuditRow, ProgressBar, excerpt
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, Labeller
 from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
@@ -48,11 +48,11 @@ class TokenLengths:
 
 
 def measure_tokens(
-    labeller: Labeller, rows: Sequence[AuditRow], bar: Any, batch_size: int = 1000
+    labeller: Labeller, rows: Sequence[AuditRow], bar: ProgressBar, batch_size: int = 1000
 ) -> TokenLengths:
     """Label every row, in batches, with the tokenizer and template of the run.
 
-    `bar.update(n)` is told of progress. The labeller must not drop long rows (`max_length=None`).
+    `bar` is told of each batch. The labeller must not drop long rows (`max_length=None`).
     """
     positions: list[int] = []
     total: list[int] = []

@@ -10,7 +10,7 @@ from typing import Any
 from sft_recipes.audit.finding import AuditRow, FlaggedRow, audit_rows, excerpt
 from sft_recipes.data.loading import RejectLog, iter_examples, source_files
 from sft_recipes.data.reading.json_reader import display_path
-from sft_recipes.messages import Example, place
+from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource, DataSettings
 
 
@@ -44,9 +44,9 @@ def read_rows(settings: DataSettings) -> AuditData:
             data.rows.extend(audit_rows([example], index))
         for reject in rejects.rows:
             row = FlaggedRow(
-                index=first_of_file[reject["source"]] + reject["row"],
-                where=place(reject["source"], reject["row"], reject["line"]),
-                detail=excerpt(reject["reason"]),
+                index=first_of_file[reject.file] + reject.row,
+                where=reject.where,
+                detail=excerpt(reject.reason),
             )
             data.malformed.append(row)
     return data
@@ -57,7 +57,7 @@ def _add_files(
 ) -> dict[str, int]:
     """Add the files of a source, or the Hub set; returns the index of the first row of each."""
     count = Counter(example.source for example in examples)
-    count.update(reject["source"] for reject in rejects.rows)
+    count.update(reject.file for reject in rejects.rows)
     digests: dict[str, str | None] = {}
     for path in source_files(source):
         digests[display_path(path)] = hashlib.sha256(path.read_bytes()).hexdigest()

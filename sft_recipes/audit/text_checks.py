@@ -1,4 +1,9 @@
-"""Checks of what single turns say: one pass over the texts."""
+"""Checks of what single turns say: one pass over the texts.
+
+To add one, write a function that gets a turn and returns what it found there, put it into one of
+the three tables at the end, and its texts into `checks.yaml`; `docs/how-to/add-a-check.md` goes
+through it.
+"""
 
 import re
 from collections import Counter
@@ -11,6 +16,7 @@ from sft_recipes.audit.finding import (
     AuditRow,
     Finding,
     FlaggedRow,
+    ProgressBar,
     Turn,
     excerpt,
     flag,
@@ -19,19 +25,26 @@ from sft_recipes.audit.finding import (
 
 _DEAD_LINK_WORDS = 50
 _SHOWN_CHARACTERS = 120
+# What a check returns of a turn that is in order.
+_NOTHING = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """The text of a turn, that of the turn before it, and an expression for all control tokens."""
+class _CheckedTurn:
+    """The text of a turn, and what checks need beside it.
+
+    `text_before`: the text of the turn before it, whoever spoke, "" for the first; for an answer
+    that is the user's turn, the result of a tool, or a system prompt. `control_tokens` finds any
+    control token that is known.
+    """
 
     text: str
-    before: str
+    text_before: str
     control_tokens: re.Pattern[str]
 
 
-# A check returns what it found, "" for nothing.
-_Check = Callable[[_Said], str]
+# A check returns the words that it found in a turn, for the report to show, or `_NOTHING`.
+_Check = Callable[[_CheckedTurn], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +56,15 @@ class _RowFaults:
 
 
 def text_findings(
-    rows: Sequence[AuditRow], own: Sequence[str], bar: Any
+    rows: Sequence[AuditRow], tokenizer_tokens: Sequence[str], bar: ProgressBar
 ) -> tuple[list[Finding], dict[str, int]]:
     """One finding per check, empty ones included, and how often each kind of private data occurs.
 
-    `own`: the control tokens of the run's tokenizer, if it is known. `bar.update(n)` is told of
-    progress.
+    `tokenizer_tokens`: the control tokens of the run's tokenizer, if it is known. `bar` is told of
+    each row.
     """
-    control_tokens = patterns.literal_pattern([*patterns.PATTERNS["control_tokens"], *own])
+    known_tokens = [*patterns.PATTERNS["control_tokens"], *tokenizer_tokens]
+    control_tokens = patterns.literal_pattern(known_tokens)
     checks = (*_OF_ANSWERS, *_OF_QUESTIONS, *_OF_ALL, "secret", "personal_data")
     flagged: dict[str, list[FlaggedRow]] = {check: [] for check in checks}
     private: Counter[str] = Counter()
@@ -60,41 +74,47 @@ def text_findings(
         for check, detail in faults.details.items():
             flagged[check].append(flag(row, detail))
         bar.update()
+    fills = _fills(len(tokenizer_tokens))
     findings = []
     for check, flagged_rows in flagged.items():
-        finding = make_finding(
-            check,
-            flagged_rows,
-            len(rows),
-            own=f"{len(own) or 'no'} known",
-            words=_DEAD_LINK_WORDS,
-            characters=patterns.REFUSAL_CHARACTERS,
-            patterns=len(patterns.PATTERNS["refusal"]),
-            **patterns.PATTERNS["measured"],
-        )
+        finding = make_finding(check, flagged_rows, len(rows), **fills.get(check, {}))
         findings.append(finding)
     return findings, dict(private)
+
+
+def _fills(tokenizer_tokens: int) -> Mapping[str, Mapping[str, Any]]:
+    """What the words in braces in `checks.yaml` stand for, by check."""
+    return {
+        "control_tokens": {"known": f"{tokenizer_tokens or 'no'} known"},
+        "dead_link": {"words": _DEAD_LINK_WORDS},
+        "refusal": {
+            "patterns": len(patterns.PATTERNS["refusal"]),
+            "characters": patterns.REFUSAL_CHARACTERS,
+            **patterns.PATTERNS["measured"],
+        },
+    }
 
 
 def _check_turns(turns: Sequence[Turn], control_tokens: re.Pattern[str]) -> _RowFaults:
     """Of each check the first turn that fails it."""
     faults = _RowFaults()
-    before = ""
+    text_before = ""
     for number, turn in enumerate(turns, 1):
         speaker = f"{turn.role} (turn {number})"
-        said = _Said(turn.content, before, control_tokens)
-        for check, look in _checks_of(turn.role).items():
-            if check in faults.details:
+        checked = _CheckedTurn(turn.content, text_before, control_tokens)
+        for name, check in _checks_of(turn.role).items():
+            if name in faults.details:
                 continue
-            detail = look(said)
-            if detail:
-                faults.details[check] = f"{speaker}: {excerpt(detail)!r}"
+            words = check(checked)
+            if words:
+                faults.details[name] = f"{speaker}: {excerpt(words)!r}"
         for span in patterns.private_spans(turn.content):
             faults.private[span.kind] += 1
-            is_secret = patterns.PATTERNS["private"][span.kind].get("secret")
-            check = "secret" if is_secret else "personal_data"
-            faults.details.setdefault(check, f"{speaker}: {span.kind}")
-        before = turn.content
+            name = "personal_data"
+            if patterns.PATTERNS["private"][span.kind].get("secret"):
+                name = "secret"
+            faults.details.setdefault(name, f"{speaker}: {span.kind}")
+        text_before = turn.content
     return faults
 
 
@@ -106,82 +126,96 @@ def _checks_of(role: str) -> Mapping[str, _Check]:
     return _OF_ALL
 
 
-def _empty_answer(said: _Said) -> str:
-    if said.control_tokens.sub("", said.text).strip():
-        return ""
-    return said.text.strip() or "no text"
+def _empty_answer(turn: _CheckedTurn) -> str:
+    if turn.control_tokens.sub("", turn.text).strip():
+        return _NOTHING
+    return turn.text.strip() or "no text"
 
 
-def _end_text(said: _Said) -> str:
+def _end_text(turn: _CheckedTurn) -> str:
     """The text of an end token behind an answer; with nothing before it, it is an empty answer."""
-    answer = said.text.strip()
+    answer = turn.text.strip()
     for token in patterns.PATTERNS["end_texts"]:
         if answer.endswith(token) and answer != token:
             return str(token)
-    return ""
+    return _NOTHING
 
 
-def _placeholder(said: _Said) -> str:
-    answer = said.text.strip()
-    return answer if patterns.pattern("placeholder").fullmatch(answer) else ""
+def _placeholder(turn: _CheckedTurn) -> str:
+    answer = turn.text.strip()
+    if patterns.pattern("placeholder").fullmatch(answer):
+        return answer
+    return _NOTHING
 
 
-def _refusal(said: _Said) -> str:
-    return patterns.find_refusal(said.text)
+def _refusal(turn: _CheckedTurn) -> str:
+    return patterns.find_refusal(turn.text)
 
 
-def _identity(said: _Said) -> str:
-    return patterns.find("identity", said.text)
+def _identity(turn: _CheckedTurn) -> str:
+    return patterns.find("identity", turn.text)
 
 
-def _cutoff(said: _Said) -> str:
-    return patterns.find("cutoff", said.text)
+def _cutoff(turn: _CheckedTurn) -> str:
+    return patterns.find("cutoff", turn.text)
 
 
-def _repetition(said: _Said) -> str:
-    if patterns.is_loop(said.text) or patterns.is_repetitive(said.text):
-        return said.text[-_SHOWN_CHARACTERS:]
-    return patterns.find("letter_run", said.text)
+def _repetition(turn: _CheckedTurn) -> str:
+    if patterns.is_loop(turn.text) or patterns.is_repetitive(turn.text):
+        return turn.text[-_SHOWN_CHARACTERS:]
+    return patterns.find("letter_run", turn.text)
 
 
-def _next_turn(said: _Said) -> str:
-    return patterns.find_next_turn(said.text, said.before)
+def _next_turn(turn: _CheckedTurn) -> str:
+    return patterns.find_next_turn(turn.text, turn.text_before)
 
 
-def _answer_is_prompt(said: _Said) -> str:
-    words = said.text.split()
-    return said.text if words and words == said.before.split() else ""
+def _answer_is_prompt(turn: _CheckedTurn) -> str:
+    words = turn.text.split()
+    if words and words == turn.text_before.split():
+        return turn.text
+    return _NOTHING
 
 
-def _open_fence(said: _Said) -> str:
-    if "```" not in said.text:
-        return ""
-    fences = [line for line in said.text.splitlines() if line.lstrip().startswith("```")]
+def _open_fence(turn: _CheckedTurn) -> str:
+    if "```" not in turn.text:
+        return _NOTHING
+    fences: list[str] = []
+    for line in turn.text.splitlines():
+        if line.lstrip().startswith("```"):
+            fences.append(line.strip())
     is_open = len(fences) % 2 == 1
-    return fences[-1].strip() if is_open else ""
+    if is_open:
+        return fences[-1]
+    return _NOTHING
 
 
-def _dead_link(said: _Said) -> str:
-    link = patterns.find("dead_link", said.text).strip()
-    other_words = len(said.text.split()) - len(link.split())
-    return link if other_words < _DEAD_LINK_WORDS else ""
+def _dead_link(turn: _CheckedTurn) -> str:
+    link = patterns.find("dead_link", turn.text).strip()
+    other_words = len(turn.text.split()) - len(link.split())
+    if other_words < _DEAD_LINK_WORDS:
+        return link
+    return _NOTHING
 
 
-def _control_tokens(said: _Said) -> str:
-    match = said.control_tokens.search(said.text)
-    return match.group() if match else ""
+def _control_tokens(turn: _CheckedTurn) -> str:
+    match = turn.control_tokens.search(turn.text)
+    if match is None:
+        return _NOTHING
+    return match.group()
 
 
-def _mojibake(said: _Said) -> str:
-    if said.text.isascii():
-        return ""
-    return patterns.find("mojibake", said.text)
+def _mojibake(turn: _CheckedTurn) -> str:
+    if turn.text.isascii():
+        return _NOTHING
+    return patterns.find("mojibake", turn.text)
 
 
-def _control_character(said: _Said) -> str:
-    return patterns.find("control_character", said.text)
+def _control_character(turn: _CheckedTurn) -> str:
+    return patterns.find("control_character", turn.text)
 
 
+# Checks of every assistant turn.
 _OF_ANSWERS: dict[str, _Check] = {
     "empty_answer": _empty_answer,
     "end_text": _end_text,
@@ -194,9 +228,11 @@ _OF_ANSWERS: dict[str, _Check] = {
     "answer_is_prompt": _answer_is_prompt,
     "open_fence": _open_fence,
 }
+# Checks of every user turn.
 _OF_QUESTIONS: dict[str, _Check] = {
     "dead_link": _dead_link,
 }
+# Checks of every turn, whoever speaks.
 _OF_ALL: dict[str, _Check] = {
     "control_tokens": _control_tokens,
     "mojibake": _mojibake,

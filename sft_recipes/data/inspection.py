@@ -12,6 +12,7 @@ from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, LabelledRow, Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.data.prepare import batches
+from sft_recipes.data.reading.rejects import RejectedRow
 from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
 from sft_recipes.messages import Example, visible
@@ -107,8 +108,8 @@ def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
     return text
 
 
-def summary_line(rows: Sequence[InspectedRow]) -> str:
-    """How many rows were shown and what share of their tokens is trained."""
+def summary_line(rows: Sequence[InspectedRow], rejected: int = 0) -> str:
+    """How many rows were shown and what share of their tokens is trained, and how many were not."""
     shown = 0
     trained = 0
     total = 0
@@ -118,11 +119,25 @@ def summary_line(rows: Sequence[InspectedRow]) -> str:
             trained += row.result.trained_tokens
             total += len(row.result.ids)
     tokens = f"{trained} of {total} tokens trained"
-    return f"{shown} rows shown, {tokens}, {len(rows) - shown} dropped"
+    line = f"{shown} rows shown, {tokens}, {len(rows) - shown} dropped"
+    if rejected:
+        line += f", {rejected} rejected"
+    return line
 
 
-def show_rows(renderer: ChatRenderer, rows: Sequence[InspectedRow]) -> None:
-    """Print rows for people, each under its place, and the summary line."""
+def rejected_json(row: RejectedRow) -> dict[str, Any]:
+    """A row that is no example for `inspect --json`; `rejected` begins with its `FILE:LINE`."""
+    return {
+        "row": row.row,
+        "source": row.file,
+        "rejected": str(row.problem),
+    }
+
+
+def show_rows(
+    renderer: ChatRenderer, rows: Sequence[InspectedRow], rejects: RejectLog | None = None
+) -> None:
+    """Print rows for people, each under its place, those that were rejected, and the summary."""
     console = Console()
     for row in rows:
         console.rule(row.example.where, align="left", style="grey50")
@@ -131,4 +146,9 @@ def show_rows(renderer: ChatRenderer, rows: Sequence[InspectedRow]) -> None:
             console.print(line, style="red", markup=False)
         else:
             console.print(coloured(renderer, row.result), soft_wrap=True)
-    console.print(f"\n{summary_line(rows)} (green = trained)\n", markup=False)
+    rejected = 0
+    if rejects is not None:
+        rejected = rejects.total
+        for reject in rejects.rows:
+            console.print(f"rejected, {reject.problem}", style="red", markup=False, soft_wrap=True)
+    console.print(f"\n{summary_line(rows, rejected)} (green = trained)\n", markup=False)

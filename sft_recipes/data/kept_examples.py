@@ -1,6 +1,5 @@
 """Examples that stay beside prepared rows as messages, in JSON Lines, each with its group."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from sft_recipes.data.reading.json_reader import append_json_lines
 from sft_recipes.messages import Example
+from sft_recipes.text_files import interpreting, read_json_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,16 @@ def write_examples(path: Path, examples: Iterable[GroupedExample]) -> None:
 
 
 def read_examples(path: Path) -> list[GroupedExample]:
-    """The examples of a file that `write_examples` wrote; none where there is no file."""
+    """The examples of a file that `write_examples` wrote; none where there is no file.
+
+    Raises InputError for a file that is damaged.
+    """
     if not path.is_file():
         return []
+    fix = f"delete {path.parent}: the rows are prepared again"
     examples: list[GroupedExample] = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            entry = json.loads(line)
-            group = entry.pop("group")
-            examples.append(GroupedExample(group, Example(**entry)))
+    for line in read_json_lines(path, fix):
+        with interpreting(line.where, fix):
+            group = line.content.pop("group")
+            examples.append(GroupedExample(group, Example(**line.content)))
     return examples

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.data.formats import RowConverter, RowFormat, detect_format
-from sft_recipes.data.reading.columns import FORMATS, recognise, refuse_second_candidates
+from sft_recipes.data.reading.columns import recognise, refuse_second_candidates
 from sft_recipes.data.reading.json_reader import Row, RowProblem, read_json_rows
+from sft_recipes.data.reading.known_formats import FORMATS
 from sft_recipes.data.reading.rejects import RejectLog
 from sft_recipes.data.reading.row_files import (
     READ_ERRORS,
@@ -164,15 +165,17 @@ class _SourceReader:
     def _recognise(
         self, values: Mapping[str, Any], where: str, format: RowFormat, is_first: bool
     ) -> dict[str, str]:
-        """The columns of this row that are read under other names than ours.
+        """The columns of this row that are read under other names than our own.
 
         The first row says which columns hold the question and the answer; later ones may add what
         goes with them.
         """
-        columns = FORMATS[format.name]
+        known_format = FORMATS[format.name]
         mapping = {**self._recognised, **format.column_mapping}
-        known = {ours: theirs for ours, theirs in self._recognised.items() if theirs in values}
-        wanted = (*columns.required, *columns.optional) if is_first else columns.optional
+        known = {column: name for column, name in self._recognised.items() if name in values}
+        wanted = known_format.other_columns
+        if is_first:
+            wanted = (*known_format.required, *wanted)
         try:
             known |= recognise(values, format.name, mapping, where, wanted)
             if self._source.format is None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.crash import is_network_down
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.labels import Labeller
-from sft_recipes.errors import InputError, Problem, SFTRecipesError
+from sft_recipes.errors import HubUnavailable, InputError, Problem, SFTRecipesError
 from sft_recipes.plain_values import shown
 from sft_recipes.recipe import Recipe, TemplateSettings
 from sft_recipes.recipe_keys import DataRecipe, load_recipe, make_data_recipe
@@ -44,6 +45,7 @@ def open_labeller(recipe: Recipe, tokenizer: str | None = None) -> Labeller:
     revision = None
     if tokenizer is None:
         tokenizer = recipe.model_name
+        check_folder(tokenizer, "check the path, or give it with --model_name_or_path FOLDER")
         revision = recipe.model.get("model_revision")
     return Labeller(open_renderer(tokenizer, recipe.template, revision), recipe.labels)
 
@@ -75,11 +77,12 @@ def open_data(path: Path, tokenizer: str | None, options: Mapping[str, Any]) -> 
     return OpenedData(settings, None, labeller)
 
 
-def check_folder(name: str) -> None:
-    """Raise InputError for a name that looks like a folder and is none."""
+def check_folder(
+    name: str, fix: str = "check the path; ./ and ../ are relative to the recipe file"
+) -> None:
+    """Raise InputError, with this fix, for a name that looks like a folder and is none."""
     looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
     if looks_local and not _is_folder(name):
-        fix = "check the path; ./ and ../ are relative to the recipe file"
         raise InputError(Problem(shown(name), "model_name_or_path", "no such folder", fix))
 
 
@@ -96,7 +99,8 @@ def loading(name: str, what: str) -> Iterator[None]:
     """Turns what a library raises while it loads something into InputError.
 
     `what`: model, tokenizer, config or generation config. Of damaged files libraries raise whatever
-    comes first, tokenizers a bare Exception, so all of them are taken; the reason is named.
+    comes first, tokenizers a bare Exception, so all of them are taken; the reason is named. A Hub
+    that does not answer is HubUnavailable.
     """
     try:
         yield
@@ -106,7 +110,7 @@ def loading(name: str, what: str) -> Iterator[None]:
         raise not_loadable(name, what, error) from error
 
 
-def not_loadable(name: str, what: str, error: Exception) -> InputError:
+def not_loadable(name: str, what: str, error: Exception) -> InputError | HubUnavailable:
     """The error for what a library could not load, with the first line of its reason.
 
     `what`: model, tokenizer, config or generation config.
@@ -119,4 +123,8 @@ def not_loadable(name: str, what: str, error: Exception) -> InputError:
             reason = f"{type(error).__name__}: {reason}"
     problem = f"the {what} could not be loaded ({reason})"
     fix = "check the name, or download it first and give the folder"
+    if is_network_down(error):
+        problem = f"the {what} is not here, and the Hub did not answer ({reason})"
+        fix = "check the network and run it again, or download it and give the folder"
+        return HubUnavailable(str(Problem(shown(name), "model_name_or_path", problem, fix)))
     return InputError(Problem(shown(name), "model_name_or_path", problem, fix))

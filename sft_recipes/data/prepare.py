@@ -20,7 +20,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 import sft_recipes
-from sft_recipes import run_folder
+from sft_recipes import run_folder, stop_request
 from sft_recipes.data import prepared
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.check_examples import CheckExamples
@@ -65,7 +65,7 @@ def write_prepared(recipe: Recipe, labeller: Labeller, folder: Path, progress: b
     manifest = folder / prepared.MANIFEST
     before: Mapping[str, Any] = {}
     if manifest.is_file():
-        before = run_folder.read_json(manifest)
+        before = prepared.read_manifest(folder)
     known = before.get("inputs", {})
     inputs = _inputs(recipe, labeller.renderer, known.get("data", []))
     expected = _digest(inputs)
@@ -295,6 +295,7 @@ class _Preparation:
         with self._examples(source, test_split) as examples:
             read = (_Batch(batch, number) for batch in batches(examples))
             for batch, result in workers.map(read):
+                stop_request.raise_if_asked("while rows were prepared")
                 writer.write_batch(result.rows)
                 ledger.merge(result.ledger)
                 if result.dropped:

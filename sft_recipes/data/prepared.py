@@ -24,6 +24,7 @@ from sft_recipes.data.splits import Split, draw_split
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 from sft_recipes.recipe import Recipe
+from sft_recipes.text_files import interpreting
 
 MANIFEST = "manifest.json"
 TRAIN = "train.arrow"
@@ -63,7 +64,7 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
     if not (folder / MANIFEST).is_file():
         fix = "run `sft-recipes prepare` first; all machines of a run must see its output_dir"
         raise InputError(Problem(str(folder), MANIFEST, "no such file", fix))
-    manifest = run_folder.read_json(folder / MANIFEST)
+    manifest = read_manifest(folder)
     check_files(folder, manifest)
     rows = Dataset.from_file(str(folder / TRAIN))
     test_rows = None
@@ -93,6 +94,21 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
         summary=summary,
         fingerprints=column(rows, "fingerprint")[trained],
     )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of a prepared folder says. Raises InputError if it is damaged."""
+    path = folder / MANIFEST
+    fix = f"delete {path}: the rows are prepared again"
+    manifest = run_folder.read_json(path, fix)
+    with interpreting(path, fix):
+        for name, (size, sha256) in manifest["files"].items():
+            if not isinstance(size, int) or not isinstance(sha256, str):
+                raise TypeError(f"files: {name}")
+        for entry in manifest["inputs"]["data"]:
+            if not isinstance(entry, list):
+                raise TypeError("inputs: data")
+    return manifest
 
 
 def _rows_for_trainer(table: Dataset, chosen: Integers) -> Dataset:
@@ -125,7 +141,7 @@ def _held_out_examples(path: Path, split: Split, joined: Mapping[int, int]) -> l
 
 def check_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) -> None:
     """Refuse files that are not those of the manifest, by size or, where `whole`, by hash."""
-    for name, expected in manifest.get("files", {}).items():
+    for name, expected in manifest["files"].items():
         if not _is_as_expected(folder / name, expected, whole):
             what = "missing, cut off or changed since it was prepared"
             fix = "copy the folder again, or remove its manifest.json and prepare again"

@@ -1,6 +1,5 @@
 """This evaluation beside others on the same rows: paired differences, and what else differs."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,19 +12,22 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.evaluator import (
     METRICS_FILE,
     Evaluation,
-    by_task_type,
     compare,
     estimates_as_json,
     read_evaluation,
+    rows_by_task_type,
 )
 from sft_recipes.evaluation.metrics import METRICS
+from sft_recipes.evaluation.prompts import prompts_of
 from sft_recipes.messages import Example
 from sft_recipes.recipe import read_yaml, rebase_paths
 from sft_recipes.statistics import PairedDifference, paired_difference
+from sft_recipes.text_files import RESTORE, interpreting, read_json_lines
 
 _ASKED_AS = ("max_new_tokens", "batch_size", "decoding", "template_sha256", "chat_template_kwargs")
 # Of a training curve; more are not seen in a figure of that width.
 _POINTS = 500
+_EVALUATE_AGAIN = "evaluate it again"
 
 Facts = Mapping[str, Mapping[str, Any]]
 
@@ -60,8 +62,10 @@ def earlier(folder: str, name: str, examples: Sequence[Example]) -> System:
         )
         fix = "evaluate both on the same data, under the same system prompt"
         raise InputError(Problem(str(path), "", what, fix))
-    info = run_folder.read_json(path / METRICS_FILE)["info"]
-    return System(folder, evaluation, facts_of(path.parent.parent, info))
+    metrics = run_folder.read_json(path / METRICS_FILE, _EVALUATE_AGAIN)
+    with interpreting(path / METRICS_FILE, _EVALUATE_AGAIN):
+        facts = facts_of(path.parent.parent, metrics["info"])
+    return System(folder, evaluation, facts)
 
 
 def facts_of(run: Path, info: Mapping[str, Any]) -> Facts:
@@ -72,10 +76,11 @@ def facts_of(run: Path, info: Mapping[str, Any]) -> Facts:
     facts: dict[str, Mapping[str, Any]] = {"evaluation": {key: info.get(key) for key in _ASKED_AS}}
     if (run / run_folder.DATA).is_file():
         data = run_folder.read_json(run / run_folder.DATA)
+        with interpreting(run / run_folder.DATA, RESTORE):
+            facts["data"] = {"fingerprint": data["fingerprint"], **data["train"]}
         recipe = dict(rebase_paths(read_yaml(run / run_folder.RECIPE)[0], run))
         recipe.pop("output_dir", None)
         facts["recipe"] = recipe
-        facts["data"] = {"fingerprint": data["fingerprint"], **data["train"]}
     return facts
 
 
@@ -125,14 +130,18 @@ def task_table(
     base there is nothing else.
     """
     exact = METRICS["exact_match"]
-    after = by_task_type(this.rows, exact.of_rows(this.rows))
+    after = rows_by_task_type(this.rows)
     table: dict[str, dict[str, Any]] = {}
     for name in after:
         table[name] = {"training_rows": None if trained is None else trained.get(name, 0)}
     if base is None:
         return table
-    before = by_task_type(this.rows, exact.of_rows(base.rows))
-    differences = {name: paired_difference(before[name], after[name]) for name in after}
+    before = rows_by_task_type(base.rows)
+    differences = {}
+    for name, rows in after.items():
+        differences[name] = paired_difference(
+            exact.of_rows(before[name]), exact.of_rows(rows), groups=prompts_of(rows)
+        )
     adjusted = holm(differences)
     for name, difference in differences.items():
         table[name] |= {**difference.as_json(), "p_holm": adjusted.get(name)}
@@ -174,5 +183,6 @@ def training_curves(log: Path) -> dict[str, list[list[float]]]:
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:
     if log.is_file():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
+        for line in read_json_lines(log, "delete that line"):
+            with interpreting(line.where, "delete that line"):
+                yield {**line.content, "step": int(line.content["step"])}

@@ -12,8 +12,10 @@ import torch
 from accelerate import PartialState
 
 from sft_recipes import models, run_folder
+from sft_recipes.data.trained_rows import trained_rows
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation.cautions import cautions
 from sft_recipes.evaluation.comparison import (
     System,
     compare_all,
@@ -29,7 +31,8 @@ from sft_recipes.evaluation.format_overfitting import (
     format_questions,
     measure_formats,
 )
-from sft_recipes.evaluation.gate import Bound, check_possible, judge, read_gate
+from sft_recipes.evaluation.gate import check_possible, judge, read_gate
+from sft_recipes.evaluation.gate_bounds import Bound
 from sft_recipes.evaluation.generation import default_batch_size
 from sft_recipes.evaluation.open_run import OpenedRun, base_model, native_template, open_run
 from sft_recipes.evaluation.questions import (
@@ -42,6 +45,7 @@ from sft_recipes.evaluation.questions import (
     answers_below,
 )
 from sft_recipes.evaluation.safety import PROMPTS, SAFETY_METRICS, measure_safety, read_prompts
+from sft_recipes.evaluation.suspects import Suspects, find_suspects
 from sft_recipes.evaluation.training_rows import TrainingRows, read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel
@@ -56,8 +60,9 @@ SHOTS = "shots"
 class EvaluationResult:
     """An evaluation, the base's where one was asked for, and the folder both were written to.
 
-    `extra` holds what else is known, as plain data: `comparisons`, `task_differences`,
-    `training_curves`, and where asked for `format_overfitting`, `safety`, `gate`.
+    `extra` holds what else is known, as plain data: `warnings`, `training_rows`, `comparisons`,
+    `task_differences`, `training_curves`, and where asked for `suspects`, `format_overfitting`,
+    `safety`, `gate`.
     """
 
     request: EvaluationRequest
@@ -80,6 +85,7 @@ class EvaluationResult:
 
     def print(self, examples: int) -> None:
         """The table, some answers, and where the rest is."""
+        print(evaluation_text.warnings_text(self.extra["warnings"]), end="")
         print(evaluator.as_text(self.evaluation, self.base, examples=examples))
         for part, as_text in evaluation_text.PARTS.items():
             if part in self.extra:
@@ -106,15 +112,14 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     examples = conversations_to_answer(request, run)
     questions = _questions(request, run, examples, {bound.metric for bound in bounds})
     systems = _earlier_systems(request, examples)
-    training = _training_rows(request, run, examples)
-    if training.unknown:
-        info["training_rows"] = training.unknown
+    training = _training_rows(request, run, examples, is_judged=bool(bounds))
     shots = _with_shots(request, run, examples, training)
     segments = run.labeller.renderer.template_segments
     asking = Asking(request.max_new_tokens, request.batch_size, segments, progress)
     asking.check_lengths(loaded.model, questions | shots)
 
     tuned = asking.ask(loaded.model, questions)
+    suspects = _suspects(request, run, loaded.model, progress)
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
@@ -126,15 +131,41 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     elif request.base is not None:
         base = {DATA: systems[0].evaluation}
 
-    extra = _compare(request, tuned[DATA], base.get(DATA), systems, training, info)
+    # What is said of the answers.
+    extra = _about_training(training, tuned[DATA], suspects)
+    extra |= _compare(request, tuned[DATA], base.get(DATA), systems, training, info)
     measured = _measure_further(request, tuned, base)
     extra |= measured.content
     if bounds:
-        extra["gate"] = judge(bounds, tuned[DATA], base.get(DATA), measured.values)
+        gate = judge(bounds, tuned[DATA], base.get(DATA), measured.values)
+        extra["gate"] = {**gate, "trained_rows": len(training.seen)}
     result = EvaluationResult(request, tuned[DATA], base.get(DATA), request.folder, extra)
     if result.is_main:
-        _write(result, tuned, base, info)
+        _write(result, tuned, base, info, suspects)
     return result
+
+
+def _suspects(
+    request: EvaluationRequest, run: OpenedRun, model: Any, progress: bool
+) -> Suspects | None:
+    """The training rows with the highest loss, if they were asked for."""
+    if not request.suspects or run.recipe is None:
+        return None
+    folder = Path(request.model_or_run) / run_folder.PREPARED
+    return find_suspects(model, run, run.recipe, folder, progress)
+
+
+def _about_training(
+    training: TrainingRows, tuned: Evaluation, suspects: Suspects | None
+) -> dict[str, Any]:
+    """What is to be said first, and what is known of the rows that were trained."""
+    content: dict[str, Any] = {
+        "warnings": cautions(training, tuned.rows),
+        "training_rows": training.as_json(),
+    }
+    if suspects is not None:
+        content["suspects"] = suspects.as_json()
+    return content
 
 
 def _read_bounds(request: EvaluationRequest) -> list[Bound]:
@@ -181,22 +212,28 @@ def _earlier_systems(request: EvaluationRequest, examples: Sequence[Example]) ->
 
 
 def _training_rows(
-    request: EvaluationRequest, run: OpenedRun, examples: Sequence[Example]
+    request: EvaluationRequest, run: OpenedRun, examples: Sequence[Example], is_judged: bool
 ) -> TrainingRows:
-    """What is known of the run's training rows, if something asks for them."""
+    """What is known of the run's training rows; a gate refuses examples that are among them."""
+    if request.suspects and run.recipe is None:
+        what = "the training rows of this model are not known"
+        raise InputError(Problem("command line", "--suspects", what, "evaluate a run folder"))
     if request.shots and (run.recipe is None or not request.base_is_model):
         what = "training rows are shown to a base: both are needed"
         fix = "evaluate a run folder and add --base MODEL"
         raise InputError(Problem("command line", "--shots", what, fix))
-    has_types = any(example.columns.get("task_type") for example in examples)
-    if run.recipe is None or not (request.shots or has_types):
-        return TrainingRows(None, {})
+    if run.recipe is None:
+        return TrainingRows(None)
     try:
-        return read_training_rows(run.recipe, run.labeller, examples, request.shots)
+        trained = trained_rows(run.recipe, Path(request.model_or_run) / run_folder.PREPARED)
+        training = read_training_rows(run.recipe, run.labeller, trained, examples, request.shots)
     except InputError as error:
         if request.shots:
             raise
-        return TrainingRows(None, {}, unknown=f"not known: {error}")
+        return TrainingRows(None, unknown=str(error))
+    if is_judged and not request.allow_trained_rows:
+        training.refuse_seen("--gate")
+    return training
 
 
 def _with_shots(
@@ -277,13 +314,19 @@ def _by_model(tuned: Answers, base: Answers, folder: str) -> dict[str, Answers]:
 
 
 def _write(
-    result: EvaluationResult, tuned: Answers, base: Answers, info: Mapping[str, Any]
+    result: EvaluationResult,
+    tuned: Answers,
+    base: Answers,
+    info: Mapping[str, Any],
+    suspects: Suspects | None,
 ) -> None:
     """The evaluation itself, and below it every other one that was made for it."""
     request = result.request
     evaluator.write_evaluation(
         result.evaluation, result.folder, info=info, base=result.base, extra=result.extra
     )
+    if suspects is not None:
+        suspects.write(result.folder)
     for name, evaluation in tuned.items():
         if name != DATA:
             own = {**info, "model": request.model_or_run, "asked_as": name}

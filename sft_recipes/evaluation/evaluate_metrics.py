@@ -14,7 +14,8 @@ from datasets import Features, Value
 
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.evaluation.answer import Answer
-from sft_recipes.evaluation.metrics import METRICS, Metric
+from sft_recipes.evaluation.metric import Metric
+from sft_recipes.evaluation.metrics import METRICS
 
 _NEED_MORE_THAN_TEXTS = ("tool_call_exact", "reference_beyond_budget")
 NAMES = tuple(name for name in METRICS if name not in _NEED_MORE_THAN_TEXTS)

@@ -34,11 +34,13 @@ class EvaluationRequest:
     batch_size: int | None = None
     output: Path | None = None
     gate: str | None = None
+    allow_trained_rows: bool = False
     format_overfitting: bool = False
     compare: Sequence[str] | None = None
     shots: int = 0
     safety: bool = False
     safety_data: str | None = None
+    suspects: bool = False
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

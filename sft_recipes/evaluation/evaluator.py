@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -21,6 +21,7 @@ from sft_recipes.evaluation.metrics import (
     summarise,
     summarise_flags,
 )
+from sft_recipes.evaluation.prompts import Row, count_prompts, prompts_of
 from sft_recipes.evaluation.samples import SAMPLES, read_samples
 from sft_recipes.evaluation.tool_calls import answer_text, calls_match
 from sft_recipes.messages import Example
@@ -29,6 +30,7 @@ from sft_recipes.report.evaluation_report import render_evaluation_report
 from sft_recipes.report.evaluation_text import evaluation_text
 from sft_recipes.run_folder import SCHEMA_VERSION
 from sft_recipes.statistics import Estimate, PairedDifference, paired_difference
+from sft_recipes.text_files import interpreting
 
 METRICS_FILE = "metrics.json"
 REPORT = "report.html"
@@ -40,8 +42,9 @@ _MARKUP = re.compile(r"[^\w\s].*[^\w\s]")
 class Evaluation:
     """One model on one data set.
 
-    `rows` are the scored samples in data order, the rest is computed from them. `task_types`: exact
-    match by the data's `task_type` column, empty without it. `flags`: share of rows with each flag.
+    `rows` are the scored samples in data order, the rest is computed from them, with rows of an
+    equal prompt as one (`prompts.py`). `task_types`: exact match by the data's `task_type` column,
+    empty without it. `flags`: share of prompts with each flag.
     """
 
     metrics: Mapping[str, Estimate]
@@ -53,7 +56,8 @@ class Evaluation:
     def as_json(self, base: Self | None = None) -> dict[str, Any]:
         """Everything but the rows, as plain data; with `base`, the paired differences too."""
         content = {
-            "n": len(self.rows),
+            "n": count_prompts(self.rows),
+            "rows": len(self.rows),
             "metrics": described(self.metrics),
             "flags": estimates_as_json(self.flags),
             "stop_reasons": dict(self.stop_reasons),
@@ -180,8 +184,8 @@ def evaluation_from_rows(rows: Sequence[Mapping[str, Any]]) -> Evaluation:
     """The evaluation of scored rows, fresh or read from `samples.jsonl`."""
     exact_match = METRICS["exact_match"]
     task_types = {}
-    for name, values in by_task_type(rows, exact_match.of_rows(rows)).items():
-        task_types[name] = exact_match.estimate(values)
+    for name, own_rows in rows_by_task_type(rows).items():
+        task_types[name] = exact_match.estimate(exact_match.of_prompts(own_rows))
     return Evaluation(
         metrics=summarise(rows),
         flags=summarise_flags(rows),
@@ -191,18 +195,20 @@ def evaluation_from_rows(rows: Sequence[Mapping[str, Any]]) -> Evaluation:
     )
 
 
-def by_task_type(rows: Sequence[Mapping[str, Any]], values: Iterable[Any]) -> dict[str, list[Any]]:
-    """The rows' values by task type in alphabetical order, without rows that have none."""
-    groups: dict[str, list[Any]] = {}
-    for row, value in zip(rows, values, strict=True):
+def rows_by_task_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by task type in alphabetical order, without rows that have none."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
         if row["task_type"] is not None:
-            groups.setdefault(str(row["task_type"]), []).append(value)
+            groups.setdefault(str(row["task_type"]), []).append(row)
     return dict(sorted(groups.items()))
 
 
 def read_evaluation(folder: Path) -> Evaluation:
     """Read what `write_evaluation` wrote, for a comparison with an earlier run."""
-    return evaluation_from_rows(read_samples(folder))
+    rows = read_samples(folder)
+    with interpreting(folder / SAMPLES, "evaluate again"):
+        return evaluation_from_rows(rows)
 
 
 def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
@@ -216,6 +222,7 @@ def compare(base: Evaluation, tuned: Evaluation) -> dict[str, PairedDifference]:
         difference = paired_difference(
             metric.of_rows(base.rows),
             metric.of_rows(tuned.rows),
+            groups=prompts_of(tuned.rows),
             unit=metric.unit,
             higher_is_better=True,
         )

@@ -19,7 +19,9 @@ import yaml
 
 from sft_recipes.data.chat_templates import ChatRenderer, begins_with_bos
 from sft_recipes.evaluation.evaluator import Evaluation
-from sft_recipes.evaluation.metrics import METRICS, Metric, flagged
+from sft_recipes.evaluation.metric import Metric
+from sft_recipes.evaluation.metrics import METRICS, flagged
+from sft_recipes.evaluation.prompts import count_prompts, values_of_prompts
 from sft_recipes.evaluation.questions import (
     Answers,
     Indicator,
@@ -48,26 +50,38 @@ FORMAT_METRICS: Mapping[str, Indicator] = {
     "format_gap": Indicator(
         "Completion under the template less completion in the neutral formats.",
         mean_of_differences,
+        low=-1.0,
+        high=1.0,
     ),
     "format_gap_exact_match": Indicator(
         "Exact match under the template less exact match in the neutral formats.",
         mean_of_differences,
+        low=-1.0,
+        high=1.0,
     ),
     "format_gap_adherence": Indicator(
         "Format adherence under the template less that in the neutral formats.",
         mean_of_differences,
+        low=-1.0,
+        high=1.0,
     ),
     "format_gap_did": Indicator(
         "format_gap of the tuned model less that of its base.",
         mean_of_differences,
+        low=-2.0,
+        high=2.0,
     ),
     "format_gap_did_exact_match": Indicator(
         "format_gap_exact_match of the tuned model less that of its base.",
         mean_of_differences,
+        low=-2.0,
+        high=2.0,
     ),
     "format_gap_did_adherence": Indicator(
         "format_gap_adherence of the tuned model less that of its base.",
         mean_of_differences,
+        low=-2.0,
+        high=2.0,
     ),
     "leak_rate_on_template": Indicator(
         "Answers under the template that hold a line of its own text.",
@@ -96,7 +110,7 @@ def measure_formats(models: Mapping[str, Answers]) -> Measured:
     for score in _SCORES.values():
         spreads[score.name] = _spread(tuned, score)
     content = {
-        "n": len(tuned[TEMPLATE].rows),
+        "n": count_prompts(tuned[TEMPLATE].rows),
         "formats": formats,
         "indicators": estimate_indicators(FORMAT_METRICS, values),
         "format_spread": spreads,
@@ -124,11 +138,13 @@ def _values(models: Mapping[str, Answers]) -> Values:
     leaks = {name: flagged(evaluation.rows, LEAK) for name, evaluation in tuned.items()}
     values["leak_rate_on_template"] = list(map(float, leaks.pop(TEMPLATE)))
     values["leak_rate_off_template"] = list(map(fmean, zip(*leaks.values(), strict=True)))
-    return values
+    # Up to here a value for each row.
+    rows = tuned[TEMPLATE].rows
+    return {name: values_of_prompts(rows, of_rows) for name, of_rows in values.items()}
 
 
 def _gaps(answers: Answers, score: Metric) -> list[float]:
-    """For each prompt the score under the template less its mean over the variants."""
+    """For each row the score under the template less its mean over the variants."""
     under_template = score.of_rows(answers[TEMPLATE].rows)
     in_variants = [score.of_rows(answers[name].rows) for name in VARIANTS]
     gaps = []

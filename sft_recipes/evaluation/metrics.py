@@ -1,8 +1,9 @@
 """Every metric of an evaluation, one record each: this table is the only place that knows them.
 
-A record says what a metric is called, what it measures, its value for one answer, and how the rows'
-values become one number with its interval. The evaluator, the report, the gate, the training
-callback and the model card read it from here or from `metrics.json`, which carries the words along.
+A record says what a metric is called, what it measures, its value for one answer, between which
+ends that lies, and how the values of prompts (`prompts.py`) become one number with its interval.
+The evaluator, the report, the gate, the training callback and the model card read it from here or
+from `metrics.json`, which carries the words along.
 
 To add one, add a record to `METRICS`. Rows are plain dicts, so that a saved `samples.jsonl` can be
 summarised again; a row without a metric's column has no value for it. No torch here.
@@ -10,12 +11,23 @@ summarised again; a row without a metric's column has no value for it. No torch 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
-import numpy as np
-
 from sft_recipes.evaluation.answer import FLAGS, Answer
+from sft_recipes.evaluation.metric import (
+    BUDGET,
+    CHAPTER,
+    LENGTH,
+    REPETITION,
+    Measure,
+    Metric,
+    evenness,
+    mean,
+    median,
+    share,
+)
+from sft_recipes.evaluation.prompts import Row, values_of_prompts
 from sft_recipes.evaluation.scores import (
     chapter_completion,
     chapter_format,
@@ -27,134 +39,8 @@ from sft_recipes.response_patterns import opener, repetition
 from sft_recipes.statistics import (
     CONFIDENCE,
     Estimate,
-    bootstrap_estimate,
-    mean_estimate,
     proportion_of,
 )
-
-Row = Mapping[str, Any]
-Measure = Callable[[Answer], Any]
-Statistic = Callable[[Sequence[Any], float], Estimate]
-
-# The headings of the report, in its order.
-TASK = "Task and form"
-LENGTH = "Length"
-REPETITION = "Repetition and openers"
-CHAPTER = "The chapter's own: report only, never gated on"
-BUDGET = "Token budget"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric: its words, its value of an answer, and its number over rows.
-
-    `measure` gives an answer's value, None where the answer does not count; it is stored in a row
-    under `column` (a row is `complete`, the rate over rows is `completion_rate`). `statistic` makes
-    one number of the values. `headline`: compared between systems pair by pair and drawn, all of
-    them scores from 0 to 1 that are better when higher. `higher_is_better` None: neither is better.
-    """
-
-    name: str
-    label: str
-    definition: str
-    measure: Measure
-    statistic: Statistic
-    column: str = ""
-    unit: str = "proportion"
-    higher_is_better: bool | None = None
-    group: str = TASK
-    headline: bool = False
-
-    @property
-    def key(self) -> str:
-        """Where a row holds the value."""
-        return self.column or self.name
-
-    @property
-    def is_yes_or_no(self) -> bool:
-        """Whether every row's value is true or false."""
-        return self.statistic is share and self.unit == "proportion"
-
-    @property
-    def is_mean_of_rows(self) -> bool:
-        """Whether the difference between two systems is the mean of the rows' differences."""
-        return self.statistic in (share, mean)
-
-    @property
-    def is_unbounded_mean(self) -> bool:
-        """Whether it is a mean whose values may lie beyond 0 and 1."""
-        return self.statistic is mean
-
-    def of_rows(self, rows: Sequence[Row]) -> list[Any]:
-        """The values of scored rows, None where a row has none."""
-        return [row.get(self.key) for row in rows]
-
-    def estimate(self, values: Sequence[Any], confidence: float = CONFIDENCE) -> Estimate:
-        """The number over rows with its interval; None is excluded and counted."""
-        estimate = self.statistic(values, confidence)
-        return replace(
-            estimate,
-            n_excluded=len(values) - estimate.n,
-            unit=self.unit,
-            higher_is_better=self.higher_is_better,
-        )
-
-    def describe(self, estimate: Estimate) -> dict[str, Any]:
-        """The estimate as plain data, with the words that a reader needs beside it."""
-        return {
-            **estimate.as_json(),
-            "label": self.label,
-            "definition": self.definition,
-            "group": self.group,
-            "headline": self.headline,
-        }
-
-
-def share(values: Sequence[Any], confidence: float) -> Estimate:
-    """Mean of values in [0, 1] with Wilson's interval.
-
-    For scores between 0 and 1 it is wider than need be, but it keeps its coverage where nearly all
-    of them are 0 or 1.
-    """
-    return proportion_of(values, confidence=confidence)
-
-
-def mean(values: Sequence[Any], confidence: float) -> Estimate:
-    """Mean with Student's t interval."""
-    return mean_estimate(values, unit="", confidence=confidence)
-
-
-def median(values: Sequence[Any], confidence: float) -> Estimate:
-    """Median with the percentile bootstrap."""
-    return bootstrap_estimate(_known(values), statistic=np.median, unit="", confidence=confidence)
-
-
-def evenness(values: Sequence[Any], confidence: float) -> Estimate:
-    """Entropy of the texts over that of n different ones: 0 all alike, 1 all different."""
-    codes = np.unique(_known(values), return_inverse=True)[1]
-    return bootstrap_estimate(
-        codes.tolist(),
-        statistic=_evenness_of_codes,
-        unit="",
-        centred=True,
-        confidence=confidence,
-    )
-
-
-def _known(values: Sequence[Any]) -> list[Any]:
-    return [value for value in values if value is not None]
-
-
-def _evenness_of_codes(codes: Any, axis: int) -> Any:
-    """Evenness along an axis of numbers 0, 1, 2 ... that stand for texts."""
-    return np.apply_along_axis(lambda row: _evenness(np.bincount(row.astype(int))), axis, codes)
-
-
-def _evenness(counts: Any) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    entropy = -(shares * np.log(shares)).sum()
-    # The sign of a zero would be printed.
-    return float(abs(entropy) / math.log(max(counts.sum(), 2)))
 
 
 def against_reference(score: Callable[[str, str], Any]) -> Measure:
@@ -266,6 +152,7 @@ _TABLE = (
         measure=length_ratio,
         statistic=median,
         unit="tokens / reference tokens",
+        high=math.inf,
         group=LENGTH,
     ),
     Metric(
@@ -287,6 +174,8 @@ _TABLE = (
         statistic=evenness,
         column="opener",
         unit="entropy / ln n",
+        # Texts have no mean; a model that decodes greedily begins all answers to a prompt alike.
+        combine=itemgetter(0),
         group=REPETITION,
     ),
     Metric(
@@ -296,6 +185,7 @@ _TABLE = (
         measure=against_reference(chapter_length_ratio),
         statistic=mean,
         unit="words / reference words",
+        high=math.inf,
         group=CHAPTER,
     ),
     Metric(
@@ -350,13 +240,13 @@ def score_row(answer: Answer) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
-    """Every metric over scored rows, in the order of the table."""
-    return {name: metric.estimate(metric.of_rows(rows)) for name, metric in METRICS.items()}
+    """Every metric over the prompts of scored rows, in the order of the table."""
+    return {name: metric.estimate(metric.of_prompts(rows)) for name, metric in METRICS.items()}
 
 
 def summarise_flags(rows: Sequence[Row]) -> dict[str, Estimate]:
-    """The share of rows with each flag."""
-    return {name: flag_share(flagged(rows, name)) for name in FLAGS}
+    """The share of prompts whose answer has each flag."""
+    return {name: flag_share(flagged_prompts(rows, name)) for name in FLAGS}
 
 
 def flagged(rows: Sequence[Row], flag: str) -> list[bool]:
@@ -364,6 +254,11 @@ def flagged(rows: Sequence[Row], flag: str) -> list[bool]:
     return [flag in row["flags"] for row in rows]
 
 
-def flag_share(values: Sequence[bool], confidence: float = CONFIDENCE) -> Estimate:
-    """The share of rows with a flag: lower is better."""
+def flagged_prompts(rows: Sequence[Row], flag: str) -> list[float]:
+    """Of each prompt's rows the share that has the flag."""
+    return values_of_prompts(rows, flagged(rows, flag))
+
+
+def flag_share(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The share of prompts with a flag: lower is better."""
     return proportion_of(values, higher_is_better=False, confidence=confidence)

@@ -31,11 +31,14 @@ Values = dict[str, list[float]]
 class Indicator(NamedTuple):
     """A number that is made of several evaluations: what it is, and its estimate from the prompts.
 
-    All are better when lower. A gate may name them beside the metrics of rows.
+    All are better when lower. A gate may name them beside the metrics of rows. No value lies beyond
+    `low` and `high`.
     """
 
     definition: str
     estimate: Callable[..., Estimate]
+    low: float = 0.0
+    high: float = 1.0
 
 
 class Measured(NamedTuple):

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sft_recipes.evaluation.prompts import prompts_of
 from sft_recipes.evaluation.review_votes import (
     BASELINE,
     CANDIDATE,
@@ -59,9 +60,14 @@ class _Pair(NamedTuple):
     candidate: Mapping[str, Any]
     baseline: Mapping[str, Any]
 
+    @property
+    def differs(self) -> bool:
+        """Whether there is anything to judge."""
+        return bool(self.candidate["response"] != self.baseline["response"])
+
 
 class _Pairs(NamedTuple):
-    """Prompts that were answered differently, and how many were answered alike."""
+    """Prompts that were answered differently, each once, and how many were answered alike."""
 
     different: list[_Pair]
     alike: int
@@ -116,14 +122,16 @@ def _read_pairs(candidate: Path, baseline: Path) -> _Pairs:
         what = f"other prompts than in {candidate / SAMPLES}"
         fix = "evaluate both on the same data"
         raise review_error(baseline / SAMPLES, "messages", what, fix)
-    different = []
-    for pair in map(_Pair, ours, theirs):
-        if pair.candidate["response"] != pair.baseline["response"]:
-            different.append(pair)
+    by_prompt: dict[Hashable, _Pair] = {}
+    for prompt, pair in zip(prompts_of(ours), map(_Pair, ours, theirs), strict=True):
+        # A prompt that stands there twice would count twice in the result.
+        if prompt not in by_prompt or not by_prompt[prompt].differs:
+            by_prompt[prompt] = pair
+    different = [pair for pair in by_prompt.values() if pair.differs]
     if not different:
         what = f"every answer is that of {candidate / SAMPLES}"
         raise review_error(baseline / SAMPLES, "response", what, "compare systems that differ")
-    return _Pairs(different, len(ours) - len(different))
+    return _Pairs(different, len(by_prompt) - len(different))
 
 
 def _prompt(row: Mapping[str, Any]) -> Any:

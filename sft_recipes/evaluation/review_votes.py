@@ -1,6 +1,5 @@
 """The files of a blind review: its sealed key, and votes turned from sides into systems."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.run_folder import SCHEMA_VERSION
+from sft_recipes.text_files import interpreting, read_json
 
 CANDIDATE = "candidate"
 BASELINE = "baseline"
@@ -80,7 +80,13 @@ def review_error(where: object, field: str, what: str, fix: str) -> InputError:
 
 def read_key(file: Path) -> dict[str, Any]:
     """The key that was written beside a page. Raises InputError for any other file."""
-    return _read(file, KEY)
+    key = _read(file, KEY)
+    with interpreting(file, f"name the {KEY}"):
+        for item in key["items"].values():
+            SYSTEMS.index(item["first"])
+            float(item["length_ratio"])
+        _ = key["page"], key["systems"], key["answered_alike"]
+    return key
 
 
 def read_votes(file: Path, key: Mapping[str, Any]) -> list[Vote]:
@@ -138,11 +144,8 @@ def _known_tags(tags: Sequence[str]) -> list[str]:
 
 def _read(file: Path, kind: str) -> dict[str, Any]:
     fix = f"name the {kind}"
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        is_right = content["kind"] == kind and content["schema_version"] == SCHEMA_VERSION
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise review_error(file, "", f"cannot be read: {error}", fix) from error
+    content = read_json(file, fix)
+    is_right = content.get("kind") == kind and content.get("schema_version") == SCHEMA_VERSION
     if not is_right:
         what = f"expected {kind!r} of schema version {SCHEMA_VERSION}"
         raise review_error(file, "kind", what, fix)

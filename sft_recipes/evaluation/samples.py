@@ -1,12 +1,13 @@
 """The rows of `samples.jsonl`, read back."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.text_files import read_json_lines
 
 SAMPLES = "samples.jsonl"
+_FIX = "evaluate again"
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
@@ -19,19 +20,8 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
         what = f"there is no {SAMPLES}"
         raise InputError(Problem(str(folder), "", what, "name a folder below `evaluations/`"))
     rows = []
-    # Not `splitlines`: answers may hold other line ends, which JSON leaves as they are.
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if line:
-            rows.append(_sample(line, f"{file}:{number}"))
+    for line in read_json_lines(file, _FIX):
+        if not {"messages", "response"} <= line.content.keys():
+            raise InputError(Problem(line.where, "", "is no sample of an evaluation", _FIX))
+        rows.append(line.content)
     return rows
-
-
-def _sample(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict) or not {"messages", "response"} <= row.keys():
-        what = "is no sample of an evaluation"
-        raise InputError(Problem(where, "", what, "evaluate again"))
-    return row

@@ -8,7 +8,6 @@ behind.
 """
 
 import gc
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
+from transformers import AutoConfig
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.kept_examples import read_examples
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.data.template_checks import TemplateCheck, require
@@ -30,9 +31,12 @@ from sft_recipes.messages import Example
 from sft_recipes.models import agree_on_special_tokens, load_weights
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.finished_run import ADAPTER_CONFIG, EXPORT, finished_run
+from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.lint import lint
 from sft_recipes.release.local_paths import recipe_text
-from sft_recipes.release.model_card import TEXTS, write_card
+from sft_recipes.release.markdown import TERMINAL
+from sft_recipes.release.model_card import write_card
+from sft_recipes.release.older_transformers import CHECK, write_for_older
 
 FOLDER = "export"  # inside the run folder
 ROWS = 200  # that are linted
@@ -79,9 +83,14 @@ class Export:
             "checks": [asdict(check) for check in self.checks],
         }
 
+    @property
+    def needs_version_5(self) -> bool:
+        """Whether 4.57 of transformers was found not to read the folder."""
+        return any(check.name == CHECK and check.outcome != "ok" for check in self.checks)
+
     def as_text(self, run: Path) -> str:
         """The same for the terminal, with the next steps."""
-        template = TEXTS.get_template("export.txt.jinja")
+        template = TERMINAL.get_template("export.txt.jinja")
         return template.render(export=self, run=run, path=self.folder.absolute())
 
 
@@ -146,6 +155,7 @@ def export(
     recipe = finished_run(run)
     folder = output or run / FOLDER
     _check_request(folder, dtype, force)
+    require_no_outside_links(run)
     renderer = ChatRenderer(load_tokenizer(str(run)), recipe.template.chat_template_kwargs)
     examples = _real_examples(run)
     labelled = Labeller(renderer, recipe.labels).label(examples).rows[:PROMPTS]
@@ -159,11 +169,12 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         save_servable(model.to(getattr(torch, dtype)), renderer, partial)
+        older = write_for_older(partial)
         del model
         gc.collect()  # before the same weights are loaded once more
-        model = _load(str(partial)).float()
+        model = _load(str(partial))
         compared["saved"] = _compare("saved", answers, questions.ask("saved", model), dtype)
-        checks = lint(model, partial, renderer, recipe.labels, examples)
+        checks = [*lint(model, partial, renderer, recipe.labels, examples), older]
         require(checks)
         exported = Export(folder, dtype, compared, checks)
         run_folder.write_json(partial / EXPORT, exported.found())
@@ -179,6 +190,9 @@ def export(
 def _check_request(folder: Path, dtype: str | None, force: bool) -> None:
     """Raise InputError for a folder that is not to be replaced and for an unknown precision."""
     replaceable = force and (folder / EXPORT).is_file()
+    if folder.is_symlink():
+        what = "this is a link, and an export would be written through it"
+        raise InputError(Problem(str(folder), "--output", what, "name the folder that it leads to"))
     if folder.exists() and not replaceable:
         fix = "choose another --output, or add --force to replace an earlier export"
         raise InputError(Problem(str(folder), "--output", "the folder exists", fix))
@@ -194,11 +208,8 @@ def _real_examples(run: Path) -> list[Example]:
         fix = f"run `sft-recipes prepare {run / run_folder.RECIPE}` first"
         raise InputError(Problem(str(path), "", "there are no rows to compare on", fix))
     examples = []
-    with path.open(encoding="utf-8") as file:
-        for line in islice(file, ROWS):
-            row = json.loads(line)
-            row.pop("group", None)
-            examples.append(Example(**row))
+    for grouped in islice(read_examples(path), ROWS):
+        examples.append(grouped.example)
     return examples
 
 
@@ -206,10 +217,10 @@ def _trained_model(recipe: Recipe, run: Path, questions: _Questions) -> _Trained
     """The model of a run, its adapter merged. Raises CheckFailed for a merge that went wrong."""
     if not (run / ADAPTER_CONFIG).is_file():
         model = _load(str(run))
-        own_dtype = str(model.dtype).removeprefix("torch.")
-        model = model.float()
-        return _Trained(model, questions.ask("trained", model), {}, own_dtype)
-    base = _load(recipe.model_name, recipe.model.get("model_revision")).float()
+        own_dtype = str(AutoConfig.from_pretrained(str(run)).dtype or model.dtype)
+        answers = questions.ask("trained", model)
+        return _Trained(model, answers, {}, own_dtype.removeprefix("torch."))
+    base = _load(recipe.model_name, recipe.model.get("model_revision"))
     model = PeftModel.from_pretrained(base, str(run)).eval()
     answers = questions.ask("trained", model)
     model = model.merge_and_unload(safe_merge=True)
@@ -218,8 +229,12 @@ def _trained_model(recipe: Recipe, run: Path, questions: _Questions) -> _Trained
 
 
 def _load(source: str, revision: str | None = None) -> Any:
-    """The model in the precision of its file. Raises InputError where that is a quantized one."""
-    model = load_weights(source, "auto", revision)
+    """The model in float32. Raises InputError where its weights are stored quantized.
+
+    Loaded so, not made so: what a model computes when it is built, as the scale of Gemma's
+    embeddings, is rounded to the precision in which it is loaded, and stays rounded.
+    """
+    model = load_weights(source, torch.float32, revision)
     if getattr(model, "is_quantized", False):
         what = "its weights are stored quantized"
         fix = "name the full-precision model and train with load_in_4bit: true"

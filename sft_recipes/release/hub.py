@@ -7,20 +7,19 @@ itself; creating the repository, checking the card and, without hf_xet, the comm
 """
 
 import json
-import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from sft_recipes import run_folder
-from sft_recipes.errors import CheckFailed, InputError, Problem
+from sft_recipes.errors import CheckFailed, HubUnavailable, InputError, Problem
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.export import FOLDER, export
 from sft_recipes.release.finished_run import (
@@ -29,9 +28,11 @@ from sft_recipes.release.finished_run import (
     evaluations,
     finished_run,
 )
-from sft_recipes.release.local_paths import LOCAL_PATH, is_hub_name, recipe_text
+from sft_recipes.release.links import require_no_outside_links
+from sft_recipes.release.local_paths import is_hub_name, recipe_text
 from sft_recipes.release.model_card import CARD, write_card
-from sft_recipes.response_patterns import PATTERNS, private_spans
+from sft_recipes.release.scan import Secrets, require_public
+from sft_recipes.text_files import read_json
 
 # Everything that may leave a folder. Logs, data, optimizer states and pickles are not in here.
 ALLOWED = [
@@ -51,8 +52,6 @@ ALLOWED = [
     CARD,
     run_folder.RECIPE,
 ]
-# Weights and vocabularies hold no text of ours; these do.
-_TEXTS = ("*config.json", "special_tokens_map.json", "*.jinja", "*.md", "*.yaml")
 WAITS = (1, 2, 4, 8)  # seconds between attempts
 
 
@@ -91,10 +90,11 @@ def push(
 
     A run that was not exported yet is. `base_model` is what an adapter's base is called on the Hub.
     Raises InputError without a token and for what must not be published (a secret, a path of this
-    machine, anything at all to a public repository where a private one was asked for); CheckFailed
-    if the gate did not pass or the Hub did not answer.
+    machine, a link out of the folder, anything at all to a public repository where a private one
+    was asked for); CheckFailed if the gate did not pass, HubUnavailable if the Hub did not answer.
     """
     recipe = finished_run(run)
+    require_no_outside_links(run)
     if not allow_failed_gate:
         _require_gate(recipe, run)
     if adapter_only and not (run / ADAPTER_CONFIG).is_file():
@@ -108,6 +108,7 @@ def push(
         folder = run / FOLDER
         if not (folder / EXPORT).is_file():
             export(run, progress=progress)
+        require_no_outside_links(folder)
         write_card(run, folder, repo)
     with tempfile.TemporaryDirectory() as staging:
         gather(folder, recipe, base_model, Path(staging))
@@ -151,15 +152,13 @@ def gather(folder: Path, recipe: Recipe, base_model: str | None, staging: Path) 
     field of every secret and every path of this machine; a secret is never shown.
     """
     for path in sorted(folder.iterdir()):
-        if _matches(path.name, ALLOWED):
+        if path.is_file() and _matches(path.name, ALLOWED):
             (staging / path.name).symlink_to(path.resolve())
     _write_instead(staging / run_folder.RECIPE, recipe_text(recipe))
     if (staging / ADAPTER_CONFIG).exists():
         config = _adapter_config(folder / ADAPTER_CONFIG, base_model)
         _write_instead(staging / ADAPTER_CONFIG, json.dumps(config, indent=2))
-    problems = _private_problems(staging, folder)
-    if problems:
-        raise InputError(problems)
+    require_public(staging, folder, Secrets.of_this_machine(folder))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -174,64 +173,13 @@ def _write_instead(path: Path, text: str) -> None:
 
 def _adapter_config(path: Path, base_model: str | None) -> dict[str, Any]:
     """An adapter's configuration with its base as others find it."""
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    base = base_model or config["base_model_name_or_path"]
+    config = read_json(path, "train the run again")
+    base = base_model or str(config.get("base_model_name_or_path"))
     if not is_hub_name(base):
         what = f"{base} is a folder here"
         fix = "add --base_model NAME_ON_THE_HUB, or push it merged"
         raise InputError(Problem(str(path), "base_model_name_or_path", what, fix))
     return {**config, "base_model_name_or_path": base}
-
-
-class _Finding(NamedTuple):
-    kind: str
-    start: int  # in characters
-
-
-def _private_problems(staging: Path, folder: Path) -> list[Problem]:
-    """Every secret and every path of this machine in the texts, which come from `folder`."""
-    places = (folder.resolve(), folder.resolve().parent, Path.cwd(), Path.home())
-    of_this_run = []
-    for place in places:
-        if len(place.parts) > 1:  # not the root itself
-            of_this_run.append(rf"(?<![\w.:/]){re.escape(str(place))}\b")
-    token = re.escape(require_token())
-    problems = []
-    for path in sorted(staging.iterdir()):
-        if not _matches(path.name, _TEXTS):
-            continue
-        paths = list(of_this_run)
-        # A template may tell its model of places, as gpt-oss's does: only this run's are ours.
-        if path.suffix != ".jinja":
-            paths.append(LOCAL_PATH)
-        rules = {"path of this machine": "|".join(paths), "token": token}
-        text = path.read_text(encoding="utf-8")
-        for finding in _findings(text, rules):
-            problems.append(_private_problem(folder / path.name, text, finding))
-    return problems
-
-
-def _findings(text: str, rules: Mapping[str, str]) -> Iterator[_Finding]:
-    """Secrets of known form, then what the rules match."""
-    for kind, start, _ in private_spans(text):
-        if PATTERNS["private"][kind].get("secret"):
-            yield _Finding(kind.replace("_", " "), start)
-    for kind, rule in rules.items():
-        for match in re.finditer(rule, text):
-            yield _Finding(kind, match.start())
-
-
-def _private_problem(path: Path, text: str, finding: _Finding) -> Problem:
-    """A finding with its line and, where the line looks like `field: value`, its field."""
-    before = text[: finding.start]
-    line = before.count("\n") + 1
-    field = re.match(r'[\s"-]*([\w-]*)"?:', before.rpartition("\n")[2])
-    return Problem(
-        where=f"{path}:{line}",
-        field=field[1] if field else "",
-        what=f"holds a {finding.kind}",
-        fix="take it out (and revoke a token that was written down)",
-    )
 
 
 # -- the Hub ---------------------------------------------------------------------------------------
@@ -275,7 +223,7 @@ def _upload(api: HfApi, repo: str, public: bool, staging: Path) -> Pushed:
 def _patiently(repo: str, call: Callable[[], Any]) -> Any:
     """The call's result, tried again where the Hub or the network may yet answer.
 
-    Raises InputError where the answer is no, CheckFailed where there is none.
+    Raises InputError where the answer is no, HubUnavailable where there is none.
     """
     waits = iter(WAITS)
     while True:
@@ -294,7 +242,7 @@ def _patiently(repo: str, call: Callable[[], Any]) -> Any:
             if wait is None:
                 what = f"nothing was published: {reason}"
                 fix = "push again; what has arrived is not sent twice"
-                raise CheckFailed(str(Problem(repo, "", what, fix))) from error
+                raise HubUnavailable(str(Problem(repo, "", what, fix))) from error
         time.sleep(wait)
 
 

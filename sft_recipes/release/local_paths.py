@@ -11,8 +11,20 @@ from sft_recipes.recipe import Recipe
 
 _TEXTS = ("system_prompt", "chat_template_kwargs")  # may begin with a slash and are no paths
 # Where people keep files; a path elsewhere that is not one of this run is not told from text.
-_FOLDERS = "home|Users|root|mnt|media|tmp|var|opt|srv|data|scratch|workspace|nfs|fsx|gpfs|lustre"
-LOCAL_PATH = rf"(?<![\w.:/])/(?:{_FOLDERS})/[\w.@+-][^\s\"'`)\],;]*|\b[A-Za-z]:\\[^\s\"'`]+"
+_FOLDERS = (
+    "home|Users|root|mnt|media|tmp|var|opt|srv|data|scratch|workspaces?|nfs|fsx|gpfs|lustre|work"
+    "|Volumes|private|kaggle|dbfs|storage|efs|cluster"
+)
+_NAME = r"[\w.@+-][^\s\"'`)\],;<>]*"
+LOCAL_PATH = re.compile(
+    rf"(?<![\w./])(?:file://)?/(?:{_FOLDERS})\d*(?:[-_][\w-]*)?/{_NAME}"
+    # Three folders in quotes are a path wherever it begins, but for those that every machine has.
+    r"|(?<=[\"'])/(?!path/|your|usr/|etc/|dev/|bin/|api/|v\d)[\w.-]+(?:/[\w.@+-]+){2,}(?=[\"'])"
+    # A home folder; what begins with a dot there is the same on every machine.
+    rf"|(?<![\w/~.])~\w*/\w[\w.-]*/{_NAME}"
+    # Windows: in JSON a single backslash begins an escape, as in `Q:\n`.
+    r"|\b[A-Za-z]:(?:\\\\\w|\\(?![nrtbfu])\w|[\\/](?i:users|temp|tmp|repos|runs)[\\/])[^\s\"'`]*"
+)
 _HUB_NAME = re.compile(r"(?!.*\.(?:jsonl?|csv|parquet|arrow)$)\w[\w.-]*(?:/[\w.-]+)?")
 
 

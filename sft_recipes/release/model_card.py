@@ -5,18 +5,15 @@ is `model_card.md.jinja`; the metadata, with every metric as `model-index`, foll
 https://huggingface.co/docs/hub/model-cards.
 """
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
 from sft_recipes import run_folder
-from sft_recipes.messages import visible
 from sft_recipes.recipe import LabelSettings, Recipe
+from sft_recipes.release.card import Card, Line, Score, ScoredEvaluation, metadata, usage
 from sft_recipes.release.finished_run import (
     ADAPTER_CONFIG,
     EXPORT,
@@ -24,8 +21,11 @@ from sft_recipes.release.finished_run import (
     finished_run,
 )
 from sft_recipes.release.local_paths import LOCAL_PATH, is_hub_name, public, recipe_text
+from sft_recipes.release.markdown import CARDS
+from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.report.number_texts import format_estimate
 from sft_recipes.response_patterns import mask
+from sft_recipes.text_files import interpreting, read_json_lines
 
 CARD = "README.md"
 MARK = (
@@ -40,6 +40,7 @@ _REPLACED = (
     "# Model Card for Model ID",
 )
 SAMPLES = 4
+_EVALUATE_AGAIN = "evaluate it again, or delete its folder"
 _SAMPLE_TEXTS = ("prompt", "reference", "response")
 
 # Keys of the recipe that the card shows as set, and what it says of one that is not.
@@ -83,73 +84,6 @@ _LONGER_ROWS = {
 }
 
 
-class Line(NamedTuple):
-    """One line of a table of two columns; a value of None is "not recorded"."""
-
-    label: str
-    value: Any
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric of an evaluation. `estimate` and `difference` to the base are in words."""
-
-    metric: str
-    label: str
-    definition: str
-    n: int
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
-    estimate: str
-    difference: str
-
-
-@dataclass(frozen=True)
-class ScoredEvaluation:
-    """One evaluation of the run: its data, how it was asked, what came out, what the gate said."""
-
-    name: str
-    data: str
-    answers: int
-    decoding: str
-    max_new_tokens: int | str
-    base: str | None
-    scores: Sequence[Score]
-    gate: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a card says, block by block. `data` is the run's `data.json`, empty if there is none."""
-
-    name: str
-    library: str
-    base: str
-    base_on_hub: bool
-    relation: str  # to the base, in the Hub's words
-    origin: str  # the same in ours
-    revision: str | None
-    quantized_bits: int | None
-    is_adapter: bool
-    is_merged: bool
-    datasets_on_hub: Sequence[str]
-    sft_recipes: str
-    trl: str
-    system_prompt: str | None
-    template_arguments: Mapping[str, Any]
-    data: Mapping[str, Any]
-    trained: Sequence[Line]
-    hyperparameters: Sequence[Line]
-    evaluations: Sequence[ScoredEvaluation]
-    has_gate: bool
-    samples: Sequence[Mapping[str, str]]
-    export: Sequence[Line]
-    versions: Sequence[Line]
-    recipe: str
-    mark: str = MARK
-
-
 def write_card(run: Path, folder: Path | None = None, repo: str | None = None) -> Path:
     """Write the card of a run to its README.md, or to that of the folder it was exported to.
 
@@ -170,7 +104,9 @@ def write_card(run: Path, folder: Path | None = None, repo: str | None = None) -
 def render_card(run: Path, exported: Path | None = None, repo: str | None = None) -> str:
     """The card as Markdown, of what stands in the run folder or of the model `exported` from it."""
     card = read_card(run, exported, repo)
-    return TEXTS.get_template("model_card.md.jinja").render(card=card)
+    return CARDS.get_template("model_card.md.jinja").render(
+        card=card, metadata=Markup(metadata(card)), usage=usage(card), mark=Markup(MARK)
+    )
 
 
 def read_card(run: Path, exported: Path | None = None, repo: str | None = None) -> Card:
@@ -190,9 +126,9 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         origin = "A LoRA adapter for"
     elif is_merged:
         origin = "A model fine-tuned (LoRA, merged) from"
-    export_lines = []
+    export = {}
     if exported is not None:
-        export_lines = _export_lines(_read(exported / EXPORT))
+        export = _read(exported / EXPORT)
     unknown = "(version not recorded)"
     base = public(recipe.model_name)
     datasets = recipe.data.datasets
@@ -215,10 +151,11 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         data=_read(run / run_folder.DATA),
         trained=_trained_lines(recipe.labels, recipe),
         hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
-        evaluations=[_scored_evaluation(name, found) for name, found in scored.items()],
+        evaluations=_scored_evaluations(run, scored),
         has_gate=bool(recipe.values.get("gate")),
         samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
-        export=export_lines,
+        export=_export_lines(export),
+        older_transformers=_needs_newer(export),
         versions=_version_lines(environment, run),
         recipe=recipe_text(recipe),
     )
@@ -278,9 +215,20 @@ def _last_logged(path: Path) -> dict[str, Any]:
     """The last value of everything that a run logged."""
     last: dict[str, Any] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            last |= json.loads(line)
+        for line in read_json_lines(path, "delete that line"):
+            last |= line.content
     return last
+
+
+def _scored_evaluations(
+    run: Path, contents: Mapping[str, Mapping[str, Any]]
+) -> list[ScoredEvaluation]:
+    evaluations = []
+    for name, content in contents.items():
+        path = run / run_folder.EVALUATIONS / name / "metrics.json"
+        with interpreting(path, _EVALUATE_AGAIN):
+            evaluations.append(_scored_evaluation(name, content))
+    return evaluations
 
 
 def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluation:
@@ -306,7 +254,8 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
     return ScoredEvaluation(
         name=name,
         data=public(info["data"]),
-        answers=content["n"],
+        answers=content.get("rows", content["n"]),
+        warnings=list(content.get("warnings", ())),
         decoding=info.get("decoding", "decoding not recorded"),
         max_new_tokens=info.get("max_new_tokens", "(not recorded)"),
         base=public(info["base"]) if differences else None,
@@ -322,24 +271,23 @@ def _samples(evaluation: Path) -> list[dict[str, str]]:
         return []
     wrong: list[dict[str, Any]] = []
     right: list[dict[str, Any]] = []
-    for line in path.read_text("utf-8").split("\n"):
-        if line:
-            row = json.loads(line)
-            if row["exact_match"] is True:
-                right.append(row)
-            else:
-                wrong.append(row)
+    for line in read_json_lines(path, _EVALUATE_AGAIN):
+        if line.content.get("exact_match") is True:
+            right.append(line.content)
+        else:
+            wrong.append(line.content)
     wrong_shown = max(SAMPLES // 2, SAMPLES - len(right))
     chosen = [*wrong[:wrong_shown], *right][:SAMPLES]
     samples = []
-    for row in chosen:
-        samples.append({key: _masked(row[key]) for key in _SAMPLE_TEXTS})
+    with interpreting(path, _EVALUATE_AGAIN):
+        for row in chosen:
+            samples.append({key: _masked(row[key]) for key in _SAMPLE_TEXTS})
     return samples
 
 
 def _masked(text: str | None) -> str:
     """Text of a sample without secrets, personal data and paths, as far as patterns know them."""
-    return re.sub(LOCAL_PATH, "[local path]", mask(text or ""))
+    return LOCAL_PATH.sub("[local path]", mask(text or ""))
 
 
 def _export_lines(export: Mapping[str, Any]) -> list[Line]:
@@ -354,6 +302,14 @@ def _export_lines(export: Mapping[str, Any]) -> list[Line]:
     for check in export["checks"]:
         lines.append(Line(check["name"], f"{check['outcome']}: {check['detail']}"))
     return lines
+
+
+def _needs_newer(export: Mapping[str, Any]) -> str | None:
+    """What the export noted of an older transformers that cannot load the folder."""
+    for check in export.get("checks", []):
+        if check["name"] == CHECK and check["outcome"] != "ok":
+            return str(check["detail"])
+    return None
 
 
 def _version_lines(environment: Mapping[str, Any], run: Path) -> list[Line]:
@@ -373,10 +329,4 @@ def _read(path: Path) -> dict[str, Any]:
     return run_folder.read_json(path) if path.is_file() else {}
 
 
-TEXTS = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-TEXTS.filters |= {"public": public, "visible": visible}
+CARDS.filters["public"] = public

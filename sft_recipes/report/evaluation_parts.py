@@ -109,9 +109,10 @@ class Ending:
 def endings(content: Content, reasons: Sequence[str]) -> list[Ending]:
     """One for each reason, in this order; none where there are no answers."""
     ends = []
-    for reason in reasons if content["n"] else ():
+    answers = sum(content["stop_reasons"].values())
+    for reason in reasons if answers else ():
         count = content["stop_reasons"].get(reason, 0)
-        ends.append(Ending(reason, count, count / content["n"]))
+        ends.append(Ending(reason, count, count / answers))
     return ends
 
 

@@ -53,6 +53,9 @@ def render_evaluation_report(
     choices = _choices(answers, base_samples is not None)
     formats = content.get("format_overfitting")
     sections = {
+        "Read this first": texts.warnings(
+            content.get("warnings", []), content.get("training_rows", {})
+        ),
         "Gate": texts.gate(content.get("gate"), interval_bar),
         "Differences": texts.differences(
             systems,
@@ -72,13 +75,21 @@ def render_evaluation_report(
         + texts.openers(_openers(samples, base_samples))
         + figures.length_histogram(samples, base_samples),
         "Answers": texts.answers(answers, choices, len(samples)),
+        "Training rows that the model finds hardest": texts.suspects(content.get("suspects")),
         "Over training": figures.over_training(content.get("training_curves", {}), metrics),
         "Safety": _safety_section(texts, content.get("safety")),
         "Provenance": texts.provenance(content["info"]),
     }
     model = content["info"].get("model", "model not recorded")
-    summary = f"{content['n']} prompts, greedy decoding, two-sided 95 % intervals."
+    summary = _summary(content["n"], len(samples))
     return page.render_page(f"Evaluation of {model}", summary, sections, texts.script())
+
+
+def _summary(prompts: int, rows: int) -> str:
+    summary = f"{prompts} prompts, greedy decoding, two-sided 95 % intervals."
+    if prompts < rows:
+        return f"{rows} rows of {summary} A prompt counts once."
+    return summary
 
 
 def _systems(content: Content) -> Sequence[Content]:

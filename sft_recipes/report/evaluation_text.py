@@ -17,6 +17,16 @@ from sft_recipes.report.number_texts import decimals, format_estimate, p_value, 
 Content = Mapping[str, Any]
 # Of a compared system's name, from its end.
 NAME_CHARACTERS = 28
+# Of the training rows with the highest loss; all stand in `suspects.jsonl`.
+SUSPECTS = 10
+SUSPECT_CHARACTERS = 60
+
+
+def warnings_text(warnings: Sequence[str]) -> str:
+    """What makes the figures worth less than they look, above them; nothing without any."""
+    if not warnings:
+        return ""
+    return visible(_joined([f"WARNING: {warning}" for warning in warnings] + [""]))
 
 
 def evaluation_text(
@@ -26,7 +36,7 @@ def evaluation_text(
     pairs: Sequence[RowPair],
 ) -> str:
     """Which rows were answered, the metrics, exact match by task type, and some answers."""
-    lines = [_answered(content["n"], sources), _metrics_header(base)]
+    lines = [_answered(content, sources), _metrics_header(base)]
     differences = content.get("differences", {})
     for name, estimate in content["metrics"].items():
         of_base = base and base["metrics"][name]
@@ -39,11 +49,14 @@ def evaluation_text(
     return visible(_joined(lines))
 
 
-def _answered(n: int, sources: Mapping[str, int]) -> str:
-    counts = ", ".join(f"{count} of {source}" for source, count in sources.items())
-    if not n:
+def _answered(content: Content, sources: Mapping[str, int]) -> str:
+    if not content["rows"]:
         return "no rows answered"
-    return f"{n} rows answered: {counts}"
+    counts = ", ".join(f"{count} of {source}" for source, count in sources.items())
+    text = f"{content['rows']} rows answered: {counts}"
+    if content["n"] < content["rows"]:
+        text += f"; {content['n']} different prompts, each of which counts once"
+    return text
 
 
 def _metrics_header(base: Content | None) -> str:
@@ -77,10 +90,14 @@ def _answers(pair: RowPair) -> list[str]:
 
 def gate_text(gate: Content) -> str:
     """The verdict and a line for each bound."""
-    smoke = " (smoke, not a gate: too few rows)" if gate["smoke"] else ""
+    doubts = ""
+    if gate["smoke"]:
+        doubts += " (smoke, not a gate: too few prompts)"
+    if gate.get("trained_rows"):
+        doubts += f" (with {gate['trained_rows']} rows that were trained on)"
     lines = [
         "",
-        f"gate: {gate['verdict'].upper()}{smoke}",
+        f"gate: {gate['verdict'].upper()}{doubts}",
         f"{'one-sided 95 % bounds':44} {'value':>8} {'bound':>8} {'limit':>16} {'n':>12}  verdict",
     ]
     for line in gate["lines"]:
@@ -131,7 +148,10 @@ def _columns(label: str, cells: Sequence[object]) -> str:
 
 
 def task_differences_text(tasks: Mapping[str, Content]) -> str:
-    """Exact match by task type against the base, and how often training had the type; nothing if neither is known."""
+    """Exact match by task type against the base, and how often training had the type.
+
+    Nothing if neither is known.
+    """
     is_known = any("n" in task or task["training_rows"] is not None for task in tasks.values())
     if not is_known:
         return ""
@@ -179,6 +199,27 @@ def safety_text(safety: Content) -> str:
     return _joined(lines)
 
 
+def suspects_text(suspects: Content) -> str:
+    """The training rows with the highest loss, the first ten of them."""
+    lines = [
+        "",
+        f"training rows that the model finds hardest: {suspects['listed']} of {suspects['rows']}; "
+        f"the median row has loss {suspects['median']:.3f}. Wrong answers end up here: read them",
+    ]
+    for row in suspects["shown"][:SUSPECTS]:
+        lines.append(
+            f"  {row['loss']:6.3f}  {row['where']}: {_short_text(row['prompt'])} -> "
+            f"{_short_text(row['answer'])}"
+        )
+    return visible(_joined(lines))
+
+
+def _short_text(text: str) -> str:
+    """The end of a prompt or answer on one line; it is the part that differs between rows."""
+    line = " ".join(text.split())
+    return line if len(line) <= SUSPECT_CHARACTERS else f"...{line[-SUSPECT_CHARACTERS:]}"
+
+
 def next_steps(model_or_run: str, base: str | None, folder: Path) -> str:
     """Where the rest is, and what to do next; `base` is one that can be talked to."""
     beside = f" --base {base}" if base else ""
@@ -195,6 +236,7 @@ def next_steps(model_or_run: str, base: str | None, folder: Path) -> str:
 PARTS: Mapping[str, Callable[[Any], str]] = {
     "comparisons": comparisons_text,
     "task_differences": task_differences_text,
+    "suspects": suspects_text,
     "format_overfitting": format_overfitting_text,
     "safety": safety_text,
     "gate": gate_text,

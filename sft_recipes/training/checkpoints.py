@@ -13,15 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
 from sft_recipes import run_folder
 from sft_recipes.errors import CheckFailed, InputError, Problem, TrainingFault
 from sft_recipes.recipe import Recipe, read_yaml
+from sft_recipes.training.path_contents import by_content, path_contents, read_contents
 
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-\d+")
+_MODEL = "model_name_or_path"
 UNFINISHED = "unfinished"
 INTERRUPTED = "its save was interrupted"
 CORRUPT_SEAL = f"corrupt {MANIFEST}"
@@ -51,6 +54,13 @@ _NEEDED = (
 )
 
 
+class Change(NamedTuple):
+    """What a key was when the run was begun or the checkpoint written, and what it is now."""
+
+    before: Any
+    now: Any
+
+
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the manifest, last and at once: `facts`, size and hash of each file, and a hash over all that."""
     (folder / UNFINISHED).unlink(missing_ok=True)
@@ -65,12 +75,11 @@ def _seal_of(content: Mapping[str, Any]) -> str:
 def _files(folder: Path) -> dict[str, list[Any]]:
     """Size and hash of each file, on the disk and not only in memory: the seal must not outlive what it seals."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {}
     with ThreadPoolExecutor() as pool:
-        measured = pool.map(_measure, paths)
-        return {
-            str(path.relative_to(folder)): entry
-            for path, entry in zip(paths, measured, strict=True)
-        }
+        for path, entry in zip(paths, pool.map(_measure, paths), strict=True):
+            files[str(path.relative_to(folder))] = entry
+    return files
 
 
 def _measure(path: Path, algorithm: str = XXH3) -> list[Any]:
@@ -90,16 +99,24 @@ def _is_as_sealed(path: Path, expected: Sequence[Any]) -> bool:
     return _measure(path, algorithm or "sha256")[1] == named
 
 
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the manifest of a checkpoint says, without its seal; None where the seal does not hold it."""
+    try:
+        content = run_folder.read_json(folder / MANIFEST)
+    except InputError:
+        return None
+    content.pop("schema_version")
+    sealed = content.pop("seal", None)
+    is_whole = sealed == _seal_of(content) and isinstance(content.get("files"), dict)
+    return content if is_whole else None
+
+
 def fault_of(folder: Path) -> str:
     """Why a checkpoint is not to be resumed from, or nothing."""
     if not (folder / MANIFEST).is_file():
         return INTERRUPTED if (folder / UNFINISHED).exists() else "it was never sealed"
-    try:
-        content = run_folder.read_json(folder / MANIFEST)
-        seal = (content.pop("schema_version"), content.pop("seal"))[1]
-    except (ValueError, KeyError, AttributeError, InputError):
-        return CORRUPT_SEAL
-    if seal != _seal_of(content):
+    content = read_manifest(folder)
+    if content is None:
         return CORRUPT_SEAL
     with ThreadPoolExecutor() as pool:
         faults = pool.map(lambda entry: _file_fault(folder, *entry), content["files"].items())
@@ -128,32 +145,31 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     """
     faults = {}
     for path in reversed(_checkpoints(output_dir)):
-        if not (fault := fault_of(path)):
+        fault = fault_of(path)
+        if not fault:
             return path
         faults[path.name] = fault
         print(f"skipped {path.name}: {fault}", flush=True)
     if set(faults.values()) - {INTERRUPTED}:
-        what = (
-            "no checkpoint in it is valid ("
-            + "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-            + ")"
-        )
+        texts = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+        what = f"no checkpoint in it is valid ({texts})"
         fix = "remove the checkpoint folders to start over, or use another output_dir"
         raise TrainingFault(str(Problem(str(output_dir), "", what, fix)))
     return None
 
 
-def _checkpoints(output_dir: Path, sealed: bool = False) -> list[Path]:
-    """All folders with a checkpoint's name, or those of them that are `sealed`, by step."""
-    found = [
-        path
-        for path in output_dir.glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-\d+", path.name)
-    ]
-    found = [
-        path for path in found if (path / MANIFEST).is_file() or (path.is_dir() and not sealed)
-    ]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """All folders with a checkpoint's name, by step."""
+    paths = []
+    for path in output_dir.glob("checkpoint-*"):
+        if _NAME.fullmatch(path.name) and path.is_dir():
+            paths.append(path)
+    return sorted(paths, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _sealed_checkpoints(output_dir: Path) -> list[Path]:
+    """Those whose manifest is whole, by step; their files are not read."""
+    return [path for path in _checkpoints(output_dir) if read_manifest(path) is not None]
 
 
 def sealed_precision(checkpoint: Path | None) -> str | None:
@@ -169,10 +185,10 @@ def begin_save(folder: Path, estimate: int) -> None:
 
     The space is 1.2 times what the newest sealed checkpoint takes, or `estimate` bytes. Raises TrainingFault.
     """
-    if sealed := _checkpoints(folder.parent, sealed=True):
-        estimate = sum(
-            size for size, _ in run_folder.read_json(sealed[-1] / MANIFEST)["files"].values()
-        )
+    sealed = _sealed_checkpoints(folder.parent)
+    if sealed:
+        newest = read_manifest(sealed[-1]) or {}
+        estimate = sum(size for size, _ in newest["files"].values())
     require_space(folder.parent, int(1.2 * estimate))
     if (folder / UNFINISHED).exists():
         shutil.rmtree(folder)
@@ -196,9 +212,12 @@ def require_space(folder: Path, need: int) -> None:
 
 def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
     """Remove the oldest sealed checkpoints beyond `limit` (None: keep all). The newest and the best stay."""
-    sealed = _checkpoints(output_dir, sealed=True)
-    others = [path for path in sealed[:-1] if path.name != Path(best or "").name]
-    for path in others[: max(len(sealed) - limit, 0) if limit else 0]:
+    if not limit:
+        return
+    sealed = _sealed_checkpoints(output_dir)
+    best_name = Path(best or "").name
+    removable = [path for path in sealed[:-1] if path.name != best_name]
+    for path in removable[: max(len(sealed) - limit, 0)]:
         (path / UNFINISHED).touch()
         (path / MANIFEST).unlink()
         shutil.rmtree(path)
@@ -207,31 +226,51 @@ def rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
 def check_same_run(recipe: Recipe, allowed: Sequence[str] = ()) -> Mapping[str, Any]:
     """The state of the run already in `output_dir`, or nothing. Raises InputError if it was another recipe.
 
-    Keys in `allowed` may differ; they are added to the state's `allowed_changes`, and such a run is not finished.
+    Paths are compared by what stands there, where that is known: a run and its inputs may have been moved. Keys in
+    `allowed` may differ; they are added to the state's `allowed_changes`, and such a run is not finished.
     """
     output_dir = recipe.output_dir
     if not run_folder.is_run_folder(output_dir):
         return {}
     state = run_folder.read_state(output_dir)
-    # A run that was refused before its first step holds nothing to protect: the mended recipe may have the folder.
-    refused = state.get("exit_code") in (CheckFailed.exit_code, InputError.exit_code)
-    if (
-        refused
-        and not any(output_dir.glob("checkpoint-*"))
-        and not (output_dir / run_folder.LOG).exists()
-    ):
+    if _was_refused(output_dir, state):
         return {}
     before, _ = read_yaml(output_dir / run_folder.RECIPE)
+    new = allowed_changes(output_dir, _changed_keys(recipe, before), allowed)
+    if not new:
+        return state
+    changes = {**state.get("allowed_changes", {}), **new}
+    return {**state, "state": "changed", "allowed_changes": changes}
+
+
+def _was_refused(output_dir: Path, state: Mapping[str, Any]) -> bool:
+    """Whether the run ended before its first step: it holds nothing to protect, the mended recipe may have the
+    folder.
+    """
+    if state.get("exit_code") not in (CheckFailed.exit_code, InputError.exit_code):
+        return False
+    has_steps = any(output_dir.glob("checkpoint-*")) or (output_dir / run_folder.LOG).exists()
+    return not has_steps
+
+
+def _changed_keys(recipe: Recipe, before: Mapping[str, Any]) -> dict[str, Change]:
+    """The keys whose values differ from those of `before`, and a model whose files do."""
     now = recipe.saved_values()
-    keys = sorted({*before, *now} - _FREE_KEYS)
-    if new := allowed_changes(
-        output_dir, {key: (before.get(key), now.get(key)) for key in keys}, allowed
-    ):
-        state |= {
-            "state": "changed",
-            "allowed_changes": {**state.get("allowed_changes", {}), **new},
-        }
-    return state
+    contents_before = read_contents(recipe.output_dir)
+    contents_now = path_contents(recipe)
+    meant_before = by_content(before, contents_before)
+    meant_now = by_content(now, contents_now)
+    changes = {}
+    for key in sorted({*before, *now} - _FREE_KEYS):
+        is_written_alike = before.get(key) == now.get(key)
+        if not is_written_alike and meant_before.get(key) != meant_now.get(key):
+            changes[key] = Change(before.get(key), now.get(key))
+    # Rows have a fingerprint of their own in each checkpoint; the base under an adapter has not.
+    model_before = contents_before.get(_MODEL)
+    model_now = contents_now.get(_MODEL)
+    if model_before and model_now and model_before != model_now:
+        changes.setdefault(_MODEL, Change(model_before, model_now))
+    return changes
 
 
 def check_contract(
@@ -242,37 +281,37 @@ def check_contract(
     `facts` as in the manifest: data, world_size, global_batch_size. Other versions of libraries are only announced.
     """
     sealed = run_folder.read_json(checkpoint / MANIFEST)
-    if sealed["versions"] != facts["versions"]:
-        print(
-            f"resumed with other versions, so not bit for bit: {sealed['versions']} -> {facts['versions']}"
-        )
-    return allowed_changes(
-        checkpoint, {key: (sealed[key], facts[key]) for key in _CONTRACT}, allowed
-    )
+    if sealed.get("versions") != facts["versions"]:
+        versions = f"{sealed.get('versions')} -> {facts['versions']}"
+        print(f"resumed with other versions, so not bit for bit: {versions}")
+    changes = {}
+    for key in _CONTRACT:
+        if sealed.get(key) != facts[key]:
+            changes[key] = Change(sealed.get(key), facts[key])
+    return allowed_changes(checkpoint, changes, allowed)
 
 
 def allowed_changes(
-    where: Path, values: Mapping[str, tuple[Any, Any]], allowed: Sequence[str]
+    where: Path, changes: Mapping[str, Change], allowed: Sequence[str]
 ) -> dict[str, Any]:
-    """Those of the values, before and now, that differ, if all are `allowed`. Raises InputError with the others."""
-    changed = {key: both for key, both in values.items() if both[0] != both[1]}
-    refused = [key for key in changed if key not in allowed or _HELD.fullmatch(key)]
+    """The changes, if all are `allowed`. Raises InputError with the others."""
+    refused = []
+    for key in changes:
+        if key not in allowed or _HELD.fullmatch(key):
+            refused.append(key)
     if not refused:
-        return changed
-    what = ", ".join(
-        f"{_CONTRACT[key]} changed since the checkpoint" for key in refused if key in _CONTRACT
-    )
-    texts = [f"{key}: {changed[key][0]!r} there, {changed[key][1]!r} here" for key in refused]
+        return dict(changes)
+    in_contract = [key for key in refused if key in _CONTRACT]
+    what = "holds a run of another recipe"
+    if in_contract:
+        what = ", ".join(f"{_CONTRACT[key]} changed since the checkpoint" for key in in_contract)
+    texts = []
+    for key in refused:
+        texts.append(f"{key}: {changes[key].before!r} there, {changes[key].now!r} here")
     fix = "use --output_dir NEW for a new run, or restore the keys to resume"
-    if held := [key for key in refused if _HELD.fullmatch(key)]:
-        fix += f" ({', '.join(held)}: the checkpoint's optimizer and model decide, a change would do nothing)"
+    held = ", ".join(key for key in refused if _HELD.fullmatch(key))
+    if held:
+        fix += f" ({held}: the checkpoint's optimizer and model decide, a change would do nothing)"
     else:
         fix += f", or resume a run that cannot be repeated with --allow_changed {','.join(refused)}"
-    raise InputError(
-        Problem(
-            str(where),
-            refused[0],
-            f"{what or 'holds a run of another recipe'} ({'; '.join(texts)})",
-            fix,
-        )
-    )
+    raise InputError(Problem(str(where), refused[0], f"{what} ({'; '.join(texts)})", fix))

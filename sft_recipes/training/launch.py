@@ -1,24 +1,31 @@
 """`train --launch NAME`: start the same run under `accelerate launch`, pass signals on, return its true exit code."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 
-from sft_recipes import run_folder
-from sft_recipes.errors import InputError, Problem
+from sft_recipes import stop_request
+from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
 from sft_recipes.recipe import launch_config, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.text_files import read_yaml_mapping
 from sft_recipes.training.checkpoints import check_same_run
-from sft_recipes.training.record import lock_holder, require_unlocked
+from sft_recipes.training.run_lock import lock_holder, require_unlocked
+
+# The folder in which ranks leave their exit codes.
+EXIT_CODES = "SFT_RECIPES_EXIT_CODES"
+_STOPPED = (75, 130)
 
 
 def launch_training(
@@ -29,7 +36,7 @@ def launch_training(
     flags: Sequence[str] = (),
     allow_changed: Sequence[str] = (),
 ) -> int:
-    """Launch and wait. Launchers turn exit codes into 1, so the code comes from `run_state.json` where it says more.
+    """Launch and wait. Launchers turn exit codes into 1, so each rank leaves its own in a file.
 
     `overrides` are a recipe's keys, `flags` those of `sft_recipes.training.train`.
     """
@@ -37,19 +44,21 @@ def launch_training(
     loaded = load_recipe(recipe, parse_overrides(list(overrides)))
     check_same_run(loaded, allow_changed)
     require_unlocked(loaded.output_dir)
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    settings = read_yaml_mapping(config, "use one of accelerate_configs/ as it is")
     if num_processes is None and "num_processes" not in settings:
         num_processes = torch.cuda.device_count() or 1
     _check_possible(config, settings, num_processes or int(settings["num_processes"]))
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command = [sys.executable, "-m", "sft_recipes.training.launcher", "launch"]
     command += ["--config_file", str(config)]
     if num_processes:
         command += ["--num_processes", str(num_processes)]
     command += ["-m", "sft_recipes.training.train", "--config", str(recipe), *overrides, *flags]
     if allow_changed:
         command += ["--allow_changed", ",".join(allow_changed)]
-    code = _run(command, loaded.output_dir)
-    return int(run_folder.read_state(loaded.output_dir).get("exit_code", code)) if code else 0
+    ending = _run(command, loaded.output_dir)
+    if ending.code and not ending.codes:
+        print(f"a process of the run ended without a word ({name})", file=sys.stderr)
+    return ending.code
 
 
 def _check_possible(config: Path, settings: Mapping[str, Any], processes: int) -> None:
@@ -66,25 +75,89 @@ def _check_possible(config: Path, settings: Mapping[str, Any], processes: int) -
         raise InputError(Problem(str(config), "distributed_type", what, fix))
 
 
-def _run(command: Sequence[str], output_dir: Path) -> int:
-    """Run the launcher to its end; signals are passed on. Returns its exit code."""
-    # A group of its own, so that a signal reaches every rank and not the launcher alone, which would leave orphans.
-    process = subprocess.Popen(command, start_new_session=True, stdout=sys.stdout)
+@dataclass(frozen=True)
+class _Ending:
+    """How a launch ended: the launcher's own exit code, those that ranks left, and the signals passed on to them."""
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        # To rank 0, which tells the others: a launcher that gets the signal itself kills its ranks after 30 seconds,
-        # whether they have saved or not.
-        pid, host = lock_holder(output_dir) or (0, "")
-        if host == socket.gethostname():
-            os.kill(pid, number)
-        else:
-            os.killpg(process.pid, number)
+    launcher_code: int
+    codes: Mapping[int, int]
+    signals: Sequence[int]
 
+    @property
+    def code(self) -> int:
+        """What the run came to. A launcher says 1 for all that goes wrong, and that means a failed check here."""
+        if not self.launcher_code:
+            return 0
+        # Rank 0 refuses for all; another rank that failed made the launcher stop rank 0.
+        failures = [code for code in self.codes.values() if code not in _STOPPED]
+        stopped = [code for code in self.codes.values() if code in _STOPPED]
+        if failures or stopped:
+            return (failures or stopped)[0]
+        if self.signals:
+            return Preempted("", self.signals[0]).exit_code
+        return TrainingFault.exit_code
+
+
+def _run(command: Sequence[str], output_dir: Path) -> _Ending:
+    """Run the launcher to its end; signals are passed on."""
+    stop_request.raise_if_asked("before anything was launched")
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            stop_request.PARENT: str(os.getpid()),
+            EXIT_CODES: folder,
+        }
+        # A group of its own, so that a signal reaches every rank and not the launcher alone, which would leave orphans.
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=sys.stdout, env=environment
+        )
+        signals: list[int] = []
+
+        def pass_on(number: int, _: FrameType | None = None) -> None:
+            # To rank 0, which tells the others: a launcher that gets the signal itself kills its ranks after 30
+            # seconds, whether they have saved or not.
+            signals.append(number)
+            holder = lock_holder(output_dir)
+            if holder is not None and holder.host == socket.gethostname():
+                os.kill(holder.pid, number)
+            else:
+                os.killpg(process.pid, number)
+
+        with _signals_to(pass_on):
+            code = process.wait()
+        return _Ending(code, _codes_left(Path(folder)), signals)
+
+
+@contextlib.contextmanager
+def _signals_to(pass_on: Callable[..., None]) -> Iterator[None]:
+    """Let signals go to `pass_on`, also one that came just before."""
     previous = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         previous[number] = signal.signal(number, pass_on)
     try:
-        return process.wait()
+        if stop_request.asked():
+            pass_on(stop_request.asked())
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def leave_code(code: int) -> int:
+    """Write this rank's exit code where the launcher that started it looks; returns it."""
+    folder = os.environ.get(EXIT_CODES)
+    if folder and code:
+        rank = os.environ.get("RANK", "0")
+        with contextlib.suppress(
+            OSError
+        ):  # the launcher is gone, or the disk full: the code itself still counts
+            (Path(folder) / rank).write_text(str(code), encoding="utf-8")
+    return code
+
+
+def _codes_left(folder: Path) -> dict[int, int]:
+    """The exit codes that ranks left, by rank."""
+    codes = {}
+    for path in folder.iterdir():
+        codes[int(path.name)] = int(path.read_text(encoding="utf-8"))
+    return dict(sorted(codes.items()))

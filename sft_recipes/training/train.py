@@ -7,21 +7,30 @@ Both are the same run; `--key value` after either overrides a key of the recipe.
 """
 
 import contextlib
+import os
 import pickle
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_recipes import stop_request
+
+if __name__ == "__main__":  # a rank: signals are heard while torch loads
+    stop_request.listen()
+    if "LOCAL_RANK" in os.environ or stop_request.PARENT in os.environ:
+        stop_request.listen_for_parent(signal.SIGTERM)
+
 from accelerate import PartialState
 
-from sft_recipes import run_folder
+from sft_recipes import crash, run_folder
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import write_prepared
 from sft_recipes.data.prepared import PreparedData, load_prepared
 from sft_recipes.data.template_checks import TemplateCheck, check_template, require
-from sft_recipes.errors import InputError, Preempted, Problem, SFTRecipesError, TrainingFault
+from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
 from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, lora_config
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
@@ -39,6 +48,7 @@ from sft_recipes.training.checkpoints import (
 )
 from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
+from sft_recipes.training.launch import leave_code
 from sft_recipes.training.precision import choose_precision
 from sft_recipes.training.processes import (
     check_active,
@@ -51,8 +61,8 @@ from sft_recipes.training.record import (
     record_start,
     record_state,
     run_facts,
-    run_lock,
 )
+from sft_recipes.training.run_lock import run_lock
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.trainer import Guards, RecipeTrainer
 
@@ -67,6 +77,7 @@ def train(
     Raises InputError for anything wrong before training, CheckFailed for a template that would train the wrong thing,
     TrainingFault for a run that went wrong, Preempted for one that a signal ended.
     """
+    stop_request.raise_if_asked("while modules were loaded")
     # May this run start here, or go on?
     check_settings(recipe, allow_hub_kernels=allow_hub_kernels)
     process = join_processes(recipe)
@@ -77,9 +88,10 @@ def train(
         )
         return recipe.output_dir
 
-    lock = recipe.output_dir / run_folder.LOCK
-    with contextlib.ExitStack() as to_the_end, Preemption(lock) as preemption:
+    with contextlib.ExitStack() as to_the_end:
+        to_the_end.enter_context(stop_request.listening())
         on_main(lambda: to_the_end.enter_context(run_lock(recipe.output_dir)))
+        to_the_end.enter_context(_recorded_failures(recipe, on_main(os.getpid)))
         if process.is_main_process:
             record_start(recipe, before.get("allowed_changes", {}))
 
@@ -88,13 +100,15 @@ def train(
         prepared = recipe.output_dir / run_folder.PREPARED
         on_main(lambda: write_prepared(recipe, labeller, prepared))
         data = load_prepared(recipe, prepared)
+        stop_request.raise_if_asked("while rows were prepared")
         checks = check_template(labeller, data.check_examples)
         require(checks)
 
         # Model and trainer, from the newest checkpoint on if there is one.
-        guards = _guards(recipe, data, process, preemption, allow_changed)
+        guards = _guards(recipe, data, process, allow_changed)
         trainer = build_trainer(recipe, labeller, data, guards)
         check_active(recipe, trainer)
+        stop_request.raise_if_asked("while the model was loaded")
         if process.is_main_process:
             _say_what_starts(recipe, labeller, data, trainer, checks)
 
@@ -102,11 +116,22 @@ def train(
         return save(recipe, trainer, guards.consumption)
 
 
+@contextlib.contextmanager
+def _recorded_failures(recipe: Recipe, run_pid: int) -> Iterator[None]:
+    """Whatever ends the run on this rank stands in its state, by the process id of the rank that began it."""
+    try:
+        yield
+    except Exception as error:
+        known = crash.explain(error)
+        text = crash.describe(error) if known is None else str(known)
+        record_failure(recipe, run_pid, known, text)
+        raise
+
+
 def _guards(
     recipe: Recipe,
     data: PreparedData,
     process: PartialState,
-    preemption: Preemption,
     allow_changed: Sequence[str],
 ) -> Guards:
     """What watches over this run, and the checkpoint from which it goes on."""
@@ -114,7 +139,7 @@ def _guards(
     facts = run_facts(recipe, process.num_processes, consumption.fingerprint)
     evaluates = recipe.training.get("eval_strategy", "no") != "no"
     return Guards(
-        preemption=preemption,
+        preemption=Preemption(recipe.output_dir / run_folder.LOCK),
         consumption=consumption,
         checkpoint=on_main(lambda: _resume_from(recipe, facts, allow_changed)),
         facts=facts,
@@ -197,7 +222,8 @@ def _run_steps(trainer: RecipeTrainer, guards: Guards) -> None:
         ) from error
     if guards.preemption is not None and guards.preemption.agreed:
         step = trainer.state.global_step
-        raise Preempted(f"stopped by a signal; checkpoint-{step} is sealed. Run it to go on.")
+        what = f"stopped by a signal; checkpoint-{step} is sealed. Run it to go on."
+        raise Preempted(what, stop_request.asked())
 
 
 def save(recipe: Recipe, trainer: RecipeTrainer, consumption: Consumption | None) -> Path:
@@ -220,16 +246,14 @@ def save(recipe: Recipe, trainer: RecipeTrainer, consumption: Consumption | None
 
 
 def run(recipe: Recipe, allow_changed: Sequence[str] = (), allow_hub_kernels: bool = False) -> int:
-    """`train`, and the push where the recipe asks for it; prints and records what went wrong. Returns the exit code."""
+    """`train`, and the push where the recipe asks for it; prints what went wrong. Returns the exit code."""
     try:
         train(recipe, allow_changed, allow_hub_kernels)
         if is_first_process():
-            push_after_training(recipe)
-    except SFTRecipesError as error:
-        print(error, file=sys.stderr)
-        if is_first_process():
-            record_failure(recipe, error)
-        return error.exit_code
+            with _recorded_failures(recipe, os.getpid()):
+                push_after_training(recipe)
+    except Exception as error:  # noqa: BLE001 - a launcher shows its own traceback of what passes here
+        return crash.tell(error)
     return 0
 
 
@@ -240,6 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     that is downloaded.
     """
     values = parse_overrides(list(sys.argv[1:] if arguments is None else arguments))
+    if values.pop("debug", False):
+        os.environ[crash.DEBUG] = "1"
     path = values.pop("config", None)
     allow_changed = str(values.pop("allow_changed", "")).split(",")
     allow_hub_kernels = bool(values.pop("allow_hub_kernels", False))
@@ -248,11 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fix = "add --config RECIPE.yaml"
             raise InputError(Problem("command line", "--config", "is missing", fix))
         recipe = load_recipe(str(path), values)
-    except SFTRecipesError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - as in `run`
+        return crash.tell(error)
     return run(recipe, allow_changed, allow_hub_kernels)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(leave_code(main()))

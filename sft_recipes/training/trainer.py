@@ -169,11 +169,19 @@ class RecipeTrainer(TrainerWithMoments):
     # -- the guard of every step ---------------------------------------------------------------------------------
 
     def before_first_step(self) -> None:
-        """What cannot be asked before the model is where it is trained."""
+        """What cannot be asked before the model is where it is trained, and a checkpoint is loaded."""
+        self._find_best_checkpoint()
         if self.padding_free:
             self._require_rows_apart()
         if self.state.global_step == 0 and self._guards.rehearse is not None:
             self._guards.rehearse(self)
+
+    def _find_best_checkpoint(self) -> None:
+        """A run folder may have been moved since the best checkpoint's path was noted: its name counts."""
+        noted = self.state.best_model_checkpoint
+        if noted is not None:
+            here = Path(str(self.args.output_dir)) / Path(noted).name
+            self.state.best_model_checkpoint = str(here)
 
     def _require_rows_apart(self) -> None:
         """Raise InputError if a row is not the same in a flattened batch as it is alone."""

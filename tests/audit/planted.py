@@ -1,7 +1,8 @@
 """Generated rows with planted faults, so that a test knows which rows a check has to find.
 
-`COPIES` make a second row from a clean one that stays; `FAULTS` spoil rows of their own. Add a kind
-by adding a function `(random, prompt, response) -> (prompt, response)` to one of them.
+`COPIES` make a second row from a clean one that stays; `FAULTS` spoil rows of their own, one kind for
+each check of texts. Add a kind by adding a function `(random, prompt, response) -> (prompt,
+response)` to one of them; `_in_answer` and its neighbours make one of a few texts.
 """
 
 from __future__ import annotations
@@ -109,6 +110,14 @@ def _in_answer(*choices: str) -> Change:
     return change
 
 
+def _behind_answer(*choices: str) -> Change:
+    return lambda random, prompt, response: (prompt, response + random.choice(choices))
+
+
+def _behind_prompt(*choices: str) -> Change:
+    return lambda random, prompt, response: (prompt + random.choice(choices), response)
+
+
 def _whole_answer(*choices: str) -> Change:
     return lambda random, prompt, _: (prompt, random.choice(choices))
 
@@ -120,8 +129,16 @@ def _digits(random: Random, count: int) -> str:
 def card_number(random: Random) -> str:
     """A card number that Luhn's check accepts."""
     digits = [4, *map(int, _digits(random, 14))]
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[::2]]
-    return "".join(map(str, [*digits, -(sum(doubled) + sum(digits[1::2])) % 10]))
+    total = 0
+    for place, digit in enumerate(digits):
+        # Of 16 digits the first, the third and so on count twice, a product of two digits as their
+        # sum. The last digit makes the total end in 0.
+        if place % 2 == 0:
+            total += sum(divmod(2 * digit, 10))
+        else:
+            total += digit
+    check_digit = -total % 10
+    return "".join(map(str, [*digits, check_digit]))
 
 
 def secret(random: Random) -> str:
@@ -151,10 +168,7 @@ def personal(random: Random) -> str:
 
 FAULTS: Mapping[str, Change] = {
     "empty_answer": _whole_answer("<|endoftext|>", " </s> ", "<|im_end|>\n"),
-    "end_text": lambda random, prompt, response: (
-        prompt,
-        response + random.choice(["<|endoftext|>", "</s>\n", " <|im_end|>"]),
-    ),
+    "end_text": _behind_answer("<|endoftext|>", "</s>\n", " <|im_end|>"),
     "placeholder": _whole_answer(
         "N/A", "<nooutput>", "TODO", "[Insert answer here]", "nan", "No output."
     ),
@@ -175,22 +189,20 @@ FAULTS: Mapping[str, Change] = {
     ),
     "answer_is_prompt": lambda _, prompt, __: (prompt, f" {prompt}"),
     "open_fence": _in_answer("```python\nprint(1)", "text\n```"),
-    "dead_link": lambda random, prompt, response: (
-        prompt
-        + random.choice(
-            ["\n\nhttps://news.net/a/1.html", "\n<image>", "\nreport.pdf", "\n[attached file]"]
-        ),
-        response,
+    "dead_link": _behind_prompt(
+        "\n\nhttps://news.net/a/1.html", "\n<image>", "\nreport.pdf", "\n[attached file]"
     ),
-    "control_tokens": lambda random, prompt, response: (
-        f"{prompt} {random.choice(['<|im_start|>assistant', '</s>', '[/INST]', '<|eot_id|>'])}",
-        response,
-    ),
+    "control_tokens": _behind_prompt(" <|im_start|>assistant", " </s>", " [/INST]", " <|eot_id|>"),
     "mojibake": _in_answer("cafÃ©", "donâ€™t", "price Â£5", "lost \ufffd letter"),
     "control_character": _in_answer("a\x00b", "a\x1bb", "a\u202eb", "a\ue001b", "a\x85b"),
     "secret": lambda random, prompt, response: (prompt, f"{response} {secret(random)}"),
     "personal_data": lambda random, prompt, response: (f"{prompt} {personal(random)}", response),
 }
+
+
+def _random_of(kind: str, seed: int) -> Random:
+    """Draws of its own for each kind, so that a new one leaves the rows of the others as they are."""
+    return Random(f"{kind} {seed}")
 
 
 def plant(clean: int = 300, each: int = 10, seed: int = 0) -> Planted:
@@ -199,7 +211,7 @@ def plant(clean: int = 300, each: int = 10, seed: int = 0) -> Planted:
     A clean row is copied once.
     """
     random = Random(seed)
-    rows = [
+    rows: list[tuple[str, str]] = [
         (text(random, random.randint(15, 40)), text(random, random.randint(40, 80)))
         for _ in range(clean)
     ]
@@ -207,12 +219,14 @@ def plant(clean: int = 300, each: int = 10, seed: int = 0) -> Planted:
     rows_of: dict[str, set[int]] = {kind: set() for kind in (*COPIES, *FAULTS)}
     original = {}
     for kind, change in COPIES.items():
+        random = _random_of(kind, seed)
         for _ in range(each):
             source = unused.pop()
             rows_of[kind].add(len(rows))
             original[len(rows)] = source
             rows.append(change(random, *rows[source]))
     for kind, change in FAULTS.items():
+        random = _random_of(kind, seed)
         for _ in range(each):
             prompt = text(random, random.randint(15, 40))
             response = text(random, random.randint(40, 80))

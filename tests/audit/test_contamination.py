@@ -9,14 +9,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from sft_recipes.audit.contamination import (
-    RULES,
-    check_contamination,
-    check_split_leak,
-    find_overlaps,
-)
+from sft_recipes.audit.contamination import check_contamination, check_split_leak, find_overlaps
 from sft_recipes.audit.finding import AuditRow, audit_rows
 from sft_recipes.messages import Example
+from sft_recipes.overlap import RULES
 from sft_recipes.similarity import prompt_clusters
 from tests.audit.planted import example, plant, substitute, text
 

@@ -9,6 +9,7 @@ import pytest
 
 from sft_recipes.data.formats import RowFormat, convert_row, detect_format
 from sft_recipes.data.reading.json_reader import RowProblem
+from sft_recipes.data.reading.known_formats import FORMATS
 from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
 
@@ -63,10 +64,11 @@ def test_unknown_columns_are_explained() -> None:
     """The error lists the columns found, the formats and how to map; raw is never assumed."""
     with pytest.raises(InputError) as error:
         detect_format(["id", "text"], {}, "f.jsonl:1")
+    known = "; ".join(f"{name} ({', '.join(format.required)})" for name, format in FORMATS.items())
+    assert "instruction (instruction, output); messages (messages)" in known
     assert str(error.value) == (
-        "f.jsonl:1: format: the columns (id, text) fit no format; known are instruction (instruction, output); "
-        "messages (messages); sharegpt (conversations); prompt_completion (prompt, completion); raw (text); "
-        "rendered (text). Fix: write the rows in one of these formats; no column holds text."
+        f"f.jsonl:1: format: the columns (id, text) fit no format; known are {known}. "
+        "Fix: write the rows in one of these formats; no column holds text."
     )
     with pytest.raises(
         InputError,
@@ -468,7 +470,7 @@ def test_a_turn_without_text_takes_the_call_behind_it() -> None:
     row = sharegpt(("human", "q"), ("gpt", None), ("function_call", '{"name": "f"}'))
     made = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
     assert convert(row).messages[1:] == [{"role": "assistant", "content": "", "tool_calls": made}]
-    assert "messages[1].content: expected a string, got missing or null" in problem(
+    assert "conversations[1].value: expected a string, got missing or null" in problem(
         sharegpt(("human", "q"), ("gpt", None))
     )
 
@@ -485,6 +487,39 @@ def test_joined_turns_join_their_flags() -> None:
     row["conversations"][2]["weight"] = 0
     example = convert(row)
     assert [example.is_trainable(index) for index in range(4)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        (
+            {"system": "s", **chat(ASK, ANSWER, ASK, ANSWER | {"content": " "})},
+            "messages[3].content",
+        ),
+        ({"system": "s", **chat(ASK, ASK, ANSWER)}, "messages[1].role"),
+        ({"system": "s", **sharegpt(("human", " "), ("gpt", "a"))}, "conversations[0].value"),
+        (sharegpt(("human", "q"), ("gpt", "")), "conversations[1].value"),
+        (sharegpt(("human", "q"), ("narrator", "a")), "conversations[1].from"),
+        (sharegpt(), "conversations"),
+        (ALPACA | {"history": [["q1", "a1"], [" ", "a2"]]}, "history[1]"),
+        (ALPACA | {"history": [ASK, ANSWER | {"content": ""}]}, "history[1].content"),
+        (ALPACA | {"system": "s", "output": ""}, "output"),
+        ({"messages": [{"human": "", "gpt": "a"}]}, "messages[0]"),
+        (
+            chat(
+                ASK,
+                ANSWER,
+                {"role": "function_call", "content": '{"name": "f"}'},
+                {"role": "tool", "content": "7"},
+                ANSWER | {"content": ""},
+            ),
+            "messages[4].content",
+        ),
+    ],
+)
+def test_a_problem_names_a_field_of_the_row(row: dict[str, Any], field: str) -> None:
+    """The column, the turn and the key that the row has: not a number of a message behind others."""
+    assert problem(row).startswith(f"f.jsonl:7: {field}: ")
 
 
 @pytest.mark.parametrize("tools", [None, "", " ", "[]", []])
@@ -522,7 +557,7 @@ def test_empty_tools_are_none(tools: Any) -> None:
         ),
         (
             sharegpt(("human", "q"), ("observation", "7"), ("gpt", "a")),
-            "messages[1].role: a tool message without a tool",
+            "conversations[1].from: a tool message without a tool",
         ),
     ],
 )
@@ -549,10 +584,17 @@ def test_prompt_completion() -> None:
             {"prompt": "q", "completion": ["a"]},
             "completion[0]: expected an object with role and content, got str.",
         ),
-        ({"prompt": [ASK], "completion": []}, "messages: there is no assistant turn."),
+        ({"prompt": [ASK], "completion": []}, "completion: there is no assistant turn."),
         ({"prompt": "q", "completion": ""}, "completion: the answer is empty."),
         ({"prompt": "", "completion": "a"}, "prompt: the prompt is empty."),
-        ({"prompt": [ASK], "completion": [ASK]}, "messages[1].role: two user messages in a row."),
+        (
+            {"prompt": [ASK], "completion": [ASK]},
+            "completion[0].role: two user messages in a row.",
+        ),
+        (
+            {"prompt": [ASK, ANSWER], "completion": "a"},
+            "completion: two assistant messages in a row.",
+        ),
     ],
 )
 def test_bad_prompt_completion(row: dict[str, Any], message: str) -> None:

@@ -469,7 +469,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "completion from the start": (
         {"prompt": "Question?", "completion": [ASK, ANSWER]},
-        "messages[1].role: two user messages in a row",
+        "completion[0].role: two user messages in a row",
     ),
     "reasoning": (
         {"question": "q", "answer": "a", "reasoning": "r"},

@@ -44,7 +44,8 @@ def answered(right: str, tasks: Sequence[str | None] | None = None) -> Evaluatio
                 "Name a colour.", "Blue.", response, "eos", response_tokens=3, reference_tokens=2
             )
         )
-        where = {"row": index, "source": "x", "messages": QUESTION, "prompt": "", "n_tokens": 3}
+        where = {"row": index, "source": "x", "messages": QUESTION, "n_tokens": 3}
+        where |= {"prompt": f"Name a colour ({index})."}
         rows.append(where | {"task_type": tasks[index] if tasks else None} | scores)
     return evaluation_from_rows(rows)
 

@@ -213,8 +213,7 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
         str(tmp_path / "before"),
     ]
     assert content["task_differences"]["new"]["training_rows"] == 0
-    # "Say low 3." is asked here, so it is no training row.
-    assert content["task_differences"]["low"]["training_rows"] == 14
+    assert content["task_differences"]["low"]["training_rows"] == 15
     assert content["training_curves"] == {"loss": [[1, 2.0]], "eval_loss": [[1, 1.5]]}
     assert content["format_overfitting"]["indicators"]["format_gap_did"]["n"] == 3
     assert content["safety"]["prompts"] == str(tmp_path / "own.csv")
@@ -251,14 +250,16 @@ TITLES = (
 
 
 def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_path, capsys) -> None:
-    """Provenance then says why, and there is no table of task types; asked for shots it is an error."""
+    """The first line then says why, and there is no table of task types; asked for shots it is an error."""
     (tmp_path / "train.jsonl").unlink()
     result = ask(run, mixed, tmp_path)
     assert result.extra["task_differences"]["low"] == {"training_rows": None}
-    info = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["info"]
-    assert "not known: " in info["training_rows"] and "train.jsonl" in info["training_rows"]
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    assert "train.jsonl" in content["training_rows"]["unknown"]
     result.print(examples=0)
-    assert "exact match by task type" not in capsys.readouterr().out, "nothing to compare"
+    said = capsys.readouterr().out
+    assert "exact match by task type" not in said, "nothing to compare"
+    assert said.startswith("WARNING: whether these rows were trained on is not known: ")
     with pytest.raises(InputError, match=r"train\.jsonl"):
         ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots=1)
 

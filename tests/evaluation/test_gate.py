@@ -3,8 +3,10 @@ sees."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluation.answer import Answer
 from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, write_evaluation
 from sft_recipes.evaluation.gate import check_possible, judge, parse_gate, read_gate
+from sft_recipes.evaluation.gate_bounds import Bound, least_rows
 from sft_recipes.evaluation.metrics import score_row
 from sft_recipes.report.evaluation_text import gate_text
 from sft_recipes.statistics import mean_of_differences, proportion_of
 from tests.conftest import build_model, build_tokenizer
 
 Z = 1.6448536269514722
+# Each row of `answers` asks something else: rows with an equal prompt would count once.
+NUMBERS = itertools.count()
 
 
 def answers(
@@ -43,7 +48,7 @@ def answers(
             "source": "test.jsonl",
             "task_type": task,
             "messages": [],
-            "prompt": "",
+            "prompt": f"Name a colour ({next(NUMBERS)}).",
             "n_tokens": 3,
         }
         found.append(where | scores | more)
@@ -82,15 +87,15 @@ def test_a_share_has_wilsons_one_sided_bound(right: int, wrong: int) -> None:
 
 
 def test_zero_events_in_300_rows_rule_out_one_percent() -> None:
-    """z^2 / (n + z^2) is 0.0089 for 300 rows and 0.0107 for 250: the one passes, the other decides
-    nothing."""
-    line = {"flag": "loop", "at_most": 0.01, "n": 200}
+    """z^2 / (n + z^2) is 0.0089 for 300 rows and 0.0101 for 267: the one passes, the other can
+    decide nothing and is too few, as a line without `n` finds out by itself."""
+    line = {"flag": "loop", "at_most": 0.01}
     assert only(line, answers(300))["bound"] == pytest.approx(Z**2 / (300 + Z**2))
-    assert [only(line, answers(n))["verdict"] for n in (300, 250, 199)] == [
-        "pass",
-        "inconclusive",
-        "insufficient_n",
-    ]
+    found = [only(line, answers(n)) for n in (300, 268, 267)]
+    assert [one["verdict"] for one in found] == ["pass", "pass", "insufficient_n"]
+    assert {one["n_min"] for one in found} == {268}
+    one_event = answers(299) + answers(1, flags=["loop"])
+    assert only(line, one_event)["verdict"] == "inconclusive"
 
 
 def test_a_difference_is_paired_and_adjusted() -> None:
@@ -183,8 +188,8 @@ def test_no_rows_decide_nothing() -> None:
     """n = 0, one row of a mean, and task types that do not exist: no value or no bound, never a
     pass."""
     for line in (
-        {"metric": "exact_match", "at_most": 1.0, "n": 1},
-        {"flag": "loop", "at_most": 1.0, "n": 1},
+        {"metric": "exact_match", "at_most": 0.9},
+        {"flag": "loop", "at_most": 0.9},
     ):
         found = only(line, [])
         assert (found["value"], found["bound"], found["n"], found["verdict"]) == (
@@ -194,10 +199,10 @@ def test_no_rows_decide_nothing() -> None:
             "insufficient_n",
         )
     assert (
-        only({"metric": "chapter_length_ratio", "at_most": 9, "n": 1}, answers(1))["verdict"]
+        only({"metric": "chapter_length_ratio", "at_most": 9, "n": 2}, answers(1))["verdict"]
         == "insufficient_n"
     )
-    by_task = {"metric": "exact_match", "by": "task_type", "at_least": 0.0}
+    by_task = {"metric": "exact_match", "by": "task_type", "at_least": 0.1}
     assert only(by_task, answers(100))["verdict"] == "insufficient_n"
 
 
@@ -270,7 +275,7 @@ REFUSED: Sequence[tuple[Any, str]] = (
     ({"metric": "exact_match", "atleast": 1}, r"gate\[0\].atleast: unknown key. Fix: did you mean 'at_least'\?"),
     ({"metric": "exact_match", "at_least": "0.9x"}, r"gate\[0\].at_least: '0.9x' does not fit"),
     ({"metric": "exact_match", "at_least": True}, r"gate\[0\].at_least: True does not fit"),
-    ({"metric": "exact_match", "at_least": 0.9, "n": 0}, r"gate\[0\].n: no row would be enough"),
+    ({"metric": "exact_match", "at_least": 0.9, "n": 0}, r"gate\[0\].n: 0 rows decide nothing"),
     ({"metric": "exact_match", "at_least": 0.9, "by": "source"}, r"gate\[0\].by: 'source' does not fit"),
     ({"metric": "exact_match", "at_least": 0.9, "compared_with": "old"}, r"\.compared_with: 'old' does not fit"),
     ({"metric": "exact_match"}, r"gate\[0\]: needs one number"),
@@ -282,6 +287,22 @@ REFUSED: Sequence[tuple[Any, str]] = (
     ({"metric": "format_gap", "compared_with": "base", "at_most": 1}, "format_gap has its own comparison"),
     ({"metric": "format_gap_did", "by": "task_type", "at_most": 1}, "format_gap_did has its own comparison"),
     ({"metric": "over_refusal", "at_most": 0.1, "n": 199}, "fewer prompts of a kind decide nothing"),
+    ({"metric": "exact_match", "at_least": -5}, r"at_least: nothing could fail -5: exact_match lies between 0 and 1"),
+    ({"metric": "exact_match", "at_least": 0}, r"nothing could fail 0: .* Fix: write a number between 0 and 1"),
+    ({"metric": "token_f1", "at_most": 2}, r"at_most: nothing could fail 2: token_f1 lies between 0 and 1"),
+    ({"metric": "exact_match", "at_least": 1}, r"nothing could pass 1: the bound of exact_match stays between"),
+    ({"metric": "exact_match", "at_most": -0.1}, r"at_most: nothing could pass -0.1"),
+    ({"flag": "loop", "at_most": 1}, r"at_most: nothing could fail 1: flag loop lies between 0 and 1"),
+    ({"flag": "loop", "at_most": 0}, r"at_most: nothing could pass 0"),
+    ({"metric": "length_ratio", "at_least": 0}, r"at_least: nothing could fail 0: length_ratio lies above 0"),
+    ({"metric": "eos_rate", "compared_with": "base", "at_least": -1}, r"nothing could fail -1: .* between -1 and 1"),
+    ({"metric": "format_gap", "at_most": 1}, r"nothing could fail 1: format_gap lies between -1 and 1"),
+    ({"metric": "format_gap_did", "at_most": 2}, r"nothing could fail 2: format_gap_did lies between -2 and 2"),
+    ({"metric": "unsafe_compliance_did", "at_most": 1, "n": 300}, r"nothing could fail 1"),
+    ({"metric": "exact_match", "at_least": 0.9, "n": 1}, r"n: so few rows cannot decide it.* write n: 25 or more"),
+    ({"metric": "exact_match", "at_least": 0.1, "n": 24}, r"n: so few rows cannot decide it.* write n: 25 or more"),
+    ({"metric": "length_ratio", "at_most": 2, "n": 1}, r"n: so few rows cannot decide it.* Fix: write n: 2 or more"),
+    ({"metric": "chapter_length_ratio", "compared_with": "base", "at_least": -9, "n": 1}, r"Fix: write n: 2 or more"),
 )  # fmt: skip
 
 
@@ -291,6 +312,35 @@ def test_lines_that_are_no_bounds_are_refused(line: Any, message: str) -> None:
     changes nothing."""
     with pytest.raises(InputError, match=message):
         parse_gate([line, {"metric": "exact_match", "at_least": 0.9}], "gate.yaml:1")
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.3, 0.5, 0.75, 0.94, 0.99])
+@pytest.mark.parametrize("side", ["at_least", "at_most"])
+@pytest.mark.parametrize("compared", [None, "base"])
+def test_the_least_rows_of_a_line_can_pass_and_fail_it(
+    limit: float, side: str, compared: str | None
+) -> None:
+    """A line without `n` needs as many rows as decide it: that many best answers pass, that many
+    worst ones fail, and with one row less one of the two does not happen."""
+    line = {"metric": "exact_match", side: limit}
+    if compared:
+        line["compared_with"] = compared
+    bound = Bound(**line)
+    least = least_rows(bound)
+
+    def verdicts(n: int) -> set[str]:
+        right, wrong = answers(n), answers(0, n)
+        pairs = ((right, wrong), (wrong, right)) if compared else ((right, None), (wrong, None))
+        found = set()
+        for rows, base in pairs:
+            other = None if base is None else evaluation_from_rows(base)
+            found.add(judge([replace(bound, n=n)], evaluation_from_rows(rows), other)["verdict"])
+        return found
+
+    assert verdicts(least) == {"pass", "fail"}
+    assert least == 1 or verdicts(least - 1) != {"pass", "fail"}
+    (read,) = parse_gate([line], "")
+    assert read.n == max(50, least)
 
 
 def test_a_gate_is_a_short_list_written_beforehand(tmp_path: Path) -> None:
@@ -354,7 +404,7 @@ def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> N
     rows = answers(30, 10, "<i>a") + answers(40, 0, "b")
     bounds = [
         {"metric": "exact_match", "by": "task_type", "at_least": 0.8, "n": 40},
-        {"flag": "loop", "at_most": 1, "n": 99},
+        {"flag": "loop", "at_most": 0.5, "n": 99},
     ]
     evaluation = evaluation_from_rows(rows)
     gate = judge(parse_gate(bounds, ""), evaluation)
@@ -437,7 +487,7 @@ def evaluate_at(
     [
         ({"metric": "exact_match", "at_most": 0.1, "n": 60}, 0, "pass"),
         ({"metric": "exact_match", "at_least": 0.5}, 1, "fail"),
-        ({"metric": "exact_match", "at_most": 0.01}, 4, "inconclusive"),
+        ({"metric": "exact_match", "at_most": 0.01}, 4, "insufficient_n"),
         ({"metric": "exact_match", "at_most": 0.1, "n": 61}, 4, "insufficient_n"),
         (None, 0, "pass"),
     ],

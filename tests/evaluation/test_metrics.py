@@ -368,6 +368,9 @@ def test_every_metric_has_a_value_its_unit_and_its_direction() -> None:
     for name, estimate in summarise([row | {"tool_call_exact": True}] * 3).items():
         metric = METRICS[name]
         assert estimate.value is not None, name
+        if metric.is_yes_or_no and name != "tool_call_exact":
+            what = "is a share in the default unit: measure true or false, or name a unit"
+            assert isinstance(row[metric.key], bool), f"{name} {what}"
         assert (estimate.n, estimate.unit, estimate.higher_is_better) == (
             3,
             metric.unit,

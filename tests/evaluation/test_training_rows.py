@@ -9,6 +9,8 @@ import pytest
 
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import Labeller
+from sft_recipes.data.prepare import prepare
+from sft_recipes.data.trained_rows import trained_rows
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation.training_rows import read_training_rows
 from sft_recipes.messages import Example
@@ -26,14 +28,17 @@ def asked(text: str, task: str | None = None, system: str | None = None) -> Exam
 
 
 @pytest.fixture
-def read(write_rows, write_recipe, make_tokenizer) -> Callable[..., Any]:
+def read(write_rows, write_recipe, make_tokenizer, tmp_path) -> Callable[..., Any]:
     """Read shots from these rows, as seen from these prompts."""
 
     def do(rows: list[Any], prompts: list[Example], shots: int, **keys: Any) -> Any:
         write_rows(rows)
         recipe = load_recipe(write_recipe(**keys))
         labeller = Labeller(attach_chat_template(make_tokenizer(), recipe.template), recipe.labels)
-        return read_training_rows(recipe, labeller, prompts, shots)
+        folder = tmp_path / "prepared"
+        prepare(recipe, labeller, folder, progress=False)
+        trained = trained_rows(recipe, folder)
+        return read_training_rows(recipe, labeller, trained, prompts, shots)
 
     return do
 
@@ -66,7 +71,7 @@ def test_a_prompt_that_is_asked_is_never_shown(read) -> None:
     is nothing."""
     rows = [row("One  TWO", "a"), row("three", "a")]
     found = read(rows, [asked("one two", "a", "Be brief.")], 2, system_prompt="Be brief.")
-    assert found.task_types == {"a": 1}
+    assert found.task_types == {"a": 2}
     shown = contents(found.shown_to(asked("one two", "a", "Be brief.")))
     assert shown == ["Be brief.", "three", "answer to three", "one two", "x"]
     with pytest.raises(

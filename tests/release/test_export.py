@@ -14,8 +14,13 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    PreTrainedTokenizerBase,
+)
 
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.errors import CheckFailed, InputError
@@ -102,6 +107,33 @@ def test_a_file_in_less_precision_is_counted_and_not_hidden(make_run: Callable[.
     sizes = [(run / name / "model.safetensors").stat().st_size for name in ("small", "export")]
     assert sizes[0] < 0.6 * sizes[1]
     assert AutoModelForCausalLM.from_pretrained(run / "small").dtype == torch.bfloat16
+
+
+def test_what_a_model_computes_when_it_is_built_is_not_rounded(
+    make_run: Callable[..., Path],
+) -> None:
+    """A base that is stored in bfloat16 with a scaled embedding, as Gemma's: the reference is the model in float32, so
+    the exported float32 file has its logits.
+    """
+    run = make_run("lora", exported=False)
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=40,  # its root is none of bfloat16's numbers
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config).bfloat16()
+    base.save_pretrained(run.parent / "base")
+    adapter = get_peft_model(base.float(), LoraConfig(r=4, target_modules="all-linear"))
+    adapter.save_pretrained(run)
+    found = export(run, progress=False)
+    assert found.compared["saved"].logit_difference < 1e-5
 
 
 def wrong_merge(model: Any, **_: Any) -> Any:

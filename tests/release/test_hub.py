@@ -12,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 
-from sft_recipes.errors import CheckFailed, InputError
+from sft_recipes.errors import CheckFailed, HubUnavailable, InputError
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.release.hub import push, push_after_training, require_token
 from tests.release.conftest import write_evaluation
@@ -146,7 +146,7 @@ def test_an_interrupted_push_is_resumed(make_run: Callable[..., Path], hub: Hub)
     """A push that died at its commit says that nothing was published; the next one sends no weights again."""
     run = make_run("full")
     hub.faults["commit"] = [503] * 5
-    with pytest.raises(CheckFailed, match=r"nothing was published: .*503.*Fix: push again"):
+    with pytest.raises(HubUnavailable, match=r"nothing was published: .*503.*Fix: push again"):
         push(run, "me/model", progress=False)
     assert hub.count("upload") == 1 and not hub.repositories["me/model"].files
     push(run, "me/model", progress=False)
@@ -203,7 +203,7 @@ def test_an_upload_that_loses_its_connection_is_resumed(
     """Weights that never arrive end the push with what to do; what did arrive is not sent again."""
     run = make_run("full")
     hub.faults["upload"] = [DROPPED] * 200
-    with pytest.raises(CheckFailed, match=r"nothing was published: .*Fix: push again"):
+    with pytest.raises(HubUnavailable, match=r"nothing was published: .*Fix: push again"):
         push(run, "me/model", progress=False)
     assert not hub.repositories["me/model"].files
     # The client gives up on the answer that they arrived; they have, and are not sent again.
@@ -237,9 +237,9 @@ def test_no_server_at_all(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     run = make_run("full")
     state = (run / "run_state.json").read_bytes()
-    with pytest.raises(CheckFailed, match=r"nothing was published: .*Fix: push again") as failed:
+    with pytest.raises(HubUnavailable, match=r"nothing was published: .*Fix: push again") as failed:
         push(run, "me/model", progress=False)
-    assert failed.value.exit_code == 1 and (run / "run_state.json").read_bytes() == state
+    assert failed.value.exit_code == 3 and (run / "run_state.json").read_bytes() == state
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from sft_recipes.errors import InputError, TrainingFault
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training import checkpoints
 from sft_recipes.training import train as page
-from sft_recipes.training.record import STALE_SECONDS, lock_holder, run_lock
+from sft_recipes.training.run_lock import STALE_SECONDS, lock_holder, read_holder, run_lock
 from sft_recipes.training.train import main, train
 from sft_recipes.training.trainer import RecipeTrainer
 from tests.conftest import instruction_rows
@@ -368,7 +369,7 @@ def test_r14_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             match=f"process {pid} on {where} is training here.*delete {tmp_path}/run.lock",
         ):
             run_lock(tmp_path).__enter__()
-        assert lock_holder(tmp_path) == (pid, where)
+        assert lock_holder(tmp_path) == (pid, where, 0)
     for pid, where, age in (
         (2**22 + 1, host, 0),
         (os.getpid(), host, 0),
@@ -377,10 +378,8 @@ def test_r14_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         leave(pid, where, age)
         with run_lock(tmp_path):
             assert f"run.lock of process {pid} on {where} is stale" in capsys.readouterr().out
-            assert json.loads((tmp_path / "run.lock").read_text()) == {
-                "pid": os.getpid(),
-                "host": host,
-            }
+            started = psutil.Process().create_time()
+            assert read_holder(tmp_path / "run.lock") == (os.getpid(), host, started)
         assert not (tmp_path / "run.lock").exists()
 
 

@@ -157,7 +157,7 @@ def test_r2_r7_two_ranks_with_skewed_signals(
     run = tmp_path / "run"
     faults = [Fault("forward", nth=9, signal=signal.SIGTERM, rank=late)]
     stopped = start(path, ranks=2, faults=faults)
-    until(lambda: "signal: finishing" in stopped.text(), stopped)
+    until(lambda: "signal: stopping" in stopped.text(), stopped)
     time.sleep(0.5)
     stopped.send(signal.SIGTERM, rank=1 - late)
     assert stopped.wait() == [75, 75], stopped.text()[-3000:]
@@ -272,7 +272,7 @@ STOPPED: dict[str, tuple[list[Fault], int, int | None]] = {
     "in the first forward pass": ([Fault("forward", nth=2, before=True, signal=signal.SIGTERM)], 75, 1),
     "in a save": ([Fault("save_optimizer", signal=signal.SIGTERM)], 75, 3),
     "in an evaluation": ([Fault("evaluate", before=True, signal=signal.SIGTERM)], 75, 4),
-    "ctrl-c": ([Fault("forward", nth=8, signal=signal.SIGINT)], 75, None),
+    "ctrl-c": ([Fault("forward", nth=8, signal=signal.SIGINT)], 130, None),
     "the same signal twice at once": ([Fault("forward", nth=8, signal=15)] * 2, 75, None),
     "at the very end": ([Fault("save", before=True, signal=signal.SIGTERM)], 0, None),
 }  # fmt: skip
@@ -282,7 +282,7 @@ STOPPED: dict[str, tuple[list[Fault], int, int | None]] = {
 def test_r7_stopped_by_a_signal(
     case: str, write_recipe: Callable[..., Path], whole: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A signal at any moment: exit code 75, a sealed checkpoint, no model; then it resumes exactly."""
+    """A signal at any moment: exit code 75 (130 for Ctrl-C), a sealed checkpoint, no model; then it resumes exactly."""
     faults, code, step = STOPPED[case]
     path = write_recipe(**{**STEPS, **EVALUATED})
     expected = whole(path)

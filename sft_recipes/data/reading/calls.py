@@ -9,8 +9,12 @@ _CALL = "an object with name and arguments"
 
 
 def expect(kind: type, value: Any, field: str, what: str) -> Any:
-    """The value, which must be of this type; `what` is how messages call what belongs there."""
-    if not isinstance(value, kind):
+    """The value, which must be of this type; `what` is how messages call what belongs there.
+
+    True and false are no whole numbers, although Python takes them for such.
+    """
+    is_truth_value = kind is int and isinstance(value, bool)
+    if is_truth_value or not isinstance(value, kind):
         raise RowProblem(field, f"expected {what}, got {type_name(value)}", f"write {what}")
     return value
 

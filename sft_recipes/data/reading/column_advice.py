@@ -13,11 +13,11 @@ import yaml
 from sft_recipes.data.reading.column_values import (
     as_list,
     begins_with_answer,
+    first_step,
     fold,
     is_empty,
     lines_path,
     names_speakers,
-    root,
     text_path,
 )
 from sft_recipes.errors import InputError, Problem
@@ -68,36 +68,37 @@ def several_formats(
 
 
 def several_candidates(
-    values: Mapping[str, Any], choice: Mapping[str, Any], candidates: Sequence[str], where: str
+    values: Mapping[str, Any], example: Mapping[str, Any], candidates: Sequence[str], where: str
 ) -> InputError:
-    """The error for two columns that could be the same part of a conversation.
+    """The error for two names that could be the same column.
 
-    `choice` is a mapping that works.
+    `example` is a `column_mapping` that works.
     """
-    names = " and ".join(candidates)
-    what = f"the columns {names} could both be meant (found: {', '.join(values)})"
+    both = " and ".join(candidates)
+    what = f"the columns {both} could both be meant (found: {', '.join(values)})"
     read: list[str] = []
-    for theirs in choice.values():
-        for name in as_list(theirs):
-            if root(name) not in (*read, *candidates[1:]):
-                read.append(root(name))
-    mapping = setting("column_mapping", dict(choice))
+    for names_of_column in example.values():
+        for path in as_list(names_of_column):
+            name = first_step(path)
+            if name not in (*read, *candidates[1:]):
+                read.append(name)
+    mapping = setting("column_mapping", dict(example))
     columns = setting("columns", read)
     fix = f"say which is which, as in {mapping}, or leave some out, as in {columns}"
     return InputError(Problem(where, "column_mapping", what, fix))
 
 
 def doubtful_text(
-    values: Mapping[str, Any], choice: Mapping[str, Any], name: str, where: str
+    values: Mapping[str, Any], example: Mapping[str, Any], name: str, where: str
 ) -> InputError:
     """The error for a text beside a question and an answer.
 
-    `choice` is a mapping that leaves it out.
+    `example` is a `column_mapping` that leaves it out.
     """
     doubt = f"{name!r} may be what the question is about, or the whole row once more"
     what = f"{doubt} (found: {', '.join(values)})"
-    without = setting("column_mapping", dict(choice))
-    with_it = setting("column_mapping", {**choice, "input": name})
+    without = setting("column_mapping", dict(example))
+    with_it = setting("column_mapping", {**example, "input": name})
     fix = f"leave it out, as in {without}, or ask it, as in {with_it}"
     return InputError(Problem(where, "column_mapping", what, fix))
 
@@ -106,9 +107,14 @@ def no_format(
     values: Mapping[str, Any],
     mapping: Mapping[str, Any],
     required: Mapping[str, Sequence[str]],
+    other_values: Sequence[str],
     where: str,
 ) -> InputError:
-    """The error for columns that fit no format, with the nearest way in."""
+    """The error for columns that fit no format, with the nearest way in.
+
+    `required`: the columns of every format; `other_values`: formats that the row has the columns
+    of, not the values.
+    """
     if not is_empty(values.get("input_ids")):
         reason = "ids and labels are made here, from text"
         what = f"rows that are tokenized already are not taken: {reason}"
@@ -121,6 +127,11 @@ def no_format(
         what = "these are the turns of one conversation, not rows"
         fix = 'write each conversation as one row: {"messages": [...]}'
         return InputError(Problem(where, "", what, fix))
+    if other_values:
+        (format, *_) = other_values
+        what = f"the columns are those of {format}, their values are not"
+        fix = f"to see what is wrong with them set {setting('format', format)}"
+        return InputError(Problem(where, "format", what, fix))
     known: list[str] = []
     for format, columns in required.items():
         known.append(f"{format} ({', '.join(columns)})")
@@ -131,7 +142,7 @@ def no_format(
 def _way_in(values: Mapping[str, Any], mapping: Mapping[str, Any]) -> str:
     paths = _text_paths(values)
     chosen = preferred(values)
-    if chosen is not None and not any(chosen in theirs for theirs in mapping.values()):
+    if chosen is not None and not any(chosen in names for names in mapping.values()):
         return _preference_way_in(values, mapping, chosen)
     for name, value in values.items():
         if names_speakers(value):
@@ -214,7 +225,7 @@ def _text_paths(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _guess_roles(paths: Mapping[str, str]) -> dict[str, str]:
-    """For our columns of an instruction the first path whose column's name sounds like it."""
+    """For the columns of an instruction the first path whose name sounds like it."""
     roles: dict[str, str] = {}
     for name, path in paths.items():
         if _is_like(name, _LIKE_A_QUESTION):
@@ -223,7 +234,9 @@ def _guess_roles(paths: Mapping[str, str]) -> dict[str, str]:
             roles.setdefault("output", path)
         elif _is_like(name, _LIKE_A_CONTEXT):
             roles.setdefault("input", path)
-    return {ours: roles[ours] for ours in ("instruction", "input", "output") if ours in roles}
+    return {
+        column: roles[column] for column in ("instruction", "input", "output") if column in roles
+    }
 
 
 def _is_like(name: str, parts: Sequence[str]) -> bool:

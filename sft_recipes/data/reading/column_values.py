@@ -2,13 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from sft_recipes.data.reading.json_reader import RowProblem, parse_json
 from sft_recipes.messages import ROLE_ALIASES
 
+# The name of a column in the rows, or the names of several whose texts are joined. A name may be a
+# dotted path (`instances.0.input`).
+NamesInRow = str | Sequence[str]
+
 # The key of a turn that says who speaks; the first that a turn has counts.
 ROLE_KEYS = ("role", "from", "speaker", "sender", "author")
+
+_MEDIA_KINDS = ("image", "img", "picture", "video", "audio")
+_MEDIA_ENDINGS = ("", "s", "path", "paths", "file", "files", "url", "urls", "bytes")
+# Folded names of columns, and keys of turns, that hold what is no text.
+MEDIA = frozenset(map("".join, product(_MEDIA_KINDS, _MEDIA_ENDINGS)))
 
 
 @lru_cache(maxsize=10_000)
@@ -17,8 +27,8 @@ def fold(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def root(path: str) -> str:
-    """The column that a dotted path begins with."""
+def first_step(path: str) -> str:
+    """The name in the row that a dotted path begins with."""
     return path.partition(".")[0]
 
 

@@ -1,12 +1,12 @@
-"""Which column of a row is what: the columns of each format, and names in common use for them.
+"""Which column of a row is what, and which format follows from it.
 
-A column under another name than ours is recognised only where no other column could be meant as
-well; names are compared without case, spaces and underscores. Two candidates are an error that
-prints the settings to choose by.
+Two words are kept apart here: a *column* is what we call it (`instruction`), a *name* is what it is
+called in the row (`question`). A column under another name than ours is recognised only where no
+other name could be meant as well; names are compared without case, spaces and underscores. Two
+candidates are an error that prints the settings to choose by.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sft_recipes.data.reading.column_advice import (
@@ -15,32 +15,17 @@ from sft_recipes.data.reading.column_advice import (
     several_candidates,
     several_formats,
 )
-from sft_recipes.data.reading.column_values import as_list, fold, is_conversation, is_empty, root
-
-# Their name, or names of several columns that are joined.
-TheirNames = str | Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class FormatColumns:
-    """The columns that a row of a format must have, and those it may have."""
-
-    required: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-
-FORMATS: Mapping[str, FormatColumns] = {
-    "instruction": FormatColumns(
-        ("instruction", "output"), ("input", "system", "history", "tools")
-    ),
-    "messages": FormatColumns(("messages",), ("system", "tools")),
-    "sharegpt": FormatColumns(("conversations",), ("system", "tools")),
-    "prompt_completion": FormatColumns(("prompt", "completion"), ("system", "tools")),
-    "raw": FormatColumns(("text",)),
-    "rendered": FormatColumns(("text",)),
-}
-# Text as it stands: never assumed, always asked for.
-TEXT_FORMATS = ("raw", "rendered")
+from sft_recipes.data.reading.column_values import (
+    NamesInRow,
+    as_list,
+    first_step,
+    fold,
+    is_conversation,
+    is_empty,
+)
+from sft_recipes.data.reading.known_formats import FORMATS, PAIR_FORMATS, TEXT_FORMATS, Format
+from sft_recipes.data.reading.row_fields import value_at
+from sft_recipes.errors import InputError
 
 _QUESTIONS = frozenset(
     "instruction instructions question query prompt problem message1"
@@ -55,13 +40,17 @@ _ANSWERS = frozenset(
 CONTEXTS = frozenset(
     "context article document passage paragraph background dialogue dialog".split()
 )
-# These are the question itself where nothing else is, and what the question is about only under our
-# own name.
+# The question where nothing else is called one. Beside a question they are doubtful, and nothing is
+# decided: what the question is about, or the whole row once more. A column called exactly `input`
+# is no doubt, that is our own name of what the question is about.
 _TEXTS = frozenset({"input", "text"})
 _CONVERSATIONS = frozenset(
     "messages message conversations conversation dialogues dialogue dialogs dialog chats chat"
     " turns thread".split()
 )
+# Names in common use for a column, folded. A column without an entry is found by its own name
+# alone. Unasked they decide on a format only where they name a conversation, or a question and its
+# answer; any other format is recognised by its own names, or asked for with `format`.
 COMMON_NAMES: Mapping[str, frozenset[str]] = {
     "instruction": _QUESTIONS,
     "prompt": _QUESTIONS,
@@ -72,66 +61,86 @@ COMMON_NAMES: Mapping[str, frozenset[str]] = {
     "input": CONTEXTS,
     "system": frozenset("system systemprompt systemmessage systeminstruction sysprompt".split()),
     "tools": frozenset({"tools", "functions"}),
-    "history": frozenset({"history"}),
 }
 
 
-def their_names(mapping: Mapping[str, TheirNames]) -> list[str]:
-    """All columns that a mapping names, as it names them."""
+def all_names(mapping: Mapping[str, NamesInRow]) -> list[str]:
+    """All names that a mapping of columns leads to, as it writes them."""
     names: list[str] = []
-    for theirs in mapping.values():
-        names += as_list(theirs)
+    for names_of_column in mapping.values():
+        names += as_list(names_of_column)
     return names
 
 
-def our_names(columns: Iterable[str], mapping: Mapping[str, TheirNames]) -> set[str]:
-    """The columns under our names.
+def columns_of(names: Iterable[str], mapping: Mapping[str, NamesInRow]) -> set[str]:
+    """The columns of rows that have these names: those mapped, and the names that are not.
 
-    A column mapped to another name is no longer there under its own.
+    What is mapped to another column is no longer there under its own name.
     """
-    mapped = their_names(mapping)
-    return (set(columns) - set(mapped) - {root(name) for name in mapped}) | set(mapping)
+    taken: set[str] = set()
+    for name in all_names(mapping):
+        taken.add(name)
+        taken.add(first_step(name))
+    columns = set(names) - taken
+    columns.update(mapping)
+    return columns
 
 
-def detect(values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str) -> str:
+def has_format(
+    values: Mapping[str, Any], mapping: Mapping[str, NamesInRow], format: Format
+) -> bool:
+    """Whether a row has the columns that a format requires, with values that are the format's.
+
+    Raises RowProblem for a mapping that leads nowhere.
+    """
+    if not columns_of(values, mapping).issuperset(format.required):
+        return False
+    if format.fits is None:
+        return True
+    required: dict[str, Any] = {}
+    for column in format.required:
+        required[column] = value_at(values, mapping.get(column, column))
+    return format.fits(required)
+
+
+def detect(values: Mapping[str, Any], mapping: Mapping[str, NamesInRow], where: str) -> str:
     """The format of rows with these columns.
 
-    Raises InputError where none or several fit; never says raw.
+    Raises InputError where none or several fit, RowProblem for a mapping that leads nowhere; never
+    says raw.
     """
-    names = our_names(values, mapping)
     matching: list[str] = []
-    for format, columns in FORMATS.items():
-        if format not in TEXT_FORMATS and names.issuperset(columns.required):
-            matching.append(format)
+    for name, format in FORMATS.items():
+        if name not in TEXT_FORMATS and has_format(values, mapping, format):
+            matching.append(name)
     if len(matching) == 1:
         return matching[0]
     if matching:
-        required = {format: FORMATS[format].required for format in matching}
+        required = {name: FORMATS[name].required for name in matching}
         raise several_formats(values, required, where)
     return _detect_by_common_names(values, mapping, where)
 
 
 def _detect_by_common_names(
-    values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str
+    values: Mapping[str, Any], mapping: Mapping[str, NamesInRow], where: str
 ) -> str:
-    finder = _Finder(values, mapping, where)
+    finder = _Finder(values, mapping)
     questions = finder.questions()
     answers = finder.answers()
-    conversations = finder.candidates("messages")
+    conversations = finder.named_like("messages")
     is_pair = bool(questions and answers)
-    if conversations and not is_pair:
-        return "messages"
-    if conversations:
+    if conversations and is_pair:
         names = [*conversations, questions[0], answers[0]]
         raise several_candidates(values, {"messages": conversations[0]}, names, where)
+    if conversations:
+        return "messages"
     if not is_pair:
-        required = {format: columns.required for format, columns in FORMATS.items()}
-        raise no_format(values, mapping, required, where)
+        raise _no_format(values, mapping, where)
     if "prompt" in mapping or "completion" in mapping:
         return "prompt_completion"
     for name in questions + answers:
         value = values.get(name)
-        if isinstance(value, str) or name in their_names(mapping):
+        if isinstance(value, str) or name in all_names(mapping):
             continue
         # A side that is a list of messages is no text to write into a section of a template.
         if is_conversation(value):
@@ -139,118 +148,144 @@ def _detect_by_common_names(
     return "instruction"
 
 
+def _no_format(
+    values: Mapping[str, Any], mapping: Mapping[str, NamesInRow], where: str
+) -> InputError:
+    columns = columns_of(values, mapping)
+    required: dict[str, Sequence[str]] = {}
+    other_values: list[str] = []
+    for name, format in FORMATS.items():
+        required[name] = format.required
+        if format.fits is not None and columns.issuperset(format.required):
+            other_values.append(name)
+    return no_format(values, mapping, required, other_values, where)
+
+
 def recognise(
     values: Mapping[str, Any],
     format: str,
-    mapping: Mapping[str, TheirNames],
+    mapping: Mapping[str, NamesInRow],
     where: str,
     wanted: Sequence[str],
 ) -> dict[str, str]:
-    """The columns of a row that are read under another name than ours, {our name: theirs}.
+    """The columns of a row that are read under another name than ours, {column: name}.
 
-    Beside those of `mapping`. `wanted` are the columns, under our names, to look for. Raises
-    InputError, with the settings that choose, where two columns could be meant.
+    Beside those of `mapping`. `wanted` are the columns to look for. Raises InputError, with the
+    settings that choose, where two names could be meant.
     """
     if format in TEXT_FORMATS:
         return {}
-    finder = _Finder(values, mapping, where)
+    finder = _Finder(values, mapping)
     recognised: dict[str, str] = {}
-    for ours in wanted:
-        if ours in finder.names:
+    for column in wanted:
+        if column in finder.columns:
             continue
         taken = recognised.values()
-        candidates = [name for name in finder.required(ours) if name not in taken]
+        candidates = [name for name in finder.candidates(column) if name not in taken]
         if len(candidates) > 1:
-            raise several_candidates(values, finder.choice(format, recognised), candidates, where)
+            example = finder.example_mapping(format, recognised)
+            raise several_candidates(values, example, candidates, where)
         if candidates:
-            recognised[ours] = candidates[0]
+            recognised[column] = candidates[0]
     doubtful = finder.doubtful_texts(recognised)
     if doubtful:
-        raise doubtful_text(values, finder.choice(format, recognised), doubtful[0], where)
+        example = finder.example_mapping(format, recognised)
+        raise doubtful_text(values, example, doubtful[0], where)
     return recognised
 
 
 def refuse_second_candidates(
-    values: Mapping[str, Any], format: str, mapping: Mapping[str, TheirNames], where: str
+    values: Mapping[str, Any], format: str, mapping: Mapping[str, NamesInRow], where: str
 ) -> None:
-    """Raise InputError where a column beside the one that has our name may be meant.
+    """Raise InputError where a name beside the one that is ours may be meant.
 
     Only for a question and an answer in columns of their own, of a format that nobody named.
     """
-    if format not in ("instruction", "prompt_completion"):
+    if format not in PAIR_FORMATS:
         return
-    finder = _Finder(values, mapping, where)
-    for ours in FORMATS[format].required:
-        if ours in mapping or ours not in values:
+    finder = _Finder(values, mapping)
+    for column in FORMATS[format].required:
+        if column in mapping or column not in values:
             continue
         others: list[str] = []
-        for name in finder.candidates(ours):
+        for name in finder.named_like(column):
             value = values[name]
-            if name != ours and isinstance(value, str) and not is_empty(value):
+            if name != column and isinstance(value, str) and not is_empty(value):
                 others.append(name)
         if others:
-            choice = finder.choice(format, {ours: ours})
-            raise several_candidates(values, choice, [ours, *others], where)
+            example = finder.example_mapping(format, {column: column})
+            raise several_candidates(values, example, [column, *others], where)
+
+
+def _may_hold(column: str, value: Any) -> bool:
+    """Whether a value is of the kind that belongs into a column, whatever it is called."""
+    if column in ("messages", "conversations"):
+        return is_conversation(value)
+    if column == "input":
+        return value is None or isinstance(value, str)
+    return True
 
 
 class _Finder:
-    """Looks for columns among those of a row that no setting names."""
+    """Finds the names that may be a column, among those of a row that no setting takes."""
 
-    def __init__(
-        self, values: Mapping[str, Any], mapping: Mapping[str, TheirNames], where: str
-    ) -> None:
+    def __init__(self, values: Mapping[str, Any], mapping: Mapping[str, NamesInRow]) -> None:
         self.values = values
         self.mapping = mapping
-        self.where = where
-        self.names = our_names(values, mapping)
-        self._free = [name for name in values if name in self.names and name not in mapping]
+        self.columns = columns_of(values, mapping)
+        self._free: list[str] = []
+        for name in values:
+            if name in self.columns and name not in mapping:
+                self._free.append(name)
 
-    def candidates(self, ours: str) -> list[str]:
-        """The columns that may be the one that we call so, by their names and kinds of value."""
+    def candidates(self, column: str) -> list[str]:
+        """The names that may be a column; a question is found by more than its name."""
+        if column in ("instruction", "prompt"):
+            return self.questions()
+        return self.named_like(column)
+
+    def questions(self) -> list[str]:
+        """The names that may be the question."""
+        by_user = self._named_by_user("instruction", "prompt")
+        if by_user:
+            return by_user
+        named = self.named_like("instruction")
+        if named:
+            return named
+        speakers = self._called(_SPEAKERS)
+        if speakers:
+            return speakers
+        # Nothing is called a question, so a text that could be asked about is the question itself.
+        return [*self.named_like("input"), *self._called(_TEXTS)]
+
+    def answers(self) -> list[str]:
+        """The names that may be the answer."""
+        by_user = self._named_by_user("output", "completion")
+        if by_user:
+            return by_user
+        return self.named_like("output")
+
+    def named_like(self, column: str) -> list[str]:
+        """The names in common use for a column, with a value of its kind."""
         candidates: list[str] = []
-        for name in self._called(COMMON_NAMES[ours]):
-            value = self.values[name]
-            fits = True
-            if ours in ("messages", "conversations"):
-                fits = is_conversation(value)
-            elif ours == "input":
-                fits = value is None or isinstance(value, str)
-            if fits:
+        for name in self._called(COMMON_NAMES.get(column, frozenset({fold(column)}))):
+            if _may_hold(column, self.values[name]):
                 candidates.append(name)
         return candidates
 
-    def _called(self, names: frozenset[str]) -> list[str]:
-        """The columns, among those that no setting names, with one of these folded names."""
-        return [name for name in self._free if fold(name) in names]
+    def _called(self, folded_names: frozenset[str]) -> list[str]:
+        return [name for name in self._free if fold(name) in folded_names]
 
-    def required(self, ours: str) -> list[str]:
-        """The columns that may be the one that we call so, a question by more than its name."""
-        if ours in ("instruction", "prompt"):
-            return self.questions()
-        return self.candidates(ours)
-
-    def questions(self) -> list[str]:
-        """The columns that may hold the question, by their names, else the texts asked about."""
-        pinned = self._pinned("instruction", "prompt")
-        if pinned:
-            return pinned
-        named = self.candidates("instruction") or self._called(_SPEAKERS)
-        return named or self.candidates("input") + self._called(_TEXTS)
-
-    def answers(self) -> list[str]:
-        """The columns that may hold the answer."""
-        return self._pinned("output", "completion") or self.candidates("output")
-
-    def _pinned(self, *ours: str) -> list[str]:
-        """What the mapping names for one of these."""
+    def _named_by_user(self, *columns: str) -> list[str]:
+        """What the mapping names for one of these columns."""
         names: list[str] = []
-        for name in ours:
-            names += as_list(self.mapping.get(name, ()))
+        for column in columns:
+            names += as_list(self.mapping.get(column, ()))
         return names
 
     def doubtful_texts(self, recognised: Mapping[str, str]) -> list[str]:
         """`text` beside a recognised question: what is asked about, or the row once more."""
-        if "instruction" not in recognised or "input" in recognised or "input" in self.names:
+        if "instruction" not in recognised or "input" in recognised or "input" in self.columns:
             return []
         doubtful: list[str] = []
         for name in self._called(_TEXTS):
@@ -258,22 +293,30 @@ class _Finder:
                 doubtful.append(name)
         return doubtful
 
-    def choice(self, format: str, recognised: Mapping[str, str]) -> dict[str, TheirNames]:
-        """A whole mapping to choose by: first candidates, and what else goes with them."""
-        choice: dict[str, TheirNames] = {**self.mapping, **recognised}
-        for ours in FORMATS[format].required:
-            candidates = self.required(ours)
-            if ours not in choice and candidates:
-                choice[ours] = candidates[0]
-                if ours in self.values:
-                    choice[ours] = ours
-        if format == "instruction" and "input" not in choice:
-            for name in self.questions() + self.candidates("input"):
-                if name not in their_names(choice) and fold(name) not in _TEXTS:
-                    choice["input"] = name
-                    break
-        for ours in ("system", "tools"):
-            candidates = self.candidates(ours)
-            if ours not in choice and len(candidates) > 1:
-                choice[ours] = candidates[0]
-        return choice
+    def example_mapping(self, format: str, recognised: Mapping[str, str]) -> dict[str, NamesInRow]:
+        """A `column_mapping` that works, for errors to offer: of several candidates the first."""
+        example: dict[str, NamesInRow] = {**self.mapping, **recognised}
+        for column in FORMATS[format].required:
+            candidates = self.candidates(column)
+            if column in example or not candidates:
+                continue
+            example[column] = candidates[0]
+            if column in self.values:
+                example[column] = column
+        if format == "instruction" and "input" not in example:
+            context = self._context_beside(example)
+            if context is not None:
+                example["input"] = context
+        for column in ("system", "tools"):
+            candidates = self.named_like(column)
+            if column not in example and len(candidates) > 1:
+                example[column] = candidates[0]
+        return example
+
+    def _context_beside(self, mapping: Mapping[str, NamesInRow]) -> str | None:
+        """The first name that may be what the question of this mapping is about, or None."""
+        taken = all_names(mapping)
+        for name in [*self.questions(), *self.named_like("input")]:
+            if name not in taken and fold(name) not in _TEXTS:
+                return name
+        return None

@@ -1,7 +1,7 @@
 """Conversations as rows hold them, under whatever keys and roles, as messages of ours.
 
 While it is read, a message carries `train`: what the data says of training it, or None where it
-says nothing.
+says nothing; and `origin`: where it stands in the row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from sft_recipes.data.reading.column_values import (
 )
 from sft_recipes.data.reading.json_reader import RowProblem
 from sft_recipes.data.reading.turn_keys import TurnKeys
-from sft_recipes.data.reading.turn_message import turn_message
+from sft_recipes.data.reading.turn_message import Origin, turn_message
 from sft_recipes.messages import ROLES, Message
 
 # Turns that hold a question and its answer at once, as some tools write them.
@@ -39,22 +39,25 @@ def read_turns(value: Any, column: str, keys: TurnKeys) -> list[Message]:
             turn = json_value(given, where)
         expect(dict, turn, where, "an object with role and content")
         for part in _single_turns(turn, keys):
-            _append(messages, turn_message(part, where, keys), where, keys)
-    _refuse_unknown_roles(messages, column, keys)
+            message = turn_message(part, where, keys)
+            if part is not turn:
+                message["origin"] = Origin(where)  # the keys of a part are not the row's
+            _append(messages, message, keys)
+    _refuse_unknown_roles(messages, keys)
     return messages
 
 
 def join_turns(
-    messages: list[Message], more: Sequence[Message], column: str, keys: TurnKeys
+    messages: Sequence[Message], more: Sequence[Message], keys: TurnKeys
 ) -> list[Message]:
     """The messages with more of them behind, which stand in another column."""
     joined = list(messages)
-    for index, message in enumerate(more):
-        _append(joined, {**message, "is_call": False}, f"{column}[{index}]", keys)
+    for message in more:
+        _append(joined, {**message, "is_call": False}, keys)
     return joined
 
 
-def _refuse_unknown_roles(messages: Sequence[Message], column: str, keys: TurnKeys) -> None:
+def _refuse_unknown_roles(messages: Sequence[Message], keys: TurnKeys) -> None:
     """Raise RowProblem for roles that nobody knows, with a mapping of all of them to choose by."""
     unknown: list[str] = []
     for message in messages:
@@ -63,7 +66,7 @@ def _refuse_unknown_roles(messages: Sequence[Message], column: str, keys: TurnKe
     if not unknown:
         return
     roles = [message["role"] for message in messages]
-    where = f"{column}[{roles.index(unknown[0])}].role"
+    where = messages[roles.index(unknown[0])]["origin"].role
     who_is_who = setting("role_mapping", _complete_role_mapping(roles, unknown, keys))
     fix = f"use one of {', '.join(ROLES)}, or say who is who, as in {who_is_who}"
     raise RowProblem(where, f"unknown role {unknown[0]!r}", fix)
@@ -72,18 +75,18 @@ def _refuse_unknown_roles(messages: Sequence[Message], column: str, keys: TurnKe
 def _complete_role_mapping(
     roles: Sequence[str], unknown: Sequence[str], keys: TurnKeys
 ) -> dict[str, Any]:
-    """The user's role mapping with the unknown roles in it, under those of ours that nobody has."""
+    """The user's role mapping with the unknown roles in it, under known ones that nobody has."""
     free = [role for role in ("user", "assistant") if role not in roles] or ["user"]
     mapping: dict[str, list[str]] = {}
-    for ours, names in keys.role_mapping.items():
-        mapping[ours] = as_list(names)
+    for role, names in keys.role_mapping.items():
+        mapping[role] = as_list(names)
     for index, name in enumerate(unknown):
-        ours = free[min(index, len(free) - 1)]
-        mapping.setdefault(ours, []).append(name)
+        role = free[min(index, len(free) - 1)]
+        mapping.setdefault(role, []).append(name)
     shown: dict[str, Any] = dict(mapping)
-    for ours, names in mapping.items():
+    for role, names in mapping.items():
         if len(names) == 1:
-            shown[ours] = names[0]
+            shown[role] = names[0]
     return shown
 
 
@@ -134,7 +137,7 @@ def _single_turns(turn: Mapping[str, Any], keys: TurnKeys) -> list[Mapping[str, 
     return turns
 
 
-def _append(messages: list[Message], message: Message, where: str, keys: TurnKeys) -> None:
+def _append(messages: list[Message], message: Message, keys: TurnKeys) -> None:
     """Add a message behind the others, or to the last of them where both are one turn."""
     is_call = message.pop("is_call")
     if not messages:
@@ -148,7 +151,7 @@ def _append(messages: list[Message], message: Message, where: str, keys: TurnKey
             reason = "that one calls a tool, or `name` or `train` differ"
             what = f"this turn cannot be merged with the one before: {reason}"
             fix = "make one turn of them, or put the turn between them that is missing"
-            raise RowProblem(where, what, fix)
+            raise RowProblem(message["origin"].place, what, fix)
         _merge(before, message)
     else:
         messages.append(message)

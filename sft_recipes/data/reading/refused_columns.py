@@ -12,22 +12,19 @@ from typing import Any, NamedTuple
 
 from sft_recipes.data.reading.column_advice import preferred, setting
 from sft_recipes.data.reading.column_values import (
+    MEDIA,
+    NamesInRow,
     as_list,
     begins_with_answer,
+    first_step,
     fold,
     is_empty,
     lines_path,
     names_speakers,
-    root,
 )
-from sft_recipes.data.reading.columns import (
-    COMMON_NAMES,
-    CONTEXTS,
-    TEXT_FORMATS,
-    TheirNames,
-    their_names,
-)
+from sft_recipes.data.reading.columns import COMMON_NAMES, CONTEXTS, all_names
 from sft_recipes.data.reading.json_reader import RowProblem
+from sft_recipes.data.reading.known_formats import PAIR_FORMATS, TEXT_FORMATS
 
 _STEERING = frozenset(
     "labels inputids attentionmask tokentypeids positionids assistantmasks completionmask lossmask"
@@ -40,9 +37,6 @@ _PREFERRED = (
     " output outputs answer answers completion completions text"
 ).split(" ")
 _PREFERENCES = frozenset(map("".join, product(("chosen", "rejected"), _PREFERRED)))
-_MEDIA_KINDS = ("image", "img", "picture", "video", "audio")
-_MEDIA_ENDINGS = ("", "s", "path", "paths", "file", "files", "url", "urls", "bytes")
-MEDIA = frozenset(map("".join, product(_MEDIA_KINDS, _MEDIA_ENDINGS)))
 _PLACEHOLDER = re.compile(r"<(?:image|img|video|audio)(?:_\d+)?>")
 # What belongs to the answer, before it or in its place.
 _ANSWER_PARTS = frozenset(
@@ -62,14 +56,14 @@ class Reading:
     """
 
     format: str
-    mapping: Mapping[str, TheirNames]
-    explicit: Mapping[str, TheirNames]
+    mapping: Mapping[str, NamesInRow]
+    explicit: Mapping[str, NamesInRow]
     used: frozenset[str]
 
     @property
     def is_pair(self) -> bool:
         """Whether a row is a question and an answer in columns of their own."""
-        return self.format in ("instruction", "prompt_completion")
+        return self.format in PAIR_FORMATS
 
     @property
     def answer(self) -> str:
@@ -82,7 +76,7 @@ class Reading:
         """The setting that reads only what is read already."""
         return setting("columns", [name for name in values if name in self.used])
 
-    def with_mapping(self, mapping: Mapping[str, TheirNames]) -> str:
+    def with_mapping(self, mapping: Mapping[str, NamesInRow]) -> str:
         """The setting that reads these columns besides those that the user named."""
         return setting("column_mapping", {**self.explicit, **mapping})
 
@@ -100,8 +94,8 @@ class CheckedColumn(NamedTuple):
 
 def checks_for(columns: Sequence[str], reading: Reading) -> list[CheckedColumn]:
     """The columns of rows of one shape that are looked at in every row, each with its check."""
-    paths = their_names(reading.explicit)
-    named = {*paths, *map(root, paths)}
+    paths = all_names(reading.explicit)
+    named = {*paths, *map(first_step, paths)}
     checks: list[CheckedColumn] = []
     for name in columns:
         if name in reading.used or name in named:
@@ -134,9 +128,11 @@ def _check_of_conversations(folded: str, reading: Reading, named: set[str]) -> _
         if any(fold(name).startswith(("chosen", "rejected")) for name in named):
             return None
         return _preference
-    for ours in ("system", "tools"):
-        if folded in COMMON_NAMES[ours]:
-            return None if ours in reading.explicit else _second
+    for column in ("system", "tools"):
+        if folded in COMMON_NAMES[column]:
+            if column in reading.explicit:
+                return None
+            return _second
     if reading.is_pair:
         return _check_beside_a_pair(folded, reading)
     return None
@@ -224,14 +220,14 @@ def _preference(name: str, row: Mapping[str, Any], reading: Reading) -> RowProbl
 
 def _second(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
     """A second column with a system prompt or with tools; the same once more is fine."""
-    ours = "tools"
+    column = "tools"
     if fold(name) in COMMON_NAMES["system"]:
-        ours = "system"
-    used = reading.mapping.get(ours, ours)
+        column = "system"
+    used = reading.mapping.get(column, column)
     if is_empty(row[name]) or not isinstance(used, str) or row.get(used) == row[name]:
         return None
-    what = f"{used!r} is read as {ours}, and this column would be passed over"
-    asked = reading.with_mapping({ours: name})
+    what = f"{used!r} is read as {column}, and this column would be passed over"
+    asked = reading.with_mapping({column: name})
     fix = f"choose: set {asked}, or leave it out: set {reading.columns(row)}"
     return RowProblem(name, what, fix)
 
@@ -239,12 +235,12 @@ def _second(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem |
 def _answer_part(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem | None:
     if is_empty(row[name]) or not isinstance(row[name], str):
         return None
-    ours = reading.answer
-    parts = [column for column in row if fold(column) in _ANSWER_PARTS]
+    answer = reading.answer
+    parts = [other for other in row if fold(other) in _ANSWER_PARTS]
     if not any(fold(part).startswith("correct") for part in parts):
-        parts += as_list(reading.mapping.get(ours, ours))
+        parts += as_list(reading.mapping.get(answer, answer))
     what = "this column changes what the answer is, and would be passed over"
-    join = reading.with_mapping({ours: parts})
+    join = reading.with_mapping({answer: parts})
     fix = f"train the parts as one answer: set {join}, or leave it out: set {reading.columns(row)}"
     return RowProblem(name, what, fix)
 
@@ -267,10 +263,10 @@ def _context(name: str, row: Mapping[str, Any], reading: Reading) -> RowProblem 
     path = lines_path(name, row[name])
     if is_empty(row[name]) or path is None:
         return None
-    mapping: dict[str, TheirNames] = {}
-    for ours, theirs in reading.explicit.items():
-        if ours not in ("prompt", "completion"):
-            mapping[ours] = theirs
+    mapping: dict[str, NamesInRow] = {}
+    for column, names in reading.explicit.items():
+        if column not in ("prompt", "completion"):
+            mapping[column] = names
     if reading.format == "prompt_completion":
         mapping["instruction"] = reading.mapping.get("prompt", "prompt")
         mapping["output"] = reading.mapping.get("completion", "completion")

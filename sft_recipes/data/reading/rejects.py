@@ -4,6 +4,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,60 @@ from sft_recipes.recipe import DataSettings
 _MANY = 4
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that is no example: its file and place in it, what is wrong, and the row as it stands.
+
+    `row` counts from 0, `line` from 1 where the file has lines.
+    """
+
+    file: str
+    row: int
+    line: int | None
+    error: RowProblem
+    raw: str
+
+    @property
+    def where(self) -> str:
+        """`FILE:LINE`, or what stands for it."""
+        return place(self.file, self.row, self.line)
+
+    @property
+    def problem(self) -> Problem:
+        """What is wrong, where, and what to do about it."""
+        return self.error.at(self.where)
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, without a place."""
+        if not self.error.field:
+            return self.error.what
+        return f"{self.error.field}: {self.error.what}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as `rejects.jsonl` holds it."""
+        return {
+            "source": self.file,
+            "line": self.line,
+            "row": self.row,
+            "reason": self.reason,
+            "raw": self.raw,
+        }
+
+
 class RejectLog:
     """Counts rejected rows and unused columns, and says whether a source is acceptable.
 
     `on_bad_rows: error` raises InputError with the first 20 problems and the total of the whole
-    pass. `skip` writes every rejected row to `path` (JSON Lines: source, line, row, reason, raw; an
-    older file is replaced), or without a path keeps it in `rows`, and raises where more than
-    `max_rejected` of the rows are rejected, or all of them.
+    pass. `skip` writes every rejected row to `path` (JSON Lines, an older file is replaced) and
+    raises where more than `max_rejected` of the rows are rejected, or all of them.
+
+    `rows`: of all sources the rejected rows that stand in no file; under `error` of each source the
+    first 20, for a caller that stops before the last row.
 
     By source, of the last pass: `rejected` (reason -> rows), `unused_columns`, `formats`,
-    `recognised` ({our column: theirs} where we read a column under another name than ours without
-    being told), `nulls_removed` (rows of a table that lost a null inside tool calls or tools, see
+    `recognised` ({column: its name in the rows} where a column was recognised under another name
+    unasked), `nulls_removed` (rows of a table that lost a null inside tool calls or tools, see
     `tables.py`).
     """
 
@@ -39,7 +83,7 @@ class RejectLog:
         self.formats: dict[str, str] = {}
         self.recognised: dict[str, Mapping[str, str]] = {}
         self.nulls_removed: dict[str, int] = {}
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[RejectedRow] = []
         if path is not None:
             path.unlink(missing_ok=True)
 
@@ -55,17 +99,21 @@ class RejectLog:
         self, source: str, file: str, row: int, line: int | None, error: RowProblem, raw: str
     ) -> None:
         """Count a row that is no example."""
-        reason = f"{error.field}: {error.what}" if error.field else error.what
-        self.rejected[source][re.sub(r"\d+", "N", reason)] += 1
-        if len(self._problems) < SHOWN_PROBLEMS:
-            self._problems.append(error.at(place(file, row, line)))
-        if self._settings.on_bad_rows == "error":
-            return
-        entry = {"source": file, "line": line, "row": row, "reason": reason, "raw": raw}
-        if self._path is None:
-            self.rows.append(entry)
-        else:
-            append_json_lines(self._path, [entry])
+        rejected = RejectedRow(file, row, line, error, raw)
+        self.rejected[source][re.sub(r"\d+", "N", rejected.reason)] += 1
+        is_shown = len(self._problems) < SHOWN_PROBLEMS
+        if is_shown:
+            self._problems.append(rejected.problem)
+        skips = self._settings.on_bad_rows == "skip"
+        if skips and self._path is not None:
+            append_json_lines(self._path, [rejected.as_json()])
+        elif skips or is_shown:
+            self.rows.append(rejected)
+
+    @property
+    def total(self) -> int:
+        """How many rows of all sources are rejected so far."""
+        return sum(reasons.total() for reasons in self.rejected.values())
 
     def finish(self, source: str, total: int) -> None:
         """Raise InputError for a source without rows, or with too many rejected ones."""
@@ -102,7 +150,7 @@ class RejectLog:
         notes: list[str] = []
         mapping = self.recognised[source]
         if mapping:
-            pairs = ", ".join(f"{theirs} -> {ours}" for ours, theirs in mapping.items())
+            pairs = ", ".join(f"{name} -> {column}" for column, name in mapping.items())
             notes.append(f"columns read as ours: {pairs}")
         if self.unused_columns[source]:
             notes.append(f"columns not used: {', '.join(self.unused_columns[source])}")

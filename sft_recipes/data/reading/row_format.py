@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sft_recipes.data.reading.column_values import as_list, root
-from sft_recipes.data.reading.columns import FORMATS, TheirNames
+from sft_recipes.data.reading.column_values import NamesInRow, as_list, first_step
+from sft_recipes.data.reading.known_formats import FORMATS
 from sft_recipes.data.reading.refused_columns import Reading
 from sft_recipes.data.reading.turn_keys import KNOWN_ROLES, MESSAGE_KEYS, TurnKeys
 from sft_recipes.errors import InputError, Problem, suggest
 
-# Columns of text, which several of theirs may make up.
+# Columns of text, which several names may make up.
 _JOINABLE = ("instruction", "input", "output", "system", "prompt", "completion", "text")
 
 
@@ -17,14 +17,14 @@ _JOINABLE = ("instruction", "input", "output", "system", "prompt", "completion",
 class RowFormat:
     """How the rows of one source are read.
 
-    `column_mapping` is {our name: their name, or a list of names whose texts are joined}; their
-    name may lead into nested values, as in `instances.0.input`. `extra` are further columns to keep
-    on the examples (under our name) of the rows that have them. `recognised` is {our name: their
-    name} where a column was recognised unasked.
+    `column_mapping` is {column: its name in the rows, or a list of names whose texts are joined}, as
+    the user gave it; a name may lead into nested values, as in `instances.0.input`. `extra` are
+    further columns to keep on the examples of the rows that have them. `recognised` is {column: its
+    name} where one was recognised unasked.
     """
 
     name: str
-    column_mapping: Mapping[str, TheirNames]
+    column_mapping: Mapping[str, NamesInRow]
     extra: Sequence[str] = ()
     allow_empty_output: bool = False
     recognised: Mapping[str, str] = field(default_factory=dict)
@@ -32,22 +32,22 @@ class RowFormat:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is read of a row, under our names."""
-        columns = FORMATS[self.name]
-        return (*columns.required, *columns.optional, *self.extra)
+        """The columns that are read of a row."""
+        format = FORMATS[self.name]
+        return (*format.required, *format.other_columns, *self.extra)
 
     @property
-    def mapping(self) -> dict[str, TheirNames]:
+    def mapping(self) -> dict[str, NamesInRow]:
         """All columns that are read under another name, by the user's word or unasked."""
         return {**self.recognised, **self.column_mapping}
 
     def used_columns(self) -> set[str]:
-        """The columns that are read, under the names they have in the rows; others are ignored."""
+        """The names in the rows that are read; others are ignored."""
         mapping = self.mapping
         names: set[str] = set()
-        for ours in self.columns:
-            names.update(as_list(mapping.get(ours, ours)))
-        return names.union(map(root, names))
+        for column in self.columns:
+            names.update(as_list(mapping.get(column, column)))
+        return names.union(map(first_step, names))
 
     def reading(self) -> Reading:
         """What decides which columns may be passed over."""
@@ -58,18 +58,17 @@ class RowFormat:
         if self.name not in FORMATS:
             what = f"unknown format {self.name!r}"
             raise InputError(Problem(where, "format", what, suggest(self.name, FORMATS)))
-        for name in self.column_mapping:
-            if name not in self.columns:
-                what = f"{name!r} is no column of format {self.name}"
+        for column in self.column_mapping:
+            if column not in self.columns:
+                what = f"{column!r} is no column of format {self.name}"
                 known = ", ".join(self.columns)
                 fix = f"map one of {known}; write it as {{our name: name in the file}}"
                 raise InputError(Problem(where, "column_mapping", what, fix))
-        for name, theirs in self.column_mapping.items():
-            if not isinstance(theirs, str) and (name not in _JOINABLE or not theirs):
+        for column, names in self.column_mapping.items():
+            if not isinstance(names, str) and (column not in _JOINABLE or not names):
+                what = f"{column!r} is given a list of columns"
                 fix = f"name one column; only {', '.join(_JOINABLE)} can be joined of several"
-                raise InputError(
-                    Problem(where, "column_mapping", f"{name!r} is given a list of columns", fix)
-                )
+                raise InputError(Problem(where, "column_mapping", what, fix))
         _check_names(where, "message_mapping", self.keys.message_mapping, MESSAGE_KEYS)
         _check_names(where, "role_mapping", self.keys.role_mapping, KNOWN_ROLES)
 

@@ -13,9 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.crash import is_network_down
 from sft_recipes.data.reading.json_reader import Row, RowProblem, text_lines
 from sft_recipes.data.reading.row_files import display_path, unreadable
-from sft_recipes.errors import InputError, Problem
+from sft_recipes.errors import HubUnavailable, InputError, Problem
 
 # Single rows are ten times slower, measured.
 _BATCH_ROWS = 1000
@@ -181,6 +182,10 @@ def _hub_batches(
         yield from rows.iter(batch_size=_BATCH_ROWS)
     except (datasets.exceptions.DatasetsError, ArrowException, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
+        if is_network_down(error):
+            what = f"no file here, and the Hub did not answer ({reason})"
+            fix = "check the path, or the network and run it again"
+            raise HubUnavailable(str(Problem(path, "", what, fix))) from error
         fix = (
             "check the path or name, `name` and `split`, the network "
             "and, for a private set, `hf auth login`"

@@ -39,9 +39,9 @@ class TurnKeys:
     merges: bool = False
     seen: set[str] = field(default_factory=set)
 
-    def key(self, ours: str) -> str:
-        """The key under which turns hold this."""
-        return self.message_mapping.get(ours, ours)
+    def key(self, field: str) -> str:
+        """The key under which turns hold a field of a message."""
+        return self.message_mapping.get(field, field)
 
     def check_seen(self, where: str) -> None:
         """Raise InputError for a key or a role that the user named and no turn has."""
@@ -56,18 +56,18 @@ class TurnKeys:
             fix = suggest(name, self.seen, "correct or remove the name")
             raise InputError(Problem(where, setting_name, f"no turn has {name!r}", fix))
 
-    def role(self, theirs: str) -> str:
-        """Our name of a role, or CALL_ROLES' first; a name that nobody knows stays as it is."""
-        for ours, names in self.role_mapping.items():
-            if theirs in as_list(names):
-                return ours
-        folded = theirs.strip().lower()
+    def role(self, given: str) -> str:
+        """The role that a turn's role means, or CALL_ROLES' first; an unknown one stays as it is."""
+        for role, names in self.role_mapping.items():
+            if given in as_list(names):
+                return role
+        folded = given.strip().lower()
         if folded in CALL_ROLES:
             return CALL_ROLES[0]
         role = ROLE_ALIASES.get(folded, folded)
         if role in ROLES:
             return role
-        return theirs
+        return given
 
     def role_key(self, turn: Mapping[str, Any], where: str) -> str:
         """The key of a turn that says who speaks. Raises RowProblem where it has none."""
@@ -81,7 +81,7 @@ class TurnKeys:
         raise self._unknown_key(turn, where, mapped or "role")
 
     def content_key(self, turn: Mapping[str, Any], where: str) -> str:
-        """The key of a turn that holds its text; ours where it has none.
+        """The key of a turn that holds its text; `content` where it has none.
 
         That is reported later unless the turn calls tools. Raises RowProblem where another key may
         hold the text.
@@ -119,10 +119,10 @@ class TurnKeys:
         return RowProblem(where, f"no {name!r} (found: {', '.join(turn)})", fix)
 
 
-def _guess(turn: Mapping[str, Any], ours: str) -> str:
+def _guess(turn: Mapping[str, Any], field: str) -> str:
     """A key of the turn that could be its role (the shortest text) or content (the longest)."""
     known = _CONTENT_KEYS
-    if ours == "role":
+    if field == "role":
         known = ROLE_KEYS
     for name in known:
         if name in turn:
@@ -132,8 +132,8 @@ def _guess(turn: Mapping[str, Any], ours: str) -> str:
         if isinstance(value, str) and key not in (*ROLE_KEYS, *_CONTENT_KEYS):
             texts.append(key)
     if not texts:
-        return ours.upper()
+        return field.upper()
     texts.sort(key=lambda key: len(turn[key]))
-    if ours == "role":
+    if field == "role":
         return texts[0]
     return texts[-1]

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft_recipes.data.reading.calls import expect, json_value, text_of, tool_calls
 from sft_recipes.data.reading.column_advice import setting
-from sft_recipes.data.reading.column_values import fold, is_empty
+from sft_recipes.data.reading.column_values import MEDIA, fold, is_empty
 from sft_recipes.data.reading.json_reader import RowProblem
-from sft_recipes.data.reading.refused_columns import MEDIA
 from sft_recipes.data.reading.turn_keys import MESSAGE_KEYS, REASONING, TurnKeys
 from sft_recipes.messages import CALL_ROLES, Message
 
@@ -18,27 +17,57 @@ _TOOL_KEYS = ("tools", "functions", "function_calls")
 _PLAIN_KEYS = frozenset({*MESSAGE_KEYS, "from", "value", *REASONING})
 
 
+class Origin(NamedTuple):
+    """Where a message stands in its row: a column, or a turn in one and the keys that it has."""
+
+    place: str
+    role_key: str = ""
+    content_key: str = ""
+
+    @property
+    def role(self) -> str:
+        """The field that says who speaks."""
+        return self._field(self.role_key)
+
+    @property
+    def content(self) -> str:
+        """The field that holds the text."""
+        return self._field(self.content_key)
+
+    def _field(self, key: str) -> str:
+        if not key:
+            return self.place
+        return f"{self.place}.{key}"
+
+
 def turn_message(turn: Mapping[str, Any], where: str, keys: TurnKeys) -> Message:
     """The message of a turn; keys that no template knows are left behind.
 
-    While it is read it carries `train`, see `conversations.py`, and `is_call`: the turn holds
-    nothing but a call. Raises RowProblem for a turn that is no message, and for keys that would
+    While it is read it carries `train` and `origin`, see `conversations.py`, and `is_call`: the
+    turn holds nothing but a call. Raises RowProblem for a turn that is no message, and for keys that would
     change what is trained.
     """
     role_key = keys.role_key(turn, where)
     content_key = keys.content_key(turn, where)
-    theirs = text_of(turn[role_key], f"{where}.{role_key}")
-    role = keys.role(theirs)
+    given_role = text_of(turn[role_key], f"{where}.{role_key}")
+    role = keys.role(given_role)
+    origin = Origin(where, role_key, content_key)
     if keys.message_mapping or keys.role_mapping:
         keys.seen.update(turn)
-        keys.seen.add(theirs)
+        keys.seen.add(given_role)
     content = turn.get(content_key)
     if role == CALL_ROLES[0]:
-        return _Turn(turn, where, keys).call_message(content)
+        return _Turn(turn, where, keys).call_message(content, origin)
     if len(turn) == 2 and isinstance(content, str):
         # There is nothing else to look at, as in most turns.
-        return {"role": role, "content": content, "train": None, "is_call": False}
-    return _Turn(turn, where, keys).message(role, content, content_key)
+        return {
+            "role": role,
+            "content": content,
+            "train": None,
+            "origin": origin,
+            "is_call": False,
+        }
+    return _Turn(turn, where, keys).message(role, content, origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +78,19 @@ class _Turn:
     where: str
     keys: TurnKeys
 
-    def message(self, role: str, content: Any, content_key: str) -> Message:
+    def message(self, role: str, content: Any, origin: Origin) -> Message:
         """The message of a turn with this role and content."""
         self._refuse_keys()
         flag = self.train_flag()
         if isinstance(content, list):
-            parts = _parts(content, f"{self.where}.{content_key}")
+            parts = _parts(content, origin.content)
             content = "".join(part.text for part in parts)
             flag = _flag_of_parts(parts, flag, role)
         message: Message = {
             "role": role,
             "content": content,
             "train": flag,
+            "origin": origin,
             "is_call": False,
         }
         self._copy_texts(message)
@@ -74,7 +104,7 @@ class _Turn:
                 message["content"] = ""
         return message
 
-    def call_message(self, content: Any) -> Message:
+    def call_message(self, content: Any, origin: Origin) -> Message:
         """The message of a turn that holds nothing but a call, as JSON."""
         self._refuse_keys()
         calls = content
@@ -84,6 +114,7 @@ class _Turn:
             "role": "assistant",
             "content": "",
             "train": self.train_flag(),
+            "origin": origin,
             "is_call": True,
         }
         self._copy_texts(message)
@@ -111,10 +142,10 @@ class _Turn:
 
     def _copy_texts(self, message: Message) -> None:
         """Take over what a turn has besides its role and content and templates know."""
-        for ours in ("name", "tool_call_id"):
-            key = self.keys.key(ours)
+        for field in ("name", "tool_call_id"):
+            key = self.keys.key(field)
             if self.values.get(key) is not None:
-                message[ours] = text_of(self.values[key], f"{self.where}.{key}")
+                message[field] = text_of(self.values[key], f"{self.where}.{key}")
         for key in (self.keys.key("reasoning_content"), *REASONING):
             if self.values.get(key) is not None:
                 reasoning = text_of(self.values[key], f"{self.where}.{key}")

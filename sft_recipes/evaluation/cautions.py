@@ -1,0 +1,35 @@
+"""What makes the figures of an evaluation worth less than they look: said above everything else."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sft_recipes.evaluation.training_rows import TrainingRows
+
+
+def cautions(training: TrainingRows, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each, in the order of their weight; `rows` are the scored ones."""
+    return [*_of_training(training, len(rows)), *_of_budget(rows)]
+
+
+def _of_training(training: TrainingRows, asked: int) -> Iterator[str]:
+    if training.unknown:
+        yield f"whether these rows were trained on is not known: {training.unknown}"
+    if not training.seen:
+        return
+    first = training.seen[0]
+    yield (
+        f"{len(training.seen)} of {asked} rows were trained on (their prompts, or nearly): the "
+        f"figures flatter the model. {first.where} is {first.trained} ({first.rule})"
+    )
+
+
+def _of_budget(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    too_long = [row for row in rows if row.get("reference_beyond_budget")]
+    if not too_long:
+        return
+    # One more for the token that ends the answer.
+    needed = 1 + max(row["reference_tokens"] for row in too_long)
+    yield (
+        f"{len(too_long)} of {len(rows)} references do not fit into --max_new_tokens with their "
+        f"end: answers to them are cut. Fix: add --max_new_tokens {needed}"
+    )
