@@ -87,19 +87,24 @@ def check_recipe(
         planned = make_plan(recipe, data, config, strategy, model)
         if measure:
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"])
+    return {
+        "recipe": str(recipe.path or recipe.name),
+        "data": data.summary,
+        "checks": [asdict(check) for check in checks],
+        "plan": planned,
+        "notes": _notes(recipe, config, planned),
+    }
+
+
+def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any]) -> list[str]:
+    """What a person should know before the run, a line each."""
     notes = unusual(recipe, config, planned["longest row"], planned["model context"])
     notes += generation_notes(recipe)
     if planned.get("trained in experts") == 0:
         notes.append(
             "no parameter of the experts is trained; lora_target_parameters names fused ones"
         )
-    return {
-        "recipe": str(recipe.path or recipe.name),
-        "data": data.summary,
-        "checks": [asdict(check) for check in checks],
-        "plan": planned,
-        "notes": notes,
-    }
+    return notes
 
 
 def check_text(result: Mapping[str, Any]) -> str:
