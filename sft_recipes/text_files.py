@@ -1,15 +1,14 @@
-"""Text, JSON and YAML that a run, a person or another program wrote: damage is an error that names file and line.
+"""Text and JSON that a run, a person or another program wrote: damage is an error that names file and line.
 
-All files of this kind are read here, but for data sets, whose rows have rules of their own (`data/reading/`).
+All files of this kind are read here, but for data sets, whose rows have rules of their own (`data/reading/`); YAML is
+read in `yaml_reader.py`.
 """
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from sft_recipes.errors import InputError, Problem
 
@@ -92,25 +91,6 @@ def _json_object(text: str) -> dict[str, Any]:
         raise _NoJson(f"is no JSON ({error})") from error
     if not isinstance(content, dict):
         raise _NoJson(f"holds {type(content).__name__}, not an object")
-    return content
-
-
-def read_yaml_mapping(path: Path, fix: str) -> Mapping[str, Any]:
-    """The mapping in a YAML file that another program defines (an accelerate config).
-
-    Raises InputError, with this fix, for anything else.
-    """
-    try:
-        content = yaml.safe_load(read_text(path, fix))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = str(path)
-        mark = getattr(error, "problem_mark", None)
-        if mark is not None:
-            where += f":{mark.line + 1}"
-        what = f"is no YAML ({getattr(error, 'problem', None) or error})"
-        raise InputError(Problem(where, "", what, fix)) from error
-    if not isinstance(content, dict):
-        raise InputError(Problem(str(path), "", "holds no mapping of keys to values", fix))
     return content
 
 

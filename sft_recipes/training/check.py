@@ -21,27 +21,22 @@ from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
 from sft_recipes.devices import computes_on_cpu
-from sft_recipes.errors import InputError, Problem
 from sft_recipes.models import check_vocabulary
-from sft_recipes.plain_values import quoted
 from sft_recipes.recipe import Recipe, launch_config
-from sft_recipes.recipe_checks import fits_type
 from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import batch_per_device, launched_processes, sft_config
 from sft_recipes.training.construction import generation_notes, meta_model
 from sft_recipes.training.evaluate_while_training import generation_metrics
+from sft_recipes.training.launch_config import read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.varlen_attention import supports_varlen
-from sft_recipes.yaml_reader import read_yaml_file
 
 # bitsandbytes NF4: half a byte a weight and a float32 scale for 64 of them, or that scale in 8 bits
 # again.
 _NF4 = 0.5 + 4 / 64
 _NF4_NESTED = 0.5 + 1 / 64 + 4 / (64 * 256)
-# More than any cluster has.
-MOST_PROCESSES = 1_000_000
 # Batches looked at for the largest one. Of thousands it is hardly larger: their sums are close.
 _SAMPLED_BATCHES = 64
 # Attention of transformers that is given a mask over the whole sequence.
@@ -112,76 +107,6 @@ def check_text(result: Mapping[str, Any]) -> str:
     return TEXTS.get_template("check.txt.jinja").render(
         result, ledger=ledger_lines(result["data"]["sources"])
     )
-
-
-def read_strategy(config: Path, processes: int | None) -> Strategy:
-    """The strategy of an accelerate config, read as `accelerate launch` reads it.
-
-    Raises InputError for a file that is no such config.
-    """
-    document = read_yaml_file(config)
-    content = _LaunchConfig(config, document.value, document.lines)
-    count = processes or content.whole_number("num_processes", 1)
-    name = f"{config.stem} on {count} processes"
-    kind = content.value.get("distributed_type")
-    if kind == "FSDP":
-        reshards = content.block("fsdp_config").get("fsdp_reshard_after_forward", True)
-        return Strategy(name, count, stage=3 if reshards else 2)
-    if kind != "DEEPSPEED":
-        return Strategy(name, count)
-    deepspeed = content.block("deepspeed_config")
-    offloaded = []
-    if deepspeed.get("offload_param_device", "none") != "none":
-        offloaded.append("weights")
-    if deepspeed.get("offload_optimizer_device", "none") != "none":
-        offloaded.append("optimizer")
-    return Strategy(
-        name,
-        count,
-        stage=content.stage(deepspeed),
-        master_weights=True,
-        offloaded=tuple(offloaded),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _LaunchConfig:
-    """An accelerate config as it was read."""
-
-    path: Path
-    value: Any
-    lines: Mapping[str, int]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.value, dict):
-            raise self._error("", "an accelerate config is a mapping of keys to values")
-
-    def _error(self, key: str, what: str) -> InputError:
-        where = f"{self.path}:{self.lines.get(key, 1)}"
-        return InputError(Problem(where, key, what, "see accelerate_configs/ for ones that work"))
-
-    def whole_number(self, key: str, default: int) -> int:
-        """A count."""
-        value = self.value.get(key) or default
-        if not fits_type(value, int) or not 1 <= value <= MOST_PROCESSES:
-            what = f"expected a whole number from 1 to {MOST_PROCESSES:,}, got {quoted(value)}"
-            raise self._error(key, what)
-        return int(value)
-
-    def block(self, key: str) -> Mapping[str, Any]:
-        """The keys under a key; none where it is not set."""
-        value = self.value.get(key) or {}
-        if not isinstance(value, dict):
-            raise self._error(key, f"expected a mapping, got {quoted(value)}")
-        return value
-
-    def stage(self, deepspeed: Mapping[str, Any]) -> int:
-        """ZeRO's stage."""
-        stage = deepspeed.get("zero_stage")
-        if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-            what = f"zero_stage: expected 0, 1, 2 or 3, got {quoted(stage)}"
-            raise self._error("deepspeed_config", what)
-        return int(stage)
 
 
 def make_plan(

@@ -19,8 +19,8 @@ from sft_recipes import stop_request
 from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
 from sft_recipes.recipe import launch_config, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.text_files import read_yaml_mapping
 from sft_recipes.training.checkpoints import check_same_run
+from sft_recipes.training.launch_config import read_launch_config
 from sft_recipes.training.run_lock import lock_holder, require_unlocked
 
 # The folder in which ranks leave their exit codes.
@@ -44,10 +44,11 @@ def launch_training(
     loaded = load_recipe(recipe, parse_overrides(list(overrides)))
     check_same_run(loaded, allow_changed)
     require_unlocked(loaded.output_dir)
-    settings = read_yaml_mapping(config, "use one of accelerate_configs/ as it is")
-    if num_processes is None and "num_processes" not in settings:
+    settings = read_launch_config(config)
+    if num_processes is None and "num_processes" not in settings.value:
         num_processes = torch.cuda.device_count() or 1
-    _check_possible(config, settings, num_processes or int(settings["num_processes"]))
+    processes = num_processes or settings.whole_number("num_processes", 1)
+    _check_possible(config, settings.value, processes)
     command = [sys.executable, "-m", "sft_recipes.training.launcher", "launch"]
     command += ["--config_file", str(config)]
     if num_processes:

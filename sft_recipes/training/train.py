@@ -46,6 +46,7 @@ from sft_recipes.training.checkpoints import (
     newest_checkpoint,
     sealed_precision,
 )
+from sft_recipes.training.construction import check_construction
 from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
@@ -81,6 +82,8 @@ def train(
     # May this run start here, or go on?
     check_settings(recipe, allow_hub_kernels=allow_hub_kernels)
     process = join_processes(recipe)
+    if process.num_processes > 1:  # before, one process would have been taken for all
+        check_construction(recipe)
     before = on_main(lambda: check_same_run(recipe, allow_changed))
     if before.get("state") == "finished":
         process.print(
@@ -170,7 +173,7 @@ def build_trainer(
     renderer = labeller.renderer
     tokenizer = renderer.tokenizer
     model = load_model(recipe)
-    check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer, recipe.place("model_name_or_path"))
     agree_on_special_tokens(model, tokenizer, renderer.stop_ids)
 
     # What only the loaded model can tell.

@@ -15,7 +15,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.models import clean_generation_config
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training import train
-from sft_recipes.training.check import check_recipe, read_strategy
+from sft_recipes.training.check import check_recipe
+from sft_recipes.training.launch_config import read_strategy
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 4, "eval_split": 0.2}
 LORA = {"use_peft": True}

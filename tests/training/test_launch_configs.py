@@ -11,7 +11,8 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 
-from sft_recipes.training.check import Strategy, read_strategy
+from sft_recipes.training.launch_config import read_strategy
+from sft_recipes.training.memory import Strategy
 
 CONFIGS = sorted((Path(__file__).parents[2] / "accelerate_configs").glob("*.yaml"))
 # The stage of ZeRO that splits as much as the config's strategy, and what is offloaded.
