@@ -98,9 +98,9 @@ def _is_folder(name: str) -> bool:
 def loading(name: str, what: str) -> Iterator[None]:
     """Turns what a library raises while it loads something into InputError.
 
-    `what`: model, tokenizer, config or generation config. Of damaged files libraries raise whatever
-    comes first, tokenizers a bare Exception, so all of them are taken; the reason is named. A Hub
-    that does not answer is HubUnavailable.
+    `what`: model, adapter, tokenizer, config or generation config. Of damaged files libraries raise
+    whatever comes first, tokenizers a bare Exception, so all of them are taken; the reason is named.
+    A Hub that does not answer is HubUnavailable.
     """
     try:
         yield

@@ -24,7 +24,7 @@ from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.kept_examples import read_examples
 from sft_recipes.data.labels import Labeller
-from sft_recipes.data.opening import load_tokenizer
+from sft_recipes.data.opening import load_tokenizer, loading
 from sft_recipes.data.template_checks import TemplateCheck, require
 from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
 from sft_recipes.messages import Example
@@ -217,11 +217,13 @@ def _trained_model(recipe: Recipe, run: Path, questions: _Questions) -> _Trained
     """The model of a run, its adapter merged. Raises CheckFailed for a merge that went wrong."""
     if not (run / ADAPTER_CONFIG).is_file():
         model = _load(str(run))
-        own_dtype = str(AutoConfig.from_pretrained(str(run)).dtype or model.dtype)
+        with loading(str(run), "config"):
+            own_dtype = str(AutoConfig.from_pretrained(str(run)).dtype or model.dtype)
         answers = questions.ask("trained", model)
         return _Trained(model, answers, {}, own_dtype.removeprefix("torch."))
     base = _load(recipe.model_name, recipe.model.get("model_revision"))
-    model = PeftModel.from_pretrained(base, str(run)).eval()
+    with loading(str(run), "adapter"):
+        model = PeftModel.from_pretrained(base, str(run)).eval()
     answers = questions.ask("trained", model)
     model = model.merge_and_unload(safe_merge=True)
     merged = _compare("merged", answers, questions.ask("merged", model), "float32")
