@@ -330,7 +330,7 @@ def test_attention_across_rows_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     peak = SimpleNamespace(rate=1e12)
     report = ItemReport(tmp_path / "result.json", judge=False)
     monkeypatch.setattr(full, "random_model", leaky_model)
-    with pytest.raises(InputError, match="lets rows of one pack see one another"):
+    with pytest.raises(InputError, match="rows of one batch see one another"):
         full._packed_run(Setting(shapes.DRY, tmp_path, True), report, case, peak)
 
 

@@ -45,7 +45,7 @@ def open_labeller(recipe: Recipe, tokenizer: str | None = None) -> Labeller:
     revision = None
     if tokenizer is None:
         tokenizer = recipe.model_name
-        check_folder(tokenizer, "check the path, or give it with --model_name_or_path FOLDER")
+        check_base_folder(recipe)
         revision = recipe.model.get("model_revision")
     return Labeller(open_renderer(tokenizer, recipe.template, revision), recipe.labels)
 
@@ -75,6 +75,11 @@ def open_data(path: Path, tokenizer: str | None, options: Mapping[str, Any]) -> 
     if tokenizer is not None:
         labeller = Labeller(open_renderer(tokenizer, settings.template), settings.labels)
     return OpenedData(settings, None, labeller)
+
+
+def check_base_folder(recipe: Recipe) -> None:
+    """Raise InputError for a recipe's model that looks like a folder and is none."""
+    check_folder(recipe.model_name, "check the path, or give it with --model_name_or_path FOLDER")
 
 
 def check_folder(

@@ -28,7 +28,7 @@ from transformers.integrations.integration_utils import (
 from transformers.trainer_utils import SchedulerType
 from trl import SFTConfig, SFTTrainer
 
-from sft_recipes.data.opening import check_folder, loading
+from sft_recipes.data.opening import check_base_folder, loading
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.models import (
     check_quantization,
@@ -109,7 +109,7 @@ def meta_model(recipe: Recipe) -> Any:
 
     Raises InputError if its config cannot be read, or if the adapter does not fit it.
     """
-    check_folder(recipe.model_name)
+    check_base_folder(recipe)
     revision = recipe.model.get("model_revision", "main")
     with loading(recipe.model_name, "config"):
         config = AutoConfig.from_pretrained(

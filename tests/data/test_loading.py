@@ -453,12 +453,11 @@ def test_hub_names_go_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        ConnectionError("no route\nto host"),
         datasets.exceptions.DatasetNotFoundError("no route"),
-        ValueError("no route"),
+        ValueError("no route\nto host"),
     ],
 )
-def test_unreachable_hub_sets(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_hub_sets(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `datasets` raises becomes an input error with its first line."""
 
     def load_dataset(*names: Any, **options: Any) -> datasets.Dataset:

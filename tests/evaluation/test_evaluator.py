@@ -177,9 +177,8 @@ def test_samples_that_are_cut_or_foreign_are_refused(tuned, tmp_path, line: str)
     write_evaluation(tuned, tmp_path, info={"model": "tiny"})
     with (tmp_path / "samples.jsonl").open("a", encoding="utf-8") as file:
         file.write(line)
-    with pytest.raises(
-        InputError, match=rf"samples\.jsonl:{len(tuned.rows) + 1}: is no sample of an evaluation"
-    ):
+    where = rf"samples\.jsonl:{len(tuned.rows) + 1}: "
+    with pytest.raises(InputError, match=where + "(is no sample|is no JSON|holds list)"):
         read_evaluation(tmp_path)
 
 
