@@ -22,7 +22,7 @@ KINDS = (*DAMAGES, *PLACES)
 WITHOUT_MEANING = ("a byte short", "joined lines")
 # Of the ways in which each file is damaged so many are drawn.
 DRAWN = int(os.environ.get("SFT_RECIPES_DAMAGES", "3"))
-SEED = 16
+SEED = int(os.environ.get("SFT_ATTACK_SEED", "16"))
 
 
 @pytest.fixture(scope="module")
