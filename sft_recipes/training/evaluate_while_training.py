@@ -67,7 +67,7 @@ def generation_metrics(
     """
     settings = recipe.evaluation
     evaluates = recipe.training.get("eval_strategy", "no") != "no"
-    if not (evaluates and settings.during_training and settings.rows > 0):
+    if not (evaluates and settings.during_training):
         return None
     examples = _fixed_examples(recipe, labeller, data)
     if not examples:

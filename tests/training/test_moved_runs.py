@@ -124,7 +124,7 @@ def test_the_best_checkpoint_is_found_by_name(
         "save_steps": 1,
         "load_best_model_at_end": True,
         "learning_rate": 5.0,  # each step is worse than the one before
-        "evaluation": {"rows": 0},
+        "evaluation": {"during_training": False},
     }
     path = write_recipe(**keys)
     run = interrupted(path, tmp_path)
