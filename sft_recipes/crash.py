@@ -34,7 +34,13 @@ _FIXES = {
     errno.EMFILE: "allow more open files with `ulimit -n 4096`",
 }
 _NO_TEMPORARY = "No usable temporary directory"
-_TEXT_OF_NO_SPACE = ("No space left on device", "(os error 28)")
+# As safetensors, which keeps no number apart, says the numbers above.
+_TEXT_OF_NO_SPACE = (
+    "No space left on device",
+    "(os error 27)",
+    "(os error 28)",
+    "(os error 122)",
+)
 _OFFLINE = "OfflineModeIsEnabled"
 _NETWORK_ERRORS = frozenset({"TransportError", "ConnectionError", "TimeoutError"})
 _PACKAGE = Path(__file__).resolve().parent

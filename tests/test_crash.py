@@ -32,6 +32,11 @@ ENDINGS: dict[str, tuple[BaseException, int, str]] = {
     "no space": (OSError(errno.ENOSPC, "No space left on device"), 2, "no space left on device"),
     "no right": (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x: Permission"),
     "read-only": (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "/x: Read-only"),
+    "no space in safetensors": (
+        RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
+        2,
+        "no space left on device",
+    ),
     "an OSError of a library": (OSError("something"), 70, "OSError: something"),
     "exit 1 of a gate": (cli.typer.Exit(1), 1, ""),
     "nobody reads": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 141, ""),

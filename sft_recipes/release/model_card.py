@@ -25,7 +25,7 @@ from sft_recipes.release.markdown import CARDS
 from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.report.number_texts import format_estimate
 from sft_recipes.response_patterns import mask
-from sft_recipes.text_files import interpreting, read_json_lines
+from sft_recipes.text_files import interpreting, read_json_lines, read_text
 
 CARD = "README.md"
 MARK = (
@@ -93,7 +93,7 @@ def write_card(run: Path, folder: Path | None = None, repo: str | None = None) -
     text = MARK
     own_card = run / CARD
     if own_card.is_file():
-        text = own_card.read_text(encoding="utf-8")
+        text = read_text(own_card, "save it as UTF-8, or delete it")
     if any(written_by_library in text for written_by_library in _REPLACED):
         text = render_card(run, folder, repo)
     path = (folder or run) / CARD
