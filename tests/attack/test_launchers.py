@@ -104,28 +104,3 @@ def test_signals_in_the_first_seconds(
     text = (tmp_path / "output.txt").read_text()
     assert "Traceback" not in text, text[-3000:]
     assert {code for _, code in table} == {75 if number == signal.SIGTERM else 130}
-
-
-@pytest.mark.parametrize("arguments", [(), LAUNCHED], ids=["direct", "launched"])
-def test_a_second_signal_ends_it_at_once(
-    arguments: tuple[str, ...], write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    """While the first signal waits for a step that does not end, a second one, later, ends every process."""
-    path = write_recipe(**LONG)
-    run = tmp_path / "run"
-    process = command_line(path, *arguments)
-    wait_for(lambda: trained_steps(run) >= 2, 120, "no step was trained")
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    ranks = [
-        one for one in family if "sft_recipes" in " ".join(one.cmdline()) and not one.children()
-    ]
-    for rank in ranks:
-        rank.suspend()
-    process.send_signal(signal.SIGTERM)
-    time.sleep(4)
-    process.send_signal(signal.SIGTERM)
-    for rank in ranks:
-        rank.resume()
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive
-    assert process.returncode is None or process.returncode != 0

@@ -1,5 +1,5 @@
 """Generated files of rows, right and wrong in every way that is cheap to think of: each row is kept, dropped or
-rejected, and the counts add up; or the file is refused with its line.
+rejected, and the counts add up; or the file is refused by name.
 """
 
 from __future__ import annotations
