@@ -35,6 +35,12 @@ from sft_recipes.evaluation.gate import check_possible, judge, read_gate
 from sft_recipes.evaluation.gate_bounds import Bound
 from sft_recipes.evaluation.generation import default_batch_size
 from sft_recipes.evaluation.open_run import OpenedRun, base_model, native_template, open_run
+from sft_recipes.evaluation.prompted_base import (
+    against_prompting,
+    ask_prompted,
+    plan_shots,
+    shot_counts,
+)
 from sft_recipes.evaluation.questions import (
     DATA,
     Answers,
@@ -53,7 +59,6 @@ from sft_recipes.report import evaluation_text
 
 FORMATS = "formats/"
 SAFETY = "safety/"
-SHOTS = "shots"
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class EvaluationResult:
     """An evaluation, the base's where one was asked for, and the folder both were written to.
 
     `extra` holds what else is known, as plain data: `warnings`, `training_rows`, `comparisons`,
-    `task_differences`, `training_curves`, and where asked for `suspects`, `format_overfitting`,
-    `safety`, `gate`.
+    `task_differences`, `training_curves`, with a base `prompting`, and where asked for `suspects`,
+    `format_overfitting`, `safety`, `gate`.
     """
 
     request: EvaluationRequest
@@ -113,10 +118,10 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     questions = _questions(request, run, examples, {bound.metric for bound in bounds})
     systems = _earlier_systems(request, examples)
     training = _training_rows(request, run, examples, is_judged=bool(bounds))
-    shots = _with_shots(request, run, examples, training)
     segments = run.labeller.renderer.template_segments
     asking = Asking(request.max_new_tokens, request.batch_size, segments, progress)
-    asking.check_lengths(loaded.model, questions | shots)
+    asking.check_lengths(loaded.model, questions.values())
+    shots = plan_shots(request.shots, questions[DATA], training, asking, loaded.model)
 
     tuned = asking.ask(loaded.model, questions)
     suspects = _suspects(request, run, loaded.model, progress)
@@ -124,16 +129,19 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     del loaded
     gc.collect()
     base: dict[str, Evaluation] = {}
+    against: dict[str, Any] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer)
-        base = _ask_base(model, asking, questions | shots, tuned[DATA])
-        systems = [*_base_systems(request, base), *systems]
+        prompted = ask_prompted(asking, model, questions[DATA], shots)
+        base = asking.ask(model, questions, prompted.answers)
+        systems = [*prompted.systems(), *systems]
+        against["prompting"] = against_prompting(tuned[DATA], prompted)
     elif request.base is not None:
         base = {DATA: systems[0].evaluation}
 
     # What is said of the answers.
     extra = _about_training(training, tuned[DATA], suspects)
-    extra |= _compare(request, tuned[DATA], base.get(DATA), systems, training, info)
+    extra |= _compare(request, tuned[DATA], base.get(DATA), systems, training, info) | against
     measured = _measure_further(request, tuned, base)
     extra |= measured.content
     if bounds:
@@ -218,7 +226,8 @@ def _training_rows(
     if request.suspects and run.recipe is None:
         what = "the training rows of this model are not known"
         raise InputError(Problem("command line", "--suspects", what, "evaluate a run folder"))
-    if request.shots and (run.recipe is None or not request.base_is_model):
+    most_shots = max(shot_counts(request.shots), default=0)
+    if most_shots and (run.recipe is None or not request.base_is_model):
         what = "training rows are shown to a base: both are needed"
         fix = "evaluate a run folder and add --base MODEL"
         raise InputError(Problem("command line", "--shots", what, fix))
@@ -226,45 +235,14 @@ def _training_rows(
         return TrainingRows(None)
     try:
         trained = trained_rows(run.recipe, Path(request.model_or_run) / run_folder.PREPARED)
-        training = read_training_rows(run.recipe, run.labeller, trained, examples, request.shots)
+        training = read_training_rows(run.recipe, run.labeller, trained, examples, most_shots)
     except InputError as error:
-        if request.shots:
+        if most_shots:
             raise
         return TrainingRows(None, unknown=str(error))
     if is_judged and not request.allow_trained_rows:
         training.refuse_seen("--gate")
     return training
-
-
-def _with_shots(
-    request: EvaluationRequest, run: OpenedRun, examples: Sequence[Example], training: TrainingRows
-) -> Questions:
-    """What only the base is asked: the data behind some training rows, if that was asked for."""
-    if not request.shots:
-        return {}
-    shown = [training.shown_to(example) for example in examples]
-    return {SHOTS: Question(run.labeller.renderer, shown)}
-
-
-def _ask_base(
-    model: Any, asking: Asking, questions: Questions, tuned: Evaluation
-) -> dict[str, Evaluation]:
-    """The base's answers; those with shots are answers to the rows that they stood before."""
-    answers = asking.ask(model, questions)
-    if SHOTS in answers:
-        rows = []
-        for row, own in zip(answers[SHOTS].rows, tuned.rows, strict=True):
-            rows.append({**row, "messages": own["messages"]})
-        answers[SHOTS] = evaluator.evaluation_from_rows(rows)
-    return answers
-
-
-def _base_systems(request: EvaluationRequest, base: Answers) -> list[System]:
-    """The base, and the base with shots, as systems that answered the data."""
-    systems = [System("base", base[DATA])]
-    if SHOTS in base:
-        systems.append(System(f"base, {request.shots} shots", base[SHOTS]))
-    return systems
 
 
 def _compare(

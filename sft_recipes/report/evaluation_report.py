@@ -22,6 +22,7 @@ from sft_recipes.report.evaluation_parts import (
     refused_count,
     too_few_prompts,
 )
+from sft_recipes.report.evaluation_text import prompting_sentences
 
 # Samples beyond this many stay in samples.jsonl: a page has to open on a phone.
 SHOWN_SAMPLES = 200
@@ -42,7 +43,7 @@ def render_evaluation_report(
     """The report as one HTML document.
 
     `content` is that of `metrics.json`: what `Evaluation.as_json` gives, `info`, and where known
-    `gate`, `comparisons`, `task_differences`, `format_overfitting`, `training_curves` and `safety`.
+    `gate`, `comparisons`, `prompting`, `task_differences`, `format_overfitting`, `training_curves` and `safety`.
     `samples` are the rows of `samples.jsonl`; the base's are in the same order.
     """
     texts = page.macros("evaluation.html")
@@ -61,6 +62,7 @@ def render_evaluation_report(
             systems,
             _compared_metrics(systems, metrics),
             list(differing_keys(systems)),
+            _prompting(content),
             figures.forest(systems, metrics),
             figures.learning_curve(content, systems),
         ),
@@ -83,6 +85,11 @@ def render_evaluation_report(
     model = content["info"].get("model", "model not recorded")
     summary = _summary(content["n"], len(samples))
     return page.render_page(f"Evaluation of {model}", summary, sections, texts.script())
+
+
+def _prompting(content: Content) -> list[str]:
+    """Whether tuning beat a prompt, where a base was asked."""
+    return prompting_sentences(content["prompting"]) if "prompting" in content else []
 
 
 def _summary(prompts: int, rows: int) -> str:
