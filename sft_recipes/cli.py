@@ -267,6 +267,7 @@ def evaluate(
     max_rows: opt.MaxRowsOption = None,
     max_new_tokens: opt.NewTokensOption = 256,
     batch_size: opt.BatchOption = None,
+    dtype: opt.AnsweringOption = None,
     output: opt.EvaluationFolderOption = None,
     examples: opt.ExamplesOption = 3,
     gate: opt.GateOption = None,

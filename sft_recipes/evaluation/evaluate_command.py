@@ -109,7 +109,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     # before models load.
     PartialState(cpu=not torch.cuda.is_available())
     bounds = _read_bounds(request)
-    loaded = models.load_for_inference(request.model_or_run)
+    loaded = models.load_for_inference(request.model_or_run, request.dtype)
     run = open_run(request.model_or_run, loaded.tokenizer, request.chat_template)
     info = _provenance(request, run, loaded)
 
@@ -131,7 +131,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     base: dict[str, Evaluation] = {}
     against: dict[str, Any] = {}
     if request.base_is_model:
-        model = base_model(str(request.base), run.labeller.renderer.tokenizer)
+        model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)
         prompted = ask_prompted(asking, model, questions[DATA], shots)
         base = asking.ask(model, questions, prompted.answers)
         systems = [*prompted.systems(), *systems]

@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch users know
 from datasets import Dataset
 
-from sft_recipes.devices import computes_on_cpu, cpu_has_bf16
+from sft_recipes.devices import SMALLEST_BF16_MODEL, computes_on_cpu, cpu_has_bf16
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.processes import launched_with, on_main
 
-# Smaller models were never faster, and a trial would cost more than it saves.
-SMALLEST_MODEL = 50_000_000
 # A gain below a fifth is within what one machine measures twice.
 LEAST_GAIN = 1.2
 # bfloat16 keeps 8 bits of a number. A loss further off than this is no rounding.
@@ -75,7 +73,7 @@ def choose_precision(
         return {}
     if model.dtype != torch.float32:
         return {}
-    if not cpu_has_bf16() or model.num_parameters() < SMALLEST_MODEL:
+    if not cpu_has_bf16() or model.num_parameters() < SMALLEST_BF16_MODEL:
         return {}
     return {"bf16": on_main(lambda: bfloat16_pays(model, rows))}
 
