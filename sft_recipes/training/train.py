@@ -50,7 +50,7 @@ from sft_recipes.training.construction import check_construction
 from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
-from sft_recipes.training.precision import choose_precision
+from sft_recipes.training.precision import choose_precision, settle_frozen_weights
 from sft_recipes.training.processes import (
     check_active,
     is_first_process,
@@ -180,6 +180,7 @@ def build_trainer(
     flatten = choose_batching(recipe, model, tokenizer.pad_token_id)
     resumed = sealed_precision(guards.checkpoint if guards else None)
     decided = choose_precision(recipe, model, data.train, resumed)
+    settle_frozen_weights(recipe, model, decided)
     if flatten and not recipe.training.get("packing"):
         decided["padding_free"] = True
     del arguments
