@@ -23,6 +23,7 @@ if __name__ == "__main__":  # a rank: signals are heard while torch loads
         stop_request.listen_for_parent(signal.SIGTERM)
 
 from accelerate import PartialState
+from transformers import PrinterCallback, ProgressCallback
 
 from sft_recipes import crash, run_folder
 from sft_recipes.data.labels import Labeller
@@ -57,6 +58,7 @@ from sft_recipes.training.processes import (
     join_processes,
     on_main,
 )
+from sft_recipes.training.progress import TrainingProgress
 from sft_recipes.training.record import (
     record_failure,
     record_start,
@@ -218,8 +220,15 @@ def _say_what_starts(
 def _run_steps(trainer: RecipeTrainer, guards: Guards) -> None:
     """Train to the end. Raises Preempted if a signal asked for an earlier one: a checkpoint is sealed by then."""
     checkpoint = guards.checkpoint
+    for shown_by_transformers in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(shown_by_transformers)
+    progress = TrainingProgress(
+        generates=trainer.generation_metrics is not None, may_be_live=not trainer.args.disable_tqdm
+    )
+    trainer.add_callback(progress)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with progress:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except pickle.UnpicklingError as error:
         raise TrainingFault(
             f"{checkpoint} holds code, which is not run: {error}. Fix: remove it."
