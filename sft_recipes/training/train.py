@@ -68,6 +68,7 @@ from sft_recipes.training.record import (
 from sft_recipes.training.run_lock import run_lock
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.trainer import Guards, RecipeTrainer
+from sft_recipes.upstream.quiet import quiet_libraries
 
 
 def train(
@@ -260,6 +261,7 @@ def save(recipe: Recipe, trainer: RecipeTrainer, consumption: Consumption | None
 
 def run(recipe: Recipe, allow_changed: Sequence[str] = (), allow_hub_kernels: bool = False) -> int:
     """`train`, and the push where the recipe asks for it; prints what went wrong. Returns the exit code."""
+    quiet_libraries()
     try:
         train(recipe, allow_changed, allow_hub_kernels)
         if is_first_process():
