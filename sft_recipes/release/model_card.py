@@ -260,8 +260,8 @@ def _benchmark(content: Mapping[str, Any]) -> ScoredEvaluation:
                 difference="",
             )
         )
-    asked = [f"lm-eval {content['versions']['lm_eval']}, {content['shots']} shots"]
-    for setting in settings_in_words(public(content["settings"])):
+    asked = [f"lm-eval {content['versions']['lm_eval']}, shots: {content['shots']}"]
+    for setting in settings_in_words(public(content["settings"]))[1:]:  # the model is this one
         asked.append(f"{setting.label.lower()}: {setting.value}")
     return ScoredEvaluation(
         name=content["benchmark"],

@@ -43,7 +43,9 @@ def settings_in_words(settings: Content) -> list[Setting]:
         Setting("Model", settings["model_args"]["pretrained"]),
         Setting("Rows", f"{rows}, {data}"),
         Setting("Chat template", template),
-        Setting("System prompt", settings["system_instruction"] or "none"),
+        Setting(
+            "System prompt", settings["system_instruction"] or "none but what the template has"
+        ),
         Setting("Few-shot examples", f"{number}, {shots}"),
         Setting("BOS", bos),
         Setting("Longest answer", longest),

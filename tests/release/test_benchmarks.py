@@ -135,7 +135,7 @@ def test_the_card_has_the_benchmarks(make_run: Callable[..., Path], evaluate: Ev
     assert "| exact_match, strict-match | 0.750 [0.30, 0.95] | 4 |" in card
     assert "| acc, none | 0.250 [0.23, 0.27] | 9 |" in card
     assert "**Warning:** 4 of 1,319 rows" in card
-    assert "lm-eval 0.4.13, 5 shots" in card
+    assert "lm-eval 0.4.13, shots: 5" in card
     assert "chat template: applied" in card
     assert str(run) not in card
     results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
