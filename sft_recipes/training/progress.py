@@ -53,8 +53,8 @@ class TrainingProgress(TrainerCallback):
             self._progress.stop()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Open the live line, and take the time."""
-        self._clock = _Clock(time.monotonic(), state.global_step)
+        """Open the live line."""
+        self._clock = _Clock(state.global_step)
         if not (self._is_live and state.is_world_process_zero):
             return
         columns = (
@@ -73,7 +73,8 @@ class TrainingProgress(TrainerCallback):
         self._progress.start()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """An evaluation is over when the next step begins."""
+        """An evaluation is over when the next step begins; the first one starts the clock."""
+        self._clock.start()
         self._tell_evaluation(state)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -177,13 +178,22 @@ def evaluation_words(figures: Mapping[str, float], last: Mapping[str, float]) ->
 
 
 class _Clock:
-    """Since when a run trains, and at which step and token it stood."""
+    """Since when a run trains, and at which step and token it stood.
 
-    def __init__(self, started: float = 0.0, step: int = 0) -> None:
-        self._started = started
+    What comes before the first step (a rehearsed evaluation, a checkpoint) would make the first steps look slow.
+    """
+
+    def __init__(self, step: int = 0) -> None:
+        self._started: float | None = None
         self._first_step = step
         self._tokens = 0.0
-        self._tokens_at = started
+        self._tokens_at = 0.0
+
+    def start(self) -> None:
+        """Start it, if it does not run."""
+        if self._started is None:
+            self._started = time.monotonic()
+            self._tokens_at = self._started
 
     def tokens_a_second(self, tokens: float) -> float:
         """The rate since this was asked before; 0 where nothing is known."""
@@ -198,7 +208,9 @@ class _Clock:
 
     def times(self, step: int, steps: int) -> str:
         """How long it has been, and how long it will be at this pace."""
-        elapsed = time.monotonic() - self._started
+        elapsed = 0.0
+        if self._started is not None:
+            elapsed = time.monotonic() - self._started
         done = step - self._first_step
         text = f"{_duration(elapsed)} elapsed"
         if done > 0:
