@@ -21,6 +21,7 @@ from sft_recipes.cli_output import (
     say_written,
     speaking_on_stderr,
 )
+from sft_recipes.cli_replay import replay
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import copy_recipe, parse_overrides
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(review, name="review")
 PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=OVERRIDES)(replay)
 
 
 @app.callback()
@@ -58,6 +60,7 @@ def init(
     role_mapping: opt.RolesOption = None,
     consecutive_turns: opt.TurnsOption = None,
     chat_template: opt.TemplateOption = None,
+    replay: opt.OwnReplayOption = None,
     output: opt.RecipeFolderOption = None,
     force: opt.OverwriteOption = False,
     as_json: opt.JsonOption = False,
@@ -68,13 +71,13 @@ def init(
         from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
 
         folder = output or Path(Path(data).stem)
-        request = RecipeRequest(model, data, data_options(context), folder, force)
+        request = RecipeRequest(model, data, data_options(context), folder, force, replay)
         new_recipe = write_recipe(request, progress=not as_json)
         if not as_json:
             show_rows(new_recipe.renderer, new_recipe.rows)
             print(*new_recipe.notes, sep="\n", end="\n\n")
         say_written([new_recipe.path], as_json)
-    elif model or data:
+    elif model or data or replay:
         what = "--model and --data go together"
         if recipe:
             what = "a shipped recipe is copied as it is"
@@ -276,6 +279,8 @@ def evaluate(
     shots: opt.ShotsOption = 0,
     safety: opt.SafetyOption = False,
     safety_data: opt.SafetyDataOption = None,
+    retention: opt.RetentionOption = False,
+    retention_data: opt.RetentionDataOption = None,
     suspects: opt.SuspectsOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:

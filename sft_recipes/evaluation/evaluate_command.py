@@ -14,7 +14,7 @@ from accelerate import PartialState
 from sft_recipes import models, run_folder
 from sft_recipes.data.trained_rows import trained_rows
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation import evaluator, retention
 from sft_recipes.evaluation.cautions import cautions
 from sft_recipes.evaluation.comparison import (
     System,
@@ -34,7 +34,13 @@ from sft_recipes.evaluation.format_overfitting import (
 from sft_recipes.evaluation.gate import check_possible, judge, read_gate
 from sft_recipes.evaluation.gate_bounds import Bound
 from sft_recipes.evaluation.generation import default_batch_size
-from sft_recipes.evaluation.open_run import OpenedRun, base_model, native_template, open_run
+from sft_recipes.evaluation.open_run import (
+    OpenedRun,
+    base_model,
+    model_before,
+    native_template,
+    open_run,
+)
 from sft_recipes.evaluation.questions import (
     DATA,
     Answers,
@@ -44,6 +50,7 @@ from sft_recipes.evaluation.questions import (
     Questions,
     answers_below,
 )
+from sft_recipes.evaluation.retention import RETENTION_METRICS, measure_retention
 from sft_recipes.evaluation.safety import PROMPTS, SAFETY_METRICS, measure_safety, read_prompts
 from sft_recipes.evaluation.suspects import Suspects, find_suspects
 from sft_recipes.evaluation.training_rows import TrainingRows, read_training_rows
@@ -53,6 +60,7 @@ from sft_recipes.report import evaluation_text
 
 FORMATS = "formats/"
 SAFETY = "safety/"
+RETENTION = "retention"
 SHOTS = "shots"
 
 
@@ -62,7 +70,7 @@ class EvaluationResult:
 
     `extra` holds what else is known, as plain data: `warnings`, `training_rows`, `comparisons`,
     `task_differences`, `training_curves`, and where asked for `suspects`, `format_overfitting`,
-    `safety`, `gate`.
+    `safety`, `retention`, `gate`.
     """
 
     request: EvaluationRequest
@@ -111,6 +119,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     # What is asked, and everything that can be refused before the first answer.
     examples = conversations_to_answer(request, run)
     questions = _questions(request, run, examples, {bound.metric for bound in bounds})
+    before = _model_before(request, run, questions)
     systems = _earlier_systems(request, examples)
     training = _training_rows(request, run, examples, is_judged=bool(bounds))
     shots = _with_shots(request, run, examples, training)
@@ -130,18 +139,19 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
         systems = [*_base_systems(request, base), *systems]
     elif request.base is not None:
         base = {DATA: systems[0].evaluation}
+    base |= _ask_before(request, run, asking, questions, before)
 
     # What is said of the answers.
     extra = _about_training(training, tuned[DATA], suspects)
     extra |= _compare(request, tuned[DATA], base.get(DATA), systems, training, info)
-    measured = _measure_further(request, tuned, base)
+    measured = _measure_further(request, tuned, base, before)
     extra |= measured.content
     if bounds:
-        gate = judge(bounds, tuned[DATA], base.get(DATA), measured.values)
-        extra["gate"] = {**gate, "trained_rows": len(training.seen)}
+        extra["gate"] = judge(bounds, tuned[DATA], base.get(DATA), measured.values)
+        extra["gate"]["trained_rows"] = len(training.seen)
     result = EvaluationResult(request, tuned[DATA], base.get(DATA), request.folder, extra)
     if result.is_main:
-        _write(result, tuned, base, info, suspects)
+        _write(result, tuned, base, info, suspects, before)
     return result
 
 
@@ -200,7 +210,23 @@ def _questions(
             questions[f"{SAFETY}{name}"] = question
         if asked != prompts:
             questions[f"{SAFETY}no_system_prompt"] = Question(renderer, prompts)
+    if request.retention or request.retention_data or judged & RETENTION_METRICS.keys():
+        prompts = retention.read_prompts(request.retention_data or retention.PROMPTS)
+        asked = [run.labeller.for_template(example) for example in prompts]
+        questions[RETENTION] = Question(renderer, asked, retention.NEW_TOKENS)
     return questions
+
+
+def _model_before(request: EvaluationRequest, run: OpenedRun, questions: Questions) -> str | None:
+    """The model before tuning, where retention is asked for: `--base`, else what the run names."""
+    if RETENTION not in questions:
+        return None
+    if request.base_is_model:
+        return request.base
+    before = model_before(request.model_or_run, run.recipe)
+    # Refuses another vocabulary before anything is answered.
+    native_template(before, run.labeller.renderer.tokenizer)
+    return before
 
 
 def _earlier_systems(request: EvaluationRequest, examples: Sequence[Example]) -> list[System]:
@@ -259,6 +285,20 @@ def _ask_base(
     return answers
 
 
+def _ask_before(
+    request: EvaluationRequest,
+    run: OpenedRun,
+    asking: Asking,
+    questions: Questions,
+    before: str | None,
+) -> dict[str, Evaluation]:
+    """Answers of the model before tuning to the retention prompts, unless it is asked as `--base`."""
+    if before is None or request.base_is_model:
+        return {}
+    model = base_model(before, run.labeller.renderer.tokenizer)
+    return asking.ask(model, {RETENTION: questions[RETENTION]})
+
+
 def _base_systems(request: EvaluationRequest, base: Answers) -> list[System]:
     """The base, and the base with shots, as systems that answered the data."""
     systems = [System("base", base[DATA])]
@@ -285,8 +325,10 @@ def _compare(
     }
 
 
-def _measure_further(request: EvaluationRequest, tuned: Answers, base: Answers) -> Measured:
-    """Format overfitting and safety, as far as asked for, and their values for the gate."""
+def _measure_further(
+    request: EvaluationRequest, tuned: Answers, base: Answers, before: str | None
+) -> Measured:
+    """Format overfitting, safety and retention where asked for, and their values for the gate."""
     content: dict[str, Any] = {}
     values: dict[str, list[float]] = {}
     formats = _by_model(tuned, base, FORMATS)
@@ -299,6 +341,11 @@ def _measure_further(request: EvaluationRequest, tuned: Answers, base: Answers) 
         measured = measure_safety(answered)
         prompts = request.safety_data or "packaged"
         content["safety"] = {"prompts": prompts, **measured.content}
+        values |= measured.values
+    if before is not None:
+        measured = measure_retention(base[RETENTION], tuned[RETENTION])
+        prompts = request.retention_data or "packaged"
+        content["retention"] = {"prompts": prompts, "before": before, **measured.content}
         values |= measured.values
     return Measured(content, values)
 
@@ -319,6 +366,7 @@ def _write(
     base: Answers,
     info: Mapping[str, Any],
     suspects: Suspects | None,
+    before: str | None,
 ) -> None:
     """The evaluation itself, and below it every other one that was made for it."""
     request = result.request
@@ -329,14 +377,21 @@ def _write(
         suspects.write(result.folder)
     for name, evaluation in tuned.items():
         if name != DATA:
-            own = {**info, "model": request.model_or_run, "asked_as": name}
+            own = _info_of(info, request.model_or_run, name)
             evaluator.write_evaluation(evaluation, result.folder / name, info=own)
-    if not request.base_is_model:
-        return
     for name, evaluation in base.items():
-        place = f"base/{name}"
-        own = {**info, "model": str(request.base), "asked_as": place}
-        evaluator.write_evaluation(evaluation, result.folder / place, info=own)
+        if name == DATA and not request.base_is_model:
+            continue  # it has a folder of its own
+        own = _info_of(info, before or request.base, f"base/{name}")
+        evaluator.write_evaluation(evaluation, result.folder / f"base/{name}", info=own)
+
+
+def _info_of(info: Mapping[str, Any], model: str | None, place: str) -> dict[str, Any]:
+    """Where the numbers of an evaluation below the first one come from."""
+    own = {**info, "model": model, "asked_as": place}
+    if place.endswith(RETENTION):
+        own["max_new_tokens"] = retention.NEW_TOKENS
+    return own
 
 
 def _provenance(

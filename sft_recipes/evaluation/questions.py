@@ -16,10 +16,11 @@ DATA = ""
 
 
 class Question(NamedTuple):
-    """Conversations, and how they are rendered."""
+    """Conversations, how they are rendered, and a token budget of their own where they have one."""
 
     renderer: ChatRenderer
     examples: Sequence[Example]
+    max_new_tokens: int | None = None
 
 
 Questions = dict[str, Question]
@@ -59,14 +60,19 @@ class Asking:
 
     def check_lengths(self, model: Any, questions: Questions) -> None:
         """Raise InputError for prompts that are too long now, not when half are answered."""
-        for renderer, examples in questions.values():
+        for question in questions.values():
+            renderer = question.renderer
             prompts = []
             names = []
-            for example in examples:
+            for example in question.examples:
                 if len(example.messages) > 1:
                     prompts.append(renderer.prompt_ids(example.messages[:-1], example.tools))
                     names.append(example.where)
-            check_prompts(model, prompts, self.max_new_tokens, names)
+            check_prompts(model, prompts, self.budget_of(question), names)
+
+    def budget_of(self, question: Question) -> int:
+        """The most tokens of an answer to this question."""
+        return question.max_new_tokens or self.max_new_tokens
 
     def ask(self, model: Any, questions: Questions) -> dict[str, Evaluation]:
         """The model's answers to each question; what was asked already is not asked again."""
@@ -80,7 +86,7 @@ class Asking:
                 model,
                 question.renderer,
                 question.examples,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=self.budget_of(question),
                 batch_size=self.batch_size,
                 template_segments=self.template_segments,
                 progress=self.progress,

@@ -42,7 +42,8 @@ def render_evaluation_report(
     """The report as one HTML document.
 
     `content` is that of `metrics.json`: what `Evaluation.as_json` gives, `info`, and where known
-    `gate`, `comparisons`, `task_differences`, `format_overfitting`, `training_curves` and `safety`.
+    `gate`, `comparisons`, `task_differences`, `format_overfitting`, `training_curves`, `safety` and
+    `retention`.
     `samples` are the rows of `samples.jsonl`; the base's are in the same order.
     """
     texts = page.macros("evaluation.html")
@@ -78,6 +79,7 @@ def render_evaluation_report(
         "Training rows that the model finds hardest": texts.suspects(content.get("suspects")),
         "Over training": figures.over_training(content.get("training_curves", {}), metrics),
         "Safety": _safety_section(texts, content.get("safety")),
+        "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),
     }
     model = content["info"].get("model", "model not recorded")
