@@ -276,7 +276,7 @@ def evaluate(
     allow_trained_rows: opt.TrainedRowsOption = False,
     format_overfitting: opt.OtherFormatsOption = False,
     compare: opt.CompareOption = None,
-    shots: opt.ShotsOption = 0,
+    shots: opt.ShotsOption = "0",
     safety: opt.SafetyOption = False,
     safety_data: opt.SafetyDataOption = None,
     retention: opt.RetentionOption = False,

@@ -143,7 +143,11 @@ CompareOption = Annotated[
     list[str] | None, typer.Option(help="Run or evaluation of the same data; repeatable")
 ]
 ShotsOption = Annotated[
-    int, typer.Option(help="Training rows shown to the base in front of each prompt", min=0)
+    str,
+    typer.Option(
+        help="Training rows shown to the base in front of each prompt; auto: 0, 2, 4 or 8, chosen "
+        "on training rows"
+    ),
 ]
 SafetyOption = Annotated[bool, typer.Option(help="Ask what should and should not be refused, too")]
 SafetyDataOption = Annotated[

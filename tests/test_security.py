@@ -446,12 +446,12 @@ def hook(event, arguments):
 sys.addaudithook(hook)
 import dataclasses, itertools
 from sft_recipes import cli
-from sft_recipes.evaluation import evaluator
-real = evaluator.generate
+from sft_recipes.evaluation import answering
+real = answering.generate
 numbers = itertools.count()
 def hostile(*arguments, **options):
     return [dataclasses.replace(one, text=HOSTILE + str(next(numbers))) for one in real(*arguments, **options)]
-evaluator.generate = hostile
+answering.generate = hostile
 for command in sys.argv[2:]:
     sys.argv = ["sft-recipes", *json.loads(command)]
     try:

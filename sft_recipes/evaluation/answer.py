@@ -75,16 +75,20 @@ def leaks_control_tokens(answer: Answer) -> bool:
 
 def leaks_template(answer: Answer) -> bool:
     """A line of the answer starts with a line of the template's own text."""
-    for marker in _markers(answer.template_segments):
-        # A marker that ends in a letter has to end a word: "user" is not the start of "users".
-        boundary = r"(?!\w)" if marker[-1].isalnum() else ""
-        line = re.compile(rf"^[ \t]*{re.escape(marker)}{boundary}", re.MULTILINE)
+    for marker in section_markers(answer.template_segments):
+        line = line_starting_with(marker)
         if line.search(answer.response) and not line.search(answer.expected):
             return True
     return False
 
 
-def _markers(segments: Sequence[str]) -> set[str]:
+def line_starting_with(marker: str) -> re.Pattern[str]:
+    """A line that starts with a marker: "user" is not the start of "users"."""
+    boundary = r"(?!\w)" if marker[-1].isalnum() else ""
+    return re.compile(rf"^[ \t]*{re.escape(marker)}{boundary}", re.MULTILINE)
+
+
+def section_markers(segments: Sequence[str]) -> set[str]:
     """The lines of a template's own text that an answer would not write by itself."""
     markers = set()
     for segment in segments:

@@ -37,7 +37,7 @@ class EvaluationRequest:
     allow_trained_rows: bool = False
     format_overfitting: bool = False
     compare: Sequence[str] | None = None
-    shots: int = 0
+    shots: str = "0"
     safety: bool = False
     safety_data: str | None = None
     retention: bool = False

@@ -1,12 +1,13 @@
 """Conversations to be answered and their template, asked of one model at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.evaluation import evaluator
-from sft_recipes.evaluation.evaluator import Evaluation
+from sft_recipes.evaluation import answering
+from sft_recipes.evaluation.answering import Answered
+from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows
 from sft_recipes.evaluation.generation import check_prompts
 from sft_recipes.messages import Example
 from sft_recipes.statistics import Estimate
@@ -58,9 +59,9 @@ class Asking:
     template_segments: Sequence[str]
     progress: bool
 
-    def check_lengths(self, model: Any, questions: Questions) -> None:
+    def check_lengths(self, model: Any, questions: Iterable[Question]) -> None:
         """Raise InputError for prompts that are too long now, not when half are answered."""
-        for question in questions.values():
+        for question in questions:
             renderer = question.renderer
             prompts = []
             names = []
@@ -74,23 +75,32 @@ class Asking:
         """The most tokens of an answer to this question."""
         return question.max_new_tokens or self.max_new_tokens
 
-    def ask(self, model: Any, questions: Questions) -> dict[str, Evaluation]:
-        """The model's answers to each question; what was asked already is not asked again."""
-        answers: dict[str, Evaluation] = {}
+    def answer(self, model: Any, question: Question) -> Answered:
+        """The model's answers to one question, not scored yet."""
+        return answering.answer(
+            model,
+            question.renderer,
+            question.examples,
+            max_new_tokens=self.budget_of(question),
+            batch_size=self.batch_size,
+            template_segments=self.template_segments,
+            progress=self.progress,
+        )
+
+    def ask(
+        self, model: Any, questions: Questions, known: Answers | None = None
+    ) -> dict[str, Evaluation]:
+        """The scored answers to each question; what was asked already is not asked again.
+
+        `known`: answers of this model to some of them.
+        """
+        answers = dict(known or {})
         for name, question in questions.items():
-            same = [other for other in answers if questions[other] == question]
+            same = [other for other in answers if questions.get(other) == question]
             if same:
                 answers[name] = answers[same[0]]
-                continue
-            answers[name] = evaluator.evaluate(
-                model,
-                question.renderer,
-                question.examples,
-                max_new_tokens=self.budget_of(question),
-                batch_size=self.batch_size,
-                template_segments=self.template_segments,
-                progress=self.progress,
-            )
+            else:
+                answers[name] = evaluation_from_rows(self.answer(model, question).rows())
         return answers
 
 

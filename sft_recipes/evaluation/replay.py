@@ -8,7 +8,7 @@ looping, with control tokens) are left out and counted.
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,8 @@ from sft_recipes.data.prompt_groups import prompt_group, prompt_text
 from sft_recipes.data.prompts import read_questions
 from sft_recipes.data.reading.json_reader import append_json_lines
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.answer import Answer
-from sft_recipes.evaluation.evaluator import THINK_END, control_tokens
-from sft_recipes.evaluation.generation import Generation, default_batch_size, generate
+from sft_recipes.evaluation.answering import answer
+from sft_recipes.evaluation.generation import default_batch_size
 from sft_recipes.messages import Example, Message
 from sft_recipes.recipe import DataSettings
 from sft_recipes.recipe_keys import make_data_recipe
@@ -36,8 +35,11 @@ LEFT_OUT = {
     "unterminated": "cut at the budget",
     "loop": "looping",
     "special_token_leak": "with control tokens",
+    "template_leak": "with text of the template",
+    "next_turn": "with a next turn",
 }
 TOO_LONG = "prompt too long for the model"
+_OPEN: Message = {"role": "assistant", "content": None}
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,6 @@ class _Answers:
         self._request = request
         self._model = model
         self._labeller = labeller
-        self._control_tokens = control_tokens(labeller.renderer.tokenizer)
         self.entries: list[Mapping[str, Any]] = []
 
     def resume(self) -> None:
@@ -235,29 +236,30 @@ class _Answers:
         """An entry for each prompt: its row, and why that is left out, or None."""
         renderer = self._labeller.renderer
         fitting = []
-        ids = []
         for prompt in prompts:
             asked = self._labeller.for_template(prompt)
-            prompt_ids = renderer.prompt_ids(asked.messages)
-            if self._has_room_behind(prompt_ids):
-                fitting.append(asked)
-                ids.append(prompt_ids)
+            if self._has_room_behind(renderer.prompt_ids(asked.messages)):
+                fitting.append(replace(asked, messages=[*asked.messages, _OPEN]))
             else:
                 yield {"prompt": prompt.where, "left_out": TOO_LONG, "row": None}
-        generations = generate(
+        if not fitting:
+            return
+        answered = answer(
             self._model,
-            renderer.tokenizer,
-            ids,
-            stop_ids=renderer.stop_ids,
+            renderer,
+            fitting,
             max_new_tokens=self._request.max_new_tokens,
-            batch_size=len(ids) or None,
+            batch_size=len(fitting),
+            template_segments=renderer.template_segments,
             progress=False,
         )
-        for asked, generation in zip(fitting, generations, strict=True):
+        for example, judged, generation in zip(
+            fitting, answered.rows(), answered.generations, strict=True
+        ):
             yield {
-                "prompt": asked.where,
-                "left_out": self._fault(asked.messages, generation),
-                "row": self._row(asked, generation),
+                "prompt": example.where,
+                "left_out": _fault(judged["flags"]),
+                "row": self._row(example, generation.text),
             }
 
     def _has_room_behind(self, ids: Sequence[int]) -> bool:
@@ -265,24 +267,9 @@ class _Answers:
         limit = getattr(config, "max_position_embeddings", None)
         return limit is None or len(ids) + self._request.max_new_tokens <= limit
 
-    def _fault(self, asked: Sequence[Message], generation: Generation) -> str | None:
-        """Why an answer is left out; the model's reasoning before it is not looked at."""
-        answer = Answer(
-            instruction=asked[-1]["content"],
-            reference=None,
-            response=generation.text.rpartition(THINK_END)[2],
-            stop_reason=generation.stop_reason,
-            control_tokens=self._control_tokens,
-        )
-        for flag, reason in LEFT_OUT.items():
-            if flag in answer.flags:
-                return reason
-        return None
-
-    def _row(self, asked: Example, generation: Generation) -> dict[str, Any]:
-        answer = {"role": "assistant", "content": generation.text}
+    def _row(self, asked: Example, text: str) -> dict[str, Any]:
         return {
-            "messages": [*asked.messages, answer],
+            "messages": [*asked.messages[:-1], {"role": "assistant", "content": text}],
             "source": asked.where,
             "model": self._request.model,
             "decoding": self._request.decoding,
@@ -293,3 +280,11 @@ class _Answers:
         for entry in self.entries:
             if entry["left_out"] is None:
                 yield entry
+
+
+def _fault(flags: Sequence[str]) -> str | None:
+    """Why an answer with these flags is left out, or None."""
+    for flag, reason in LEFT_OUT.items():
+        if flag in flags:
+            return reason
+    return None

@@ -16,7 +16,11 @@ from sft_recipes.messages import Example, Message
 from sft_recipes.overlap import best_hits, prompt_overlaps, question
 from sft_recipes.recipe import Recipe
 
+Turns = list[Message]
 ANY_TYPE = ""
+# Training rows that a base is asked to choose among numbers of shots: enough to tell 2 shots from
+# none, and a minute on a CPU.
+PROBES = 32
 _SHOWN = 20
 
 
@@ -32,23 +36,25 @@ class SeenRow(NamedTuple):
 class TrainingRows:
     """What is known of them: rows by task type, None where they were not read, and shots.
 
-    `shots`: by task type, and under `ANY_TYPE`, the turns of some rows one after the other. `seen`:
-    the asked rows with a prompt that was trained, equal or nearly. `unknown`: why the rows of a run
-    could not be read.
+    `shots`: by task type, and under `ANY_TYPE`, some rows, each its question and its answer.
+    `probes`: other rows, for choosing how many shots to show. `seen`: the asked rows with a prompt
+    that was trained, equal or nearly. `unknown`: why the rows of a run could not be read.
     """
 
     task_types: Mapping[str, int] | None
-    shots: Mapping[str, list[Message]] = field(default_factory=dict)
+    shots: Mapping[str, list[Turns]] = field(default_factory=dict)
+    probes: Sequence[Example] = ()
     seen: Sequence[SeenRow] = ()
     unknown: str = ""
 
-    def shown_to(self, example: Example) -> Example:
-        """The example behind the shots of its task type, or of any where there are none of it."""
+    def shown_to(self, example: Example, count: int) -> Example:
+        """The example behind `count` shots of its task type, of any where there are none of it."""
         task_type = str(example.columns.get("task_type"))
         shots = self.shots.get(task_type) or self.shots[ANY_TYPE]
         turns = list(example.messages)
         first = 1 if turns and turns[0]["role"] == "system" else 0
-        messages = [*turns[:first], *shots, *turns[first:]]
+        shown = list(chain.from_iterable(shots[:count]))
+        messages = [*turns[:first], *shown, *turns[first:]]
         return replace(example, messages=messages, train=())
 
     def as_json(self) -> dict[str, Any]:
@@ -81,12 +87,14 @@ def read_training_rows(
 ) -> TrainingRows:
     """Read the rows that were `trained` once, and compare them with those that are `asked`.
 
-    `shots` rows of each task type are kept, none with a prompt that is asked. Raises InputError if
-    the data cannot be read any more, or if there are no questions with one answer to show.
+    `shots` rows of each task type are kept, none with a prompt that is asked, and with them some
+    rows to try them on. Raises InputError if the data cannot be read any more, or if there are no
+    questions with one answer to show.
     """
     held_out = set(map(prompt_text, asked))
     task_types: Counter[str] = Counter()
     draws = {ANY_TYPE: _Draw(shots)}
+    probes = _Draw(PROBES if shots else 0)
     prompts: list[str] = []
     places: list[str] = []
     for example in _trained_examples(recipe, labeller, trained):
@@ -100,14 +108,18 @@ def read_training_rows(
         turns = _question_and_answer(example)
         if prompt in held_out or not turns:
             continue
+        group = prompt_group(prompt, recipe.data.seed)
+        probes.add(-group, example)
         for name in names:
             draw = draws.setdefault(name, _Draw(shots))
-            draw.add(prompt_group(prompt, recipe.data.seed), turns)
-    if shots and not draws[ANY_TYPE].turns:
+            draw.add(group, turns)
+    if shots and not draws[ANY_TYPE].rows:
         what = "the training rows hold no question with one answer"
         raise InputError(Problem(recipe.name, "--shots", what, "evaluate without --shots"))
-    turns_of = {name: draw.messages() for name, draw in draws.items()}
-    return TrainingRows(task_types, turns_of, _seen(asked, prompts, places))
+    shown = {name: list(draw.rows.values()) for name, draw in draws.items()}
+    groups = set(chain.from_iterable(draw.rows for draw in draws.values()))
+    tried_on = [example for group, example in probes.rows.items() if -group not in groups]
+    return TrainingRows(task_types, shown, tried_on, _seen(asked, prompts, places))
 
 
 def _seen(asked: Sequence[Example], prompts: Sequence[str], places: Sequence[str]) -> list[SeenRow]:
@@ -129,7 +141,7 @@ def _trained_examples(
                 yield labeller.for_template(example)
 
 
-def _question_and_answer(example: Example) -> list[Message]:
+def _question_and_answer(example: Example) -> Turns:
     """The two turns of a question with one answer, without a system message; else nothing."""
     turns = [message for message in example.messages if message["role"] != "system"]
     is_one_pair = list(map(itemgetter("role"), turns)) == ["user", "assistant"]
@@ -137,18 +149,17 @@ def _question_and_answer(example: Example) -> list[Message]:
 
 
 class _Draw:
-    """The rows with the largest hash of their prompt, which a drawn eval split holds out last."""
+    """The rows with the largest keys.
+
+    The keys are hashes of prompts, of which a drawn eval split holds the largest out last.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.turns: dict[int, list[Message]] = {}
+        self.rows: dict[int, Any] = {}
 
-    def add(self, group: int, turns: list[Message]) -> None:
-        """Take the turns of a row in, and put the one with the smallest hash out if it is full."""
-        self.turns[group] = turns
-        if len(self.turns) > self._size:
-            del self.turns[min(self.turns)]
-
-    def messages(self) -> list[Message]:
-        """All turns, one row after the other."""
-        return list(chain.from_iterable(self.turns.values()))
+    def add(self, key: int, row: Any) -> None:
+        """Take a row in, and put the one with the smallest key out if it is full."""
+        self.rows[key] = row
+        if len(self.rows) > self._size:
+            del self.rows[min(self.rows)]

@@ -22,6 +22,7 @@ from sft_recipes.report.evaluation_parts import (
     refused_count,
     too_few_prompts,
 )
+from sft_recipes.report.evaluation_text import prompting_sentences
 
 # Samples beyond this many stay in samples.jsonl: a page has to open on a phone.
 SHOWN_SAMPLES = 200
@@ -41,16 +42,13 @@ def render_evaluation_report(
 ) -> str:
     """The report as one HTML document.
 
-    `content` is that of `metrics.json`: what `Evaluation.as_json` gives, `info`, and where known
-    `gate`, `comparisons`, `task_differences`, `format_overfitting`, `training_curves`, `safety` and
-    `retention`.
-    `samples` are the rows of `samples.jsonl`; the base's are in the same order.
+    `content` is that of `metrics.json`: what `Evaluation.as_json` gives, `info`, and whatever else
+    was measured. `samples` are the rows of `samples.jsonl`; the base's are in the same order.
     """
     texts = page.macros("evaluation.html")
     metrics = content["metrics"]
     systems = _systems(content)
-    pairs = order_rows(samples, base_samples)[:SHOWN_SAMPLES]
-    answers = [_ShownAnswer(pair.row, pair.base, pair.change) for pair in pairs]
+    answers = _shown_answers(samples, base_samples)
     choices = _choices(answers, base_samples is not None)
     formats = content.get("format_overfitting")
     sections = {
@@ -62,6 +60,7 @@ def render_evaluation_report(
             systems,
             _compared_metrics(systems, metrics),
             list(differing_keys(systems)),
+            _prompting(content),
             figures.forest(systems, metrics),
             figures.learning_curve(content, systems),
         ),
@@ -82,9 +81,13 @@ def render_evaluation_report(
         "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),
     }
-    model = content["info"].get("model", "model not recorded")
-    summary = _summary(content["n"], len(samples))
-    return page.render_page(f"Evaluation of {model}", summary, sections, texts.script())
+    title = f"Evaluation of {content['info'].get('model', 'model not recorded')}"
+    return page.render_page(title, _summary(content["n"], len(samples)), sections, texts.script())
+
+
+def _prompting(content: Content) -> list[str]:
+    """Whether tuning beat a prompt, where a base was asked."""
+    return prompting_sentences(content["prompting"]) if "prompting" in content else []
 
 
 def _summary(prompts: int, rows: int) -> str:
@@ -179,6 +182,13 @@ class _ShownAnswer:
             "flag": self.row["flags"],
             "change": [self.change],
         }
+
+
+def _shown_answers(
+    samples: Sequence[Row], base_samples: Sequence[Row] | None
+) -> list[_ShownAnswer]:
+    pairs = order_rows(samples, base_samples)[:SHOWN_SAMPLES]
+    return [_ShownAnswer(pair.row, pair.base, pair.change) for pair in pairs]
 
 
 def _choices(answers: Sequence[_ShownAnswer], has_base: bool) -> dict[str, list[str]]:

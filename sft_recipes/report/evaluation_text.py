@@ -149,6 +149,44 @@ def _columns(label: str, cells: Sequence[object]) -> str:
     return f"{label:44}" + "".join(f" {cell:>28}" for cell in cells)
 
 
+_VERDICTS = {
+    "better": "tuning beat a prompt",
+    "worse": "a prompt beat tuning",
+    "undecided": "whether tuning beat a prompt is not decided",
+}
+
+
+def prompting_sentences(prompting: Content) -> list[str]:
+    """Whether tuning beat the best way of asking the base, and how many shots that way has."""
+    ways = prompting["ways"]
+    if "verdict" not in prompting:
+        return ["whether tuning beat a prompt is not decided: no answer can be called right"]
+    sentence = (
+        f"{_VERDICTS[prompting['verdict']]}: {prompting['label']} "
+        f"{format_estimate(prompting['difference'], '+')} against {prompting['best']}"
+    )
+    if len(ways) > 1:
+        sentence += f", the best of {len(ways)} ways to ask it"
+    if "shots" not in prompting:
+        return [sentence + " (asked without examples: add --shots auto)"]
+    return [sentence, *_shots_tried(prompting["shots"])]
+
+
+def _shots_tried(shots: Content) -> list[str]:
+    if not shots["tried"]:
+        return []
+    scores = []
+    for tried in shots["tried"]:
+        taken = " (taken)" if tried["shots"] == shots["shots"] else ""
+        scores.append(f"{tried['shots']}: {tried['exact_match']:.2f}{taken}")
+    return [f"shots, by exact match on {shots['rows']} training rows: {', '.join(scores)}"]
+
+
+def prompting_text(prompting: Content) -> str:
+    """The same for the terminal."""
+    return visible(_joined(["", *prompting_sentences(prompting)]))
+
+
 def task_differences_text(tasks: Mapping[str, Content]) -> str:
     """Exact match by task type against the base, and how often training had the type.
 
@@ -257,6 +295,7 @@ def next_steps(model_or_run: str, base: str | None, folder: Path) -> str:
 # What else an evaluation may hold, in the order of `metrics.json`; curves are for the report.
 PARTS: Mapping[str, Callable[[Any], str]] = {
     "comparisons": comparisons_text,
+    "prompting": prompting_text,
     "task_differences": task_differences_text,
     "suspects": suspects_text,
     "format_overfitting": format_overfitting_text,

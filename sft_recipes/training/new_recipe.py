@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,13 @@ class _Look:
         )
         return max(1 - kept / total, dropped)
 
+    def lengths(self) -> list[int]:
+        """Of the rows in tokens, sorted."""
+        return sorted(len(row.ids) for row in self.rows)
+
     def fitting_length(self) -> int:
         """The smallest length that 99 % of the rows fit."""
-        return _smallest(sorted(len(row.ids) for row in self.rows), 0.99, LENGTHS)
+        return _smallest(self.lengths(), 0.99, LENGTHS)
 
     def rejected_share(self, rejects: RejectLog) -> float:
         """The share of rows that are no examples."""
@@ -169,10 +173,7 @@ def _values(
     """What the recipe's text is made of; the first of the looks is that at the task's own data."""
     source = request.data
     look = looks[0]
-    lengths: list[int] = []
-    for own in looks:
-        lengths += [len(row.ids) for row in own.rows]
-    lengths.sort()
+    lengths = sorted(chain.from_iterable(own.lengths() for own in looks))
     # As many as fit of each set: the limits below are those of every single one.
     max_length = max(own.fitting_length() for own in looks)
     lost = max(own.lost_share(max_length) for own in looks)
@@ -183,23 +184,15 @@ def _values(
     switch = [name for name in REASONING_SWITCHES if name in renderer.template_text]
     reasoned = sum(own.reasoned for own in looks)
     ending_in_text = sum(own.answers_ending_in_text for own in looks)
-    replayed = None
-    own_source = _source_values(source, request.options, request.output, rejects)
-    if request.replay is not None:
-        own_source["reading"] = {
-            NAMES_INSIDE.get(key, key): value for key, value in own_source["reading"].items()
-        }
-        replayed = _source_values(request.replay, {}, request.output, rejects)
-        replayed["rows"] = len(looks[1].examples)
     return {
         "name": request.output.name,
         "rows": f"{read:,}" if read < LOOKED_AT else "the",
         "data_name": Path(source).name,
-        **own_source,
+        **_source_values(source, request.options, request, rejects),
         "options": {
             key: value for key, value in request.options.items() if not _says_how_to_read(key)
         },
-        "replay": replayed,
+        "replay": _replay_values(request, looks[-1], rejects),
         "unused_columns": rejects.unused_columns[source],
         "model": _yaml_path(request.model, request.output),
         "own_template": renderer.has_own_template,
@@ -223,14 +216,27 @@ def _values(
     }
 
 
+def _replay_values(
+    request: RecipeRequest, look: _Look, rejects: RejectLog
+) -> dict[str, Any] | None:
+    """What the recipe says of the rows that are mixed in."""
+    if request.replay is None:
+        return None
+    return {**_source_values(request.replay, {}, request, rejects), "rows": len(look.examples)}
+
+
 def _source_values(
-    source: str, options: Mapping[str, Any], folder: Path, rejects: RejectLog
+    source: str, options: Mapping[str, Any], request: RecipeRequest, rejects: RejectLog
 ) -> dict[str, Any]:
     """What the recipe says of one data set: its path, and the keys that say how it is read."""
-    own = {key: value for key, value in options.items() if _says_how_to_read(key)}
+    own = {}
+    for key, value in options.items():
+        if _says_how_to_read(key):
+            # Inside `datasets` some keys have other names.
+            own[NAMES_INSIDE.get(key, key) if request.replay else key] = value
     mapping = own.pop("column_mapping", None) or rejects.recognised.get(source)
     return {
-        "data": _yaml_path(source, folder),
+        "data": _yaml_path(source, request.output),
         "format": own.pop("format", None) or rejects.formats[source],
         "column_mapping": mapping or {},
         "reading": own,

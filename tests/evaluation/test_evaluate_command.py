@@ -18,7 +18,7 @@ from sft_recipes import models, run_folder
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation import answering
 from sft_recipes.evaluation.evaluate_command import EvaluationResult, run_evaluation
 from sft_recipes.evaluation.evaluation_request import EvaluationRequest
 from sft_recipes.evaluation.format_overfitting import TEMPLATE, VARIANTS
@@ -110,7 +110,7 @@ def test_a_base_with_another_vocabulary_is_refused_before_anything_is_generated(
     """The tuned model's ids would mean other text to it; the error says how to compare all the
     same."""
     monkeypatch.setattr(
-        evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
+        answering, "answer", lambda *_, **__: pytest.fail("nothing may be generated")
     )
     with pytest.raises(
         InputError, match=r"base: --base: .*another vocabulary.*Fix: evaluate it by itself"
@@ -180,17 +180,17 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
     reported in order."""
     ask(run, mixed, tmp_path, output=tmp_path / "before")
     asked: list[int] = []
-    real = evaluator.evaluate
+    real = answering.answer
 
     def spy(model: Any, renderer: Any, examples: Any, **options: Any) -> Any:
         asked.append(len(examples))
         return real(model, renderer, examples, **options)
 
-    monkeypatch.setattr(evaluator, "evaluate", spy)
+    monkeypatch.setattr(answering, "answer", spy)
     options: dict[str, Any] = {
         "base": str(tmp_path / "base"),
         "compare": [str(tmp_path / "before")],
-        "shots": 2,
+        "shots": "2",
     }
     (tmp_path / "own.csv").write_text("prompt,label\nHow?,safe\nWhy?,unsafe\n", encoding="utf-8")
     options |= {"safety_data": str(tmp_path / "own.csv"), "format_overfitting": True}
@@ -198,7 +198,8 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
     # The data; three neutral formats; the safety prompts under four formats and without the system
     # prompt.
     assert asked[:9] == [3, 3, 3, 3, *[2] * 5]
-    assert asked[9:] == [*asked[:9], 3]
+    # The base: the data, the same behind shots, and then everything else.
+    assert asked[9:] == [3, 3, *asked[1:9]]
     out = tmp_path / "out"
     assert {str(path.parent.relative_to(out)) for path in out.rglob("samples.jsonl")} == {
         ".",
@@ -261,7 +262,20 @@ def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_pa
     assert "exact match by task type" not in said, "nothing to compare"
     assert said.startswith("WARNING: whether these rows were trained on is not known: ")
     with pytest.raises(InputError, match=r"train\.jsonl"):
-        ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots=1)
+        ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots="1")
+
+
+def test_the_number_of_shots_is_chosen_and_said(run, mixed, tmp_path, capsys) -> None:
+    """`auto` tries 0, 2 and more training rows that are not asked; output and report name the way
+    that the tuned model was compared with."""
+    result = ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots="auto")
+    prompting = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))["prompting"]
+    tried = [entry["shots"] for entry in prompting["shots"]["tried"]]
+    assert tried[:2] == [0, 2] and prompting["shots"]["shots"] in tried
+    assert 0 < prompting["shots"]["rows"] <= 15
+    result.print(examples=0)
+    assert "tuning beat a prompt" in capsys.readouterr().out
+    assert "uning beat a prompt" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 def test_shots_need_a_run_and_a_base(run, save, mixed, tmp_path) -> None:
@@ -271,7 +285,7 @@ def test_shots_need_a_run_and_a_base(run, save, mixed, tmp_path) -> None:
             InputError,
             match=r"--shots: .*both are needed. Fix: evaluate a run folder and add --base",
         ):
-            ask(model, mixed, tmp_path, base=base, shots=1)
+            ask(model, mixed, tmp_path, base=base, shots="1")
 
 
 def test_shots_that_do_not_fit_are_refused_before_anything_is_generated(
@@ -279,18 +293,18 @@ def test_shots_that_do_not_fit_are_refused_before_anything_is_generated(
 ) -> None:
     """The prompts with shots are the longest: none of the others is answered first."""
     monkeypatch.setattr(
-        evaluator, "evaluate", lambda *_, **__: pytest.fail("nothing may be generated")
+        answering, "answer", lambda *_, **__: pytest.fail("nothing may be generated")
     )
     with pytest.raises(
         InputError, match=r"mixed\.jsonl:1: prompt: .* exceed the model's 512 positions"
     ):
-        ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots=14, max_new_tokens=400)
+        ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots="14", max_new_tokens=400)
 
 
 def test_raw_text_is_refused_with_its_place(run, write_rows, tmp_path) -> None:
     """A row without a question cannot be answered, in whatever way it is asked."""
     raw = str(write_rows([{"text": "once upon a time"}], "raw.jsonl"))
-    for more in ({}, {"format_overfitting": True}, {"base": str(tmp_path / "base"), "shots": 1}):
+    for more in ({}, {"format_overfitting": True}, {"base": str(tmp_path / "base"), "shots": "1"}):
         with pytest.raises(
             InputError, match=r"raw\.jsonl:1: messages: there is no prompt and answer"
         ):

@@ -10,11 +10,11 @@ import pytest
 
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.errors import InputError
+from sft_recipes.evaluation.answering import control_tokens
 from sft_recipes.evaluation.evaluator import (
     Evaluation,
     as_text,
     compare,
-    control_tokens,
     evaluate,
     evaluation_from_rows,
     read_evaluation,

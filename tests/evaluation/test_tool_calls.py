@@ -9,7 +9,8 @@ import pytest
 
 from sft_recipes.data.chat_templates import LOOK_UP, ChatRenderer, load_chat_template
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation.evaluator import control_tokens, evaluate
+from sft_recipes.evaluation.answering import control_tokens
+from sft_recipes.evaluation.evaluator import evaluate
 from sft_recipes.evaluation.tool_calls import answer_text, calls_match
 from sft_recipes.messages import Example
 from tests.data.template_tokenizers import tokenizer_for

@@ -57,12 +57,12 @@ def test_shots_are_training_rows_of_the_prompts_own_task_type(read) -> None:
     )
     found = read(rows, [], 2)
     assert found.task_types == {"a": 5, "b": 3}
-    shown = contents(found.shown_to(asked("question", "a")))
+    shown = contents(found.shown_to(asked("question", "a"), 2))
     assert len(shown) == 6 and shown[-2:] == ["question", "x"]
     assert shown[0] != shown[2]
     for question, answer in ((shown[0], shown[1]), (shown[2], shown[3])):
         assert question.startswith("a") and answer == f"answer to {question}"
-    assert len(contents(found.shown_to(asked("question", "unknown")))) == 6
+    assert len(contents(found.shown_to(asked("question", "unknown"), 2))) == 6
     assert found == read(rows, [], 2)
 
 
@@ -72,7 +72,7 @@ def test_a_prompt_that_is_asked_is_never_shown(read) -> None:
     rows = [row("One  TWO", "a"), row("three", "a")]
     found = read(rows, [asked("one two", "a", "Be brief.")], 2, system_prompt="Be brief.")
     assert found.task_types == {"a": 2}
-    shown = contents(found.shown_to(asked("one two", "a", "Be brief.")))
+    shown = contents(found.shown_to(asked("one two", "a", "Be brief."), 2))
     assert shown == ["Be brief.", "three", "answer to three", "one two", "x"]
     with pytest.raises(
         InputError, match=r"no question with one answer\. Fix: evaluate without --shots"
