@@ -119,6 +119,7 @@ def write_replay(request: ReplayRequest, progress: bool = True) -> Replay:
     answers.ask(drawn.prompts, progress)
     asked = Counter(entry["left_out"] or "written" for entry in answers.entries)
     if not asked["written"]:
+        request.unfinished.unlink()
         what = f"none of its answers is of use ({_account('prompts asked', asked)})"
         fix = "raise --max_new_tokens, or use a model that is tuned to answer"
         raise InputError(Problem(request.model, "", what, fix))
