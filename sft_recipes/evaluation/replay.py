@@ -5,6 +5,7 @@ one row each with the place of its prompt; those that would teach what nobody wa
 looping, with control tokens) are left out and counted.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,7 +116,7 @@ def write_replay(request: ReplayRequest, progress: bool = True) -> Replay:
     labeller = Labeller(renderer, settings.labels)
     drawn = _draw(settings.data, request.rows)
     answers = _Answers(request, loaded.model, labeller)
-    answers.resume()
+    answers.resume(drawn.prompts)
     answers.ask(drawn.prompts, progress)
     asked = Counter(entry["left_out"] or "written" for entry in answers.entries)
     if not asked["written"]:
@@ -182,13 +183,13 @@ class _Answers:
         self._labeller = labeller
         self.entries: list[Mapping[str, Any]] = []
 
-    def resume(self) -> None:
+    def resume(self, prompts: Sequence[Example]) -> None:
         """Read what an earlier call left.
 
         Raises InputError if that asked something else.
         """
         path = self._request.unfinished
-        settings = self._settings()
+        settings = self._settings(prompts)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             append_json_lines(path, [settings])
@@ -200,14 +201,14 @@ class _Answers:
             raise InputError(Problem(str(path), "", what, fix))
         self.entries += entries
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, prompts: Sequence[Example]) -> dict[str, Any]:
         """What decides on the answers."""
+        texts = json.dumps([[prompt.where, prompt_text(prompt)] for prompt in prompts])
         request = self._request
         renderer = self._labeller.renderer
         return {
             "model": request.model,
-            "prompts": request.prompts,
-            "rows": request.rows,
+            "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
             "max_new_tokens": request.max_new_tokens,
             "options": dict(request.options),
             "template": renderer.template_text,
