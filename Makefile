@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install quickstart test test-slow test-browser test-gpu check bench bench-gate format docs clean
+.PHONY: install quickstart real test test-slow test-browser test-gpu check bench bench-gate format docs clean
 
 install: $(VENV)/.installed
 
@@ -18,6 +18,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/python scripts/quickstart/run.py
+
+# The whole loop on real weights: make real MODEL=DIR, a folder or Hub name (SmolLM2-135M-Instruct or Gemma-3-270m).
+real: install
+	$(BIN)/python scripts/real_run.py $(MODEL) $(if $(OUTPUT),--output $(OUTPUT))
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"

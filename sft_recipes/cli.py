@@ -103,7 +103,9 @@ def check(
 ) -> None:
     """Check keys, template, labels of all rows, drops and the plan, before a GPU is touched."""
     from sft_recipes.training.check import check_recipe, check_text
+    from sft_recipes.upstream.quiet import quiet_libraries
 
+    quiet_libraries()
     with speaking_on_stderr(as_json):
         changes = []
         if fix:
@@ -270,6 +272,7 @@ def evaluate(
     max_rows: opt.MaxRowsOption = None,
     max_new_tokens: opt.NewTokensOption = 256,
     batch_size: opt.BatchOption = None,
+    dtype: opt.AnsweringOption = None,
     output: opt.EvaluationFolderOption = None,
     examples: opt.ExamplesOption = 3,
     gate: opt.GateOption = None,
@@ -290,7 +293,9 @@ def evaluate(
     """
     from sft_recipes.evaluation.evaluate_command import run_evaluation
     from sft_recipes.evaluation.evaluation_request import EvaluationRequest
+    from sft_recipes.upstream.quiet import quiet_libraries
 
+    quiet_libraries()
     # The request has the names of the options, but for those that say how rows are read or printed.
     asked = dict(context.params)
     for name in ("examples", "as_json", "format", "column_mapping"):
@@ -318,7 +323,9 @@ def chat(
     --json prints one object per answer.
     """
     from sft_recipes.evaluation.chat import chat as converse
+    from sft_recipes.upstream.quiet import quiet_libraries
 
+    quiet_libraries()
     converse(run, base, chat_template, max_new_tokens, as_json)
 
 
@@ -332,7 +339,9 @@ def export_run(
 ) -> None:
     """Merge, save, lint and compare: one folder with the whole model that a server loads."""
     from sft_recipes.release.export import export
+    from sft_recipes.upstream.quiet import quiet_libraries
 
+    quiet_libraries()
     with speaking_on_stderr(as_json):
         exported = export(run, output, dtype, force, progress=not as_json)
     if as_json:
@@ -356,7 +365,9 @@ def push_run(
     Run again, it goes on.
     """
     from sft_recipes.release.hub import push
+    from sft_recipes.upstream.quiet import quiet_libraries
 
+    quiet_libraries()
     with speaking_on_stderr(as_json):
         pushed = push(
             run, repo, adapter_only, public, allow_failed_gate, base_model, progress=not as_json

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from sft_recipes.recipe import DatasetSource, Recipe, parse_overrides, parse_value
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 # What several commands share.
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
@@ -125,6 +127,10 @@ MaxRowsOption = Annotated[int | None, typer.Option("--max_rows", help="Answer on
 BatchOption = Annotated[
     int | None,
     typer.Option("--batch_size", help="Prompts per batch (default: 64 on CUDA, else 32)"),
+]
+AnsweringOption = Annotated[
+    Precision | None,
+    typer.Option(help="Precision of the weights (default: bfloat16 where that is faster)"),
 ]
 EvaluationFolderOption = Annotated[
     Path | None, typer.Option(help="Folder for metrics, samples and report")

@@ -4,6 +4,9 @@ import torch
 
 from sft_recipes.recipe import Recipe
 
+# A smaller model was never faster in bfloat16 on a CPU: its matrices are too small.
+SMALLEST_BF16_MODEL = 50_000_000
+
 
 def has_accelerator() -> bool:
     """Whether this process computes on something else than the CPU."""

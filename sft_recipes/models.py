@@ -15,7 +15,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from sft_recipes import run_folder
 from sft_recipes.data.opening import check_folder, load_tokenizer, loading
-from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu, cuda_has_bf16
+from sft_recipes.devices import (
+    SMALLEST_BF16_MODEL,
+    accelerator_has_bf16,
+    computes_on_cpu,
+    cpu_has_bf16,
+    cuda_has_bf16,
+)
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.plain_values import shown
 from sft_recipes.recipe import Recipe
@@ -264,13 +270,16 @@ def check_vocabulary(
         raise InputError(Problem(where, field, what, fix))
 
 
-def load_for_inference(name: str) -> InferenceModel:
+def load_for_inference(name: str, dtype: str | None = None) -> InferenceModel:
     """Load a model folder, a run folder, an adapter folder or a Hub name for generation.
 
-    An adapter is put on the base that its `adapter_config.json` names.
+    An adapter is put on the base that its `adapter_config.json` names. `dtype` is that of the
+    weights; None takes bfloat16 where the device computes it faster, else float32. On a CPU an
+    adapter is then merged first, in float32: that is what an export serves.
     """
     _check_name(name)
-    dtype = torch.bfloat16 if cuda_has_bf16() else torch.float32
+    stated = None if dtype is None else getattr(torch, dtype)
+    default = torch.bfloat16 if cuda_has_bf16() else torch.float32
     device = PartialState(cpu=not torch.cuda.is_available()).device
     tokenizer = load_tokenizer(name)
     is_adapter = (Path(name) / "adapter_config.json").is_file()
@@ -282,7 +291,7 @@ def load_for_inference(name: str) -> InferenceModel:
             base_name = PeftConfig.from_pretrained(name).base_model_name_or_path
         model: Any = AutoModelForCausalLM.from_pretrained(
             base_name,
-            dtype=dtype,
+            dtype=stated or default,
             trust_remote_code=False,
             device_map={"": device} if device.type == "cuda" else None,
         )
@@ -290,7 +299,26 @@ def load_for_inference(name: str) -> InferenceModel:
         if is_adapter:
             model = PeftModel.from_pretrained(model, name)
             kind = "adapter"
+    if stated is None and device.type == "cpu" and _is_faster_in_bfloat16(model):
+        model = _merged_in_bfloat16(model)
     return InferenceModel(model.to(device).eval(), tokenizer, kind)
+
+
+def _is_faster_in_bfloat16(model: Any) -> bool:
+    return cpu_has_bf16() and model.num_parameters() >= SMALLEST_BF16_MODEL
+
+
+def _merged_in_bfloat16(model: Any) -> Any:
+    """The model with bfloat16 parameters, any adapter merged before.
+
+    Buffers stay: positions are computed from some of them, and need their precision.
+    """
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
 
 
 def _check_name(name: str) -> None:

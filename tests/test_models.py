@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sft_recipes import models
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.errors import InputError
@@ -168,6 +169,30 @@ def test_a_loaded_adapter_is_the_one_that_was_trained(
             base = trainer.model(ids).logits
     assert torch.equal(loaded, trained)
     assert (base - trained).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_answers_in_bfloat16_where_a_cpu_has_it(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    """A large model's weights are bfloat16 then, an adapter merged before; its positions keep their precision, its
+    logits differ by rounding alone. A stated precision is taken, and no small model is changed."""
+    trainer: Any = trainer_for(write_recipe(max_steps=2, learning_rate=0.05, use_peft=lora))
+    trainer.train()
+    trainer.save_model()
+    folder = str(trainer.args.output_dir)
+    monkeypatch.setattr(models, "cpu_has_bf16", lambda: True)
+    assert load_for_inference(folder).model.dtype == torch.float32
+    monkeypatch.setattr(models, "SMALLEST_BF16_MODEL", 1)
+    plain = load_for_inference(folder, "float32").model
+    fast = load_for_inference(folder).model
+    assert {parameter.dtype for parameter in fast.parameters()} == {torch.bfloat16}
+    assert not hasattr(fast, "peft_config")
+    assert fast.model.rotary_emb.inv_freq.dtype == torch.float32
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        difference = (fast(ids).logits - plain(ids).logits).abs().max()
+    assert 0 < difference < 0.1
 
 
 @pytest.mark.parametrize("files", [[], ["recipe.yaml"]])

@@ -24,7 +24,14 @@ from sft_recipes.recipe import read_yaml, rebase_paths
 from sft_recipes.statistics import PairedDifference, paired_difference
 from sft_recipes.text_files import RESTORE, interpreting, read_json_lines
 
-_ASKED_AS = ("max_new_tokens", "batch_size", "decoding", "template_sha256", "chat_template_kwargs")
+_ASKED_AS = (
+    "max_new_tokens",
+    "batch_size",
+    "dtype",
+    "decoding",
+    "template_sha256",
+    "chat_template_kwargs",
+)
 # Of a training curve; more are not seen in a figure of that width.
 _POINTS = 500
 _EVALUATE_AGAIN = "evaluate it again"

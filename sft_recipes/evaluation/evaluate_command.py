@@ -98,7 +98,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     # Before models load: processes find one another, and each GPU is chosen.
     PartialState(cpu=not torch.cuda.is_available())
     bounds = _read_bounds(request)
-    loaded = models.load_for_inference(request.model_or_run)
+    loaded = models.load_for_inference(request.model_or_run, request.dtype)
     run = open_run(request.model_or_run, loaded.tokenizer, request.chat_template)
     info = _provenance(request, run, loaded)
 
@@ -121,7 +121,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     extra = _about_training(training, tuned[DATA], suspects)
     base: dict[str, Evaluation] = {}
     if request.base_is_model:
-        model = base_model(str(request.base), run.labeller.renderer.tokenizer)
+        model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)
         prompted = ask_prompted(asking, model, questions[DATA], shots)
         base = asking.ask(model, questions, prompted.answers)
         systems = [*prompted.systems(), *systems]

@@ -32,6 +32,7 @@ class EvaluationRequest:
     max_rows: int | None = None
     max_new_tokens: int = 256
     batch_size: int | None = None
+    dtype: str | None = None
     output: Path | None = None
     gate: str | None = None
     allow_trained_rows: bool = False

@@ -35,12 +35,12 @@ def open_run(name: str, tokenizer: Any, chat_template: str | None) -> OpenedRun:
     return OpenedRun(recipe, Labeller(renderer, recipe.labels))
 
 
-def base_model(base: str, tokenizer: Any) -> Any:
-    """A base to be asked in the ids of `tokenizer`.
+def base_model(base: str, tokenizer: Any, dtype: str | None = None) -> Any:
+    """A base to be asked in the ids of `tokenizer`, in the precision `dtype`.
 
     Raises InputError if it has no embedding for some of them.
     """
-    model = models.load_for_inference(base).model
+    model = models.load_for_inference(base, dtype).model
     models.check_vocabulary(model, tokenizer, base, "--base")
     return model
 

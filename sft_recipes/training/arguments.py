@@ -44,6 +44,8 @@ def sft_config(
         # TRL's default, stated by its new name: the old one warns.
         "activation_checkpointing": True,
         "bf16": accelerator_has_bf16(recipe) and not given.get("fp16", False),
+        # A first loss is what tells within seconds that something is wrong.
+        "logging_first_step": True,
         "data_seed": given.get("seed", SFTConfig.seed),
         "dataloader_pin_memory": not use_cpu,
         "dataloader_num_workers": 0 if use_cpu else LOADER_WORKERS,

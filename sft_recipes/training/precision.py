@@ -5,7 +5,7 @@ parameter model gains nothing, a step of Gemma-3-270m (LoRA, two cores) took 3.4
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch users know
 from datasets import Dataset
 
-from sft_recipes.devices import computes_on_cpu, cpu_has_bf16
+from sft_recipes.devices import SMALLEST_BF16_MODEL, computes_on_cpu, cpu_has_bf16
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.processes import launched_with, on_main
 
-# Smaller models were never faster, and a trial would cost more than it saves.
-SMALLEST_MODEL = 50_000_000
 # A gain below a fifth is within what one machine measures twice.
 LEAST_GAIN = 1.2
 # bfloat16 keeps 8 bits of a number. A loss further off than this is no rounding.
@@ -75,9 +73,24 @@ def choose_precision(
         return {}
     if model.dtype != torch.float32:
         return {}
-    if not cpu_has_bf16() or model.num_parameters() < SMALLEST_MODEL:
+    if not cpu_has_bf16() or model.num_parameters() < SMALLEST_BF16_MODEL:
         return {}
     return {"bf16": on_main(lambda: bfloat16_pays(model, rows))}
+
+
+def settle_frozen_weights(recipe: Recipe, model: Any, decided: Mapping[str, bool]) -> None:
+    """Under bf16 on a CPU, keep the weights that LoRA leaves alone in bfloat16.
+
+    Autocast would turn each of them into bfloat16 again in every pass, the output layer's with them. What is trained is
+    added later, in float32. A stated `dtype` is kept, and so is a base of which whole modules are trained.
+    """
+    uses_bf16 = decided.get("bf16", recipe.training.get("bf16", False))
+    stated = "dtype" in recipe.model or "lora_modules_to_save" in recipe.model
+    if not uses_bf16 or stated or not recipe.model.get("use_peft") or not computes_on_cpu(recipe):
+        return
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def bfloat16_pays(model: Any, rows: Dataset) -> bool:

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # a rank: signals are heard while torch loads
         stop_request.listen_for_parent(signal.SIGTERM)
 
 from accelerate import PartialState
+from transformers import PrinterCallback, ProgressCallback
 
 from sft_recipes import crash, run_folder
 from sft_recipes.data.labels import Labeller
@@ -50,13 +51,14 @@ from sft_recipes.training.construction import check_construction
 from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
-from sft_recipes.training.precision import choose_precision
+from sft_recipes.training.precision import choose_precision, settle_frozen_weights
 from sft_recipes.training.processes import (
     check_active,
     is_first_process,
     join_processes,
     on_main,
 )
+from sft_recipes.training.progress import TrainingProgress
 from sft_recipes.training.record import (
     record_failure,
     record_start,
@@ -66,6 +68,7 @@ from sft_recipes.training.record import (
 from sft_recipes.training.run_lock import run_lock
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.trainer import Guards, RecipeTrainer
+from sft_recipes.upstream.quiet import quiet_libraries
 
 
 def train(
@@ -180,6 +183,7 @@ def build_trainer(
     flatten = choose_batching(recipe, model, tokenizer.pad_token_id)
     resumed = sealed_precision(guards.checkpoint if guards else None)
     decided = choose_precision(recipe, model, data.train, resumed)
+    settle_frozen_weights(recipe, model, decided)
     if flatten and not recipe.training.get("packing"):
         decided["padding_free"] = True
     del arguments
@@ -217,8 +221,15 @@ def _say_what_starts(
 def _run_steps(trainer: RecipeTrainer, guards: Guards) -> None:
     """Train to the end. Raises Preempted if a signal asked for an earlier one: a checkpoint is sealed by then."""
     checkpoint = guards.checkpoint
+    for shown_by_transformers in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(shown_by_transformers)
+    progress = TrainingProgress(
+        generates=trainer.generation_metrics is not None, may_be_live=not trainer.args.disable_tqdm
+    )
+    trainer.add_callback(progress)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with progress:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except pickle.UnpicklingError as error:
         raise TrainingFault(
             f"{checkpoint} holds code, which is not run: {error}. Fix: remove it."
@@ -250,6 +261,7 @@ def save(recipe: Recipe, trainer: RecipeTrainer, consumption: Consumption | None
 
 def run(recipe: Recipe, allow_changed: Sequence[str] = (), allow_hub_kernels: bool = False) -> int:
     """`train`, and the push where the recipe asks for it; prints what went wrong. Returns the exit code."""
+    quiet_libraries()
     try:
         train(recipe, allow_changed, allow_hub_kernels)
         if is_first_process():

@@ -234,6 +234,25 @@ def test_losses_under_bfloat16(write_recipe: Callable[..., Path]) -> None:
     assert runs[0] != runs[1], "autocast did nothing"
 
 
+def test_what_lora_leaves_alone_is_bfloat16(write_recipe: Callable[..., Path]) -> None:
+    """Under bf16 on a CPU frozen weights are bfloat16 and what is trained is float32, with the losses of frozen float32
+    weights within the tolerance; a stated dtype is kept, and so are weights of which whole modules are trained."""
+    runs = []
+    for keys in ({}, {"dtype": "float32"}):
+        trainer: Any = trainer_for(write_recipe(**LORA, **keys, bf16=True, num_train_epochs=3))
+        dtypes = {True: set(), False: set()}
+        for parameter in trainer.model.parameters():
+            dtypes[parameter.requires_grad].add(parameter.dtype)
+        frozen = torch.float32 if keys else torch.bfloat16
+        assert dtypes == {True: {torch.float32}, False: {frozen}}
+        trainer.train()
+        runs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert runs[0] == pytest.approx(runs[1], rel=precision.LOSS_TOLERANCE)
+    assert runs[0] != runs[1]
+    whole: Any = trainer_for(write_recipe(**LORA, bf16=True, lora_modules_to_save=["lm_head"]))
+    assert {parameter.dtype for parameter in whole.model.parameters()} == {torch.float32}
+
+
 def test_a_real_trial(capsys: pytest.CaptureFixture[str]) -> None:
     """The trial itself runs, leaves no gradient behind, gives a finite verdict and says what it measured."""
     from datasets import Dataset
