@@ -13,6 +13,7 @@ import typer
 
 from sft_recipes import cli_options as opt
 from sft_recipes import crash, run_folder
+from sft_recipes.cli_answers import chat, replay
 from sft_recipes.cli_options import data_options, held_out_sets
 from sft_recipes.cli_output import (
     list_shipped,
@@ -21,7 +22,6 @@ from sft_recipes.cli_output import (
     say_written,
     speaking_on_stderr,
 )
-from sft_recipes.cli_replay import replay
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import copy_recipe, parse_overrides
@@ -38,7 +38,6 @@ app = typer.Typer(
 app.add_typer(review, name="review")
 PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(context_settings=OVERRIDES)(replay)
 
 
 @app.callback()
@@ -310,23 +309,8 @@ def evaluate(
     raise typer.Exit(result.extra["gate"]["exit_code"] if gate else 0)
 
 
-@app.command()
-def chat(
-    run: opt.ModelArgument,
-    base: opt.BesideOption = None,
-    chat_template: opt.TemplateOption = None,
-    max_new_tokens: opt.NewTokensOption = 256,
-    as_json: opt.JsonOption = False,
-) -> None:
-    """Talk to a model: a line is a turn, /reset starts again, /quit ends.
-
-    --json prints one object per answer.
-    """
-    from sft_recipes.evaluation.chat import chat as converse
-    from sft_recipes.upstream.quiet import quiet_libraries
-
-    quiet_libraries()
-    converse(run, base, chat_template, max_new_tokens, as_json)
+app.command()(chat)
+app.command(context_settings=OVERRIDES)(replay)
 
 
 @app.command("export")

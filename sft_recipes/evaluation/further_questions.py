@@ -84,7 +84,7 @@ def ask_model_before(
     """Its answers to the retention prompts; none where it is asked everything, as `--base`."""
     if before is None or request.base_is_model:
         return {}
-    model = base_model(before, run.labeller.renderer.tokenizer)
+    model = base_model(before, run.labeller.renderer.tokenizer, request.dtype)
     return asking.ask(model, {RETENTION: questions[RETENTION]})
 
 

@@ -64,11 +64,6 @@ class ReplayRequest:
         """Where answers stand until all are there."""
         return self.output.with_name(f"{self.output.name}.unfinished")
 
-    @property
-    def decoding(self) -> str:
-        """How answers are made, for people who find the file."""
-        return f"greedy, at most {self.max_new_tokens} new tokens"
-
 
 class _Drawn(NamedTuple):
     """The prompts to ask, and what became of every row that was read."""
@@ -181,6 +176,7 @@ class _Answers:
         self._request = request
         self._model = model
         self._labeller = labeller
+        self._decoding = f"greedy, at most {request.max_new_tokens} new tokens, {model.dtype}"
         self.entries: list[Mapping[str, Any]] = []
 
     def resume(self, prompts: Sequence[Example]) -> None:
@@ -209,7 +205,7 @@ class _Answers:
         return {
             "model": request.model,
             "prompts_sha256": hashlib.sha256(texts.encode()).hexdigest(),
-            "max_new_tokens": request.max_new_tokens,
+            "decoding": self._decoding,
             "options": dict(request.options),
             "template": renderer.template_text,
         }
@@ -274,7 +270,7 @@ class _Answers:
             "messages": [*asked.messages[:-1], {"role": "assistant", "content": text}],
             "source": asked.where,
             "model": self._request.model,
-            "decoding": self._request.decoding,
+            "decoding": self._decoding,
         }
 
     def written(self) -> Iterator[Mapping[str, Any]]:

@@ -70,7 +70,7 @@ def test_rows_hold_question_answer_and_where_they_come_from(
         line = int(row["source"].rpartition(":")[2])
         assert question == {"role": "user", "content": f"Question {line - 1}?"}
         assert row["model"] == str(base_folder)
-        assert row["decoding"] == "greedy, at most 8 new tokens"
+        assert row["decoding"] == "greedy, at most 8 new tokens, torch.float32"
     again = written_by(prompts, output=tmp_path / "again.jsonl")
     assert again.output.read_bytes() == written.output.read_bytes()
     other = written_by(prompts, output=tmp_path / "other.jsonl", options={"data_seed": 1})

@@ -1,4 +1,4 @@
-"""`sft-recipes replay`: a model's own answers to general prompts, to be mixed into its tuning."""
+"""Commands that let a model answer: `chat` to a person, `replay` to prompts of a file."""
 
 from pathlib import Path
 
@@ -28,7 +28,9 @@ def replay(
     `--key value` sets a recipe's key for the prompts, `--data_seed N` draws others.
     """
     from sft_recipes.evaluation.replay import ReplayRequest, write_replay
+    from sft_recipes.upstream.quiet import quiet_libraries
 
+    quiet_libraries()
     request = ReplayRequest(
         model=model,
         prompts=prompts,
@@ -45,3 +47,21 @@ def replay(
         print_json(written.as_json())
     else:
         print(written.as_text(model))
+
+
+def chat(
+    run: opt.ModelArgument,
+    base: opt.BesideOption = None,
+    chat_template: opt.TemplateOption = None,
+    max_new_tokens: opt.NewTokensOption = 256,
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Talk to a model: a line is a turn, /reset starts again, /quit ends.
+
+    --json prints one object per answer.
+    """
+    from sft_recipes.evaluation.chat import chat as converse
+    from sft_recipes.upstream.quiet import quiet_libraries
+
+    quiet_libraries()
+    converse(run, base, chat_template, max_new_tokens, as_json)
