@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.reading.column_values import ROLE_KEYS, fold, is_conversation, is_empty
+from sft_recipes.data.reading.column_values import fold, is_empty, names_speakers, role_key
 from sft_recipes.data.reading.columns import ANSWERS, QUESTIONS
 from sft_recipes.messages import ROLE_ALIASES, Example
 from sft_recipes.recipe import DatasetSource, DataSettings
@@ -39,7 +39,7 @@ def _with_answer(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with something in the place of an answer that it lacks."""
     row = dict(row)
     for name, value in row.items():
-        is_turns = isinstance(value, list) and is_conversation(value)
+        is_turns = isinstance(value, list) and names_speakers(value)
         if is_turns and fold(name) not in QUESTIONS:
             row[name] = _answered(value)
             return row
@@ -58,14 +58,9 @@ def _with_answer(row: Mapping[str, Any]) -> dict[str, Any]:
 def _answered(turns: list[Any]) -> list[Any]:
     """The turns, with one of the assistant behind a user's that is the last."""
     last = turns[-1]
-    if not isinstance(last, dict):
+    key = role_key(last) if isinstance(last, dict) else None
+    if key is None or ROLE_ALIASES.get(str(last[key]), last[key]) != "user":
         return turns
-    answer = {}
-    for key, value in last.items():
-        if key in ROLE_KEYS:
-            if ROLE_ALIASES.get(value, value) != "user":
-                return turns
-            answer[key] = "assistant"
-        elif isinstance(value, str):
-            answer[key] = _OPEN
+    answer = {name: _OPEN for name, value in last.items() if isinstance(value, str)}
+    answer[key] = "assistant"
     return [*turns, answer]

@@ -120,7 +120,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a question alone": {"question": "Why?", "id": 3},
     "an instruction with an answer": {"instruction": "Why?", "output": "Because."},
     "an empty answer": {"instruction": "Why?", "output": None},
-    "turns that end with the user": {"messages": [{"role": "user", "content": "Why?"}]},
+    "turns that end with the user": {
+        "tags": [{"kind": "x"}],
+        "messages": [{"role": "user", "content": "Why?", "train": False}],
+    },
+    "turns under other keys": {
+        "messages": [{"who": "user", "said": "Why?"}, {"who": "assistant", "said": "So."}]
+    },
     "turns of another format": {"conversations": [{"from": "human", "value": "Why?"}]},
     "a prompt of turns": {"prompt": [{"role": "user", "content": "Why?"}]},
     "a longer conversation": {
@@ -139,7 +145,10 @@ def test_any_data_set_with_prompts_is_read(
     shape: str, written_by: Write, write_rows: Callable[..., Path]
 ) -> None:
     """Only the first question is asked, whatever the row says of answers."""
-    written = written_by(write_rows([SHAPES[shape]], "prompts.jsonl"))
+    options = {}
+    if shape == "turns under other keys":
+        options = {"message_mapping": {"role": "who", "content": "said"}}
+    written = written_by(write_rows([SHAPES[shape]], "prompts.jsonl"), options=options)
     (row,) = rows_of(written.output)
     assert [message["content"] for message in row["messages"]] == ["Why?", "About Why?"]
 
