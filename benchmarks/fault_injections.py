@@ -249,7 +249,7 @@ def add_test_rows(rows: list[Row]) -> list[Row]:
 def rename_input(rows: list[Row]) -> list[Row]:
     """What the instruction is about stands in a column that no key maps."""
     return [
-        {"context" if key == "input" else key: value for key, value in row.items()} for row in rows
+        {"material" if key == "input" else key: value for key, value in row.items()} for row in rows
     ]
 
 

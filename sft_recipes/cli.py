@@ -14,6 +14,7 @@ import typer
 from sft_recipes import cli_options as opt
 from sft_recipes import crash, run_folder
 from sft_recipes.cli_answers import chat, replay
+from sft_recipes.cli_benchmark import evaluate_benchmarks
 from sft_recipes.cli_options import data_options, held_out_sets
 from sft_recipes.cli_output import (
     list_shipped,
@@ -37,6 +38,15 @@ app = typer.Typer(
 )
 app.add_typer(review, name="review")
 PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
+# Options of `evaluate` that say how rows are read or printed, or ask something else.
+NOT_OF_THE_REQUEST = (
+    "examples",
+    "as_json",
+    "format",
+    "column_mapping",
+    "benchmark",
+    "benchmark_data",
+)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -284,23 +294,25 @@ def evaluate(
     retention: opt.RetentionOption = False,
     retention_data: opt.RetentionDataOption = None,
     suspects: opt.SuspectsOption = False,
+    benchmark: opt.BenchmarkOption = None,
+    benchmark_data: opt.BenchmarkDataOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.
 
     `--key value` sets a recipe's key for the data.
     """
+    if benchmark or benchmark_data:
+        evaluate_benchmarks(context)
+        return
     from sft_recipes.evaluation.evaluate_command import run_evaluation
     from sft_recipes.evaluation.evaluation_request import EvaluationRequest
     from sft_recipes.upstream.quiet import quiet_libraries
 
     quiet_libraries()
-    # The request has the names of the options, but for those that say how rows are read or printed.
-    asked = dict(context.params)
-    for name in ("examples", "as_json", "format", "column_mapping"):
-        del asked[name]
-    options = data_options(context, without="chat_template")
-    request = EvaluationRequest(data_options=options, **asked)
+    # The request has the names of the options.
+    asked = {key: context.params[key] for key in context.params if key not in NOT_OF_THE_REQUEST}
+    request = EvaluationRequest(data_options=data_options(context, "chat_template"), **asked)
     result = run_evaluation(request, progress=not as_json)
     if as_json and result.is_main:
         print_json(result.as_json())

@@ -170,6 +170,12 @@ RetentionDataOption = Annotated[
 SuspectsOption = Annotated[
     bool, typer.Option(help="List the training rows that the model finds hardest: wrong answers?")
 ]
+BenchmarkOption = Annotated[
+    str | None, typer.Option(help="Public benchmarks through lm-eval alone, as in ifeval,gsm8k")
+]
+BenchmarkDataOption = Annotated[
+    Path | None, typer.Option("--benchmark_data", help="Folder with their rows: TASK/SPLIT.jsonl")
+]
 
 # chat
 BesideOption = Annotated[str | None, typer.Option(help="Model that answers beside it")]

@@ -9,7 +9,11 @@ import yaml
 
 from sft_recipes.recipe import Recipe
 
-_TEXTS = ("system_prompt", "chat_template_kwargs")  # may begin with a slash and are no paths
+_TEXTS = (
+    "system_prompt",
+    "system_instruction",
+    "chat_template_kwargs",
+)  # may begin with a slash and are no paths
 # Where people keep files; a path elsewhere that is not one of this run is not told from text.
 _FOLDERS = (
     "home|Users|root|mnt|media|tmp|var|opt|srv|data|scratch|workspaces?|nfs|fsx|gpfs|lustre|work"

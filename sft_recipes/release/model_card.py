@@ -23,6 +23,7 @@ from sft_recipes.release.finished_run import (
 from sft_recipes.release.local_paths import LOCAL_PATH, is_hub_name, public, recipe_text
 from sft_recipes.release.markdown import CARDS
 from sft_recipes.release.older_transformers import CHECK
+from sft_recipes.report.benchmark_report import fewer_rows, longest_answer, settings_in_words
 from sft_recipes.report.number_texts import format_estimate
 from sft_recipes.response_patterns import mask
 from sft_recipes.text_files import interpreting, read_json_lines, read_text
@@ -40,6 +41,7 @@ _REPLACED = (
     "# Model Card for Model ID",
 )
 SAMPLES = 4
+_UNKNOWN = "(version not recorded)"
 _EVALUATE_AGAIN = "evaluate it again, or delete its folder"
 _SAMPLE_TEXTS = ("prompt", "reference", "response")
 
@@ -114,6 +116,7 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
     recipe = finished_run(run)
     environment = _read(run / run_folder.ENVIRONMENT)
     scored = evaluations(run)
+    benchmarks = run / run_folder.EVALUATIONS / run_folder.BENCHMARKS
     has_lora = (run / ADAPTER_CONFIG).is_file()
     is_adapter = has_lora and exported is None
     is_merged = has_lora and exported is not None
@@ -129,7 +132,6 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
     export = {}
     if exported is not None:
         export = _read(exported / EXPORT)
-    unknown = "(version not recorded)"
     base = public(recipe.model_name)
     datasets = recipe.data.datasets
     return Card(
@@ -144,14 +146,14 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         is_adapter=is_adapter,
         is_merged=is_merged,
         datasets_on_hub=[source.path for source in datasets if is_hub_name(source.path)],
-        sft_recipes=environment.get("sft_recipes", unknown),
-        trl=environment.get("versions", {}).get("trl", unknown),
+        sft_recipes=environment.get("sft_recipes", _UNKNOWN),
+        trl=environment.get("versions", {}).get("trl", _UNKNOWN),
         system_prompt=recipe.labels.system_prompt,
         template_arguments=recipe.template.chat_template_kwargs,
         data=_read(run / run_folder.DATA),
         trained=_trained_lines(recipe.labels, recipe),
         hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
-        evaluations=_scored_evaluations(run, scored),
+        evaluations=[*_scored_evaluations(run, scored), *_benchmarks(benchmarks)],
         has_gate=bool(recipe.values.get("gate")),
         samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
         export=_export_lines(export),
@@ -229,6 +231,49 @@ def _scored_evaluations(
         with interpreting(path, _EVALUATE_AGAIN):
             evaluations.append(_scored_evaluation(name, content))
     return evaluations
+
+
+def _benchmarks(folder: Path) -> list[ScoredEvaluation]:
+    """The public benchmarks that the run was measured on, by name."""
+    benchmarks = []
+    for path in sorted(folder.glob(run_folder.BENCHMARK_FILE)):
+        content = run_folder.read_json(path, _EVALUATE_AGAIN)
+        with interpreting(path, _EVALUATE_AGAIN):
+            benchmarks.append(_benchmark(content))
+    return benchmarks
+
+
+def _benchmark(content: Mapping[str, Any]) -> ScoredEvaluation:
+    """One benchmark as an evaluation; how it was asked belongs to its numbers."""
+    scores = []
+    for metric in content["metrics"]:
+        scores.append(
+            Score(
+                metric=metric["metric"],
+                label=f"{metric['metric']}, {metric['filter']}",
+                definition="As lm-eval defines and scores it.",
+                n=metric["n"],
+                value=metric["value"],
+                ci_low=metric["ci_low"],
+                ci_high=metric["ci_high"],
+                estimate=format_estimate(metric),
+                difference="",
+            )
+        )
+    asked = [f"lm-eval {content['versions']['lm_eval']}, shots: {content['shots']}"]
+    for setting in settings_in_words(public(content["settings"]))[1:]:  # the model is this one
+        asked.append(f"{setting.label.lower()}: {setting.value}")
+    return ScoredEvaluation(
+        name=content["benchmark"],
+        data="public benchmark",
+        answers=content["rows"],
+        warnings=fewer_rows(content),
+        decoding="; ".join(asked),
+        max_new_tokens=longest_answer(content),
+        base=None,
+        scores=scores,
+        gate=None,
+    )
 
 
 def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluation:
