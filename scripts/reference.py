@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from sft_recipes.evaluation.gate_bounds import INDICATORS
 from sft_recipes.evaluation.metric import Metric
 from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.recipe_checks import NOTES, REFUSED, REFUSED_VALUES, RENAMED, TABLES, Key
@@ -181,6 +182,13 @@ def metrics_page() -> str:
         lines += ["| metric | in a row | definition | number and interval | unit | better |"]
         lines += ["|---|---|---|---|---|---|"]
         lines += [_metric(metric) for metric in METRICS.values() if metric.group == group]
+    lines += ["", "## What else a gate may name", ""]
+    lines += [
+        "Numbers of several evaluations, asked for where a gate names them; lower is better.",
+        "",
+    ]
+    lines += ["| name | definition |", "|---|---|"]
+    lines += [f"| `{name}` | {indicator.definition} |" for name, indicator in INDICATORS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ import typer
 
 from sft_recipes import cli_options as opt
 from sft_recipes import crash, run_folder
+from sft_recipes.cli_answers import chat, replay
 from sft_recipes.cli_benchmark import evaluate_benchmarks
 from sft_recipes.cli_options import data_options, held_out_sets
 from sft_recipes.cli_output import (
@@ -68,6 +69,7 @@ def init(
     role_mapping: opt.RolesOption = None,
     consecutive_turns: opt.TurnsOption = None,
     chat_template: opt.TemplateOption = None,
+    replay: opt.OwnReplayOption = None,
     output: opt.RecipeFolderOption = None,
     force: opt.OverwriteOption = False,
     as_json: opt.JsonOption = False,
@@ -78,13 +80,13 @@ def init(
         from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
 
         folder = output or Path(Path(data).stem)
-        request = RecipeRequest(model, data, data_options(context), folder, force)
+        request = RecipeRequest(model, data, data_options(context), folder, force, replay)
         new_recipe = write_recipe(request, progress=not as_json)
         if not as_json:
             show_rows(new_recipe.renderer, new_recipe.rows)
             print(*new_recipe.notes, sep="\n", end="\n\n")
         say_written([new_recipe.path], as_json)
-    elif model or data:
+    elif model or data or replay:
         what = "--model and --data go together"
         if recipe:
             what = "a shipped recipe is copied as it is"
@@ -289,6 +291,8 @@ def evaluate(
     shots: opt.ShotsOption = "0",
     safety: opt.SafetyOption = False,
     safety_data: opt.SafetyDataOption = None,
+    retention: opt.RetentionOption = False,
+    retention_data: opt.RetentionDataOption = None,
     suspects: opt.SuspectsOption = False,
     benchmark: opt.BenchmarkOption = None,
     benchmark_data: opt.BenchmarkDataOption = None,
@@ -307,11 +311,8 @@ def evaluate(
 
     quiet_libraries()
     # The request has the names of the options.
-    asked = dict(context.params)
-    for name in NOT_OF_THE_REQUEST:
-        del asked[name]
-    options = data_options(context, without="chat_template")
-    request = EvaluationRequest(data_options=options, **asked)
+    asked = {key: context.params[key] for key in context.params if key not in NOT_OF_THE_REQUEST}
+    request = EvaluationRequest(data_options=data_options(context, "chat_template"), **asked)
     result = run_evaluation(request, progress=not as_json)
     if as_json and result.is_main:
         print_json(result.as_json())
@@ -320,23 +321,8 @@ def evaluate(
     raise typer.Exit(result.extra["gate"]["exit_code"] if gate else 0)
 
 
-@app.command()
-def chat(
-    run: opt.ModelArgument,
-    base: opt.BesideOption = None,
-    chat_template: opt.TemplateOption = None,
-    max_new_tokens: opt.NewTokensOption = 256,
-    as_json: opt.JsonOption = False,
-) -> None:
-    """Talk to a model: a line is a turn, /reset starts again, /quit ends.
-
-    --json prints one object per answer.
-    """
-    from sft_recipes.evaluation.chat import chat as converse
-    from sft_recipes.upstream.quiet import quiet_libraries
-
-    quiet_libraries()
-    converse(run, base, chat_template, max_new_tokens, as_json)
+app.command()(chat)
+app.command(context_settings=OVERRIDES)(replay)
 
 
 @app.command("export")

@@ -72,6 +72,18 @@ RecipeFolderOption = Annotated[
 ]
 OverwriteOption = Annotated[bool, typer.Option(help="Overwrite files that exist")]
 
+OwnReplayOption = Annotated[
+    str | None,
+    typer.Option("--replay", help="Rows of `replay` (or other general ones) to mix in"),
+]
+
+# replay
+PromptsOption = Annotated[
+    str, typer.Option(help="Data with prompts: file, folder or Hub name; answers are ignored")
+]
+DrawnOption = Annotated[int, typer.Option("--rows", help="Prompts to draw", min=1)]
+ReplayFileOption = Annotated[Path, typer.Option(help="File to write, JSON Lines of messages")]
+
 # check
 MeasureOption = Annotated[
     int, typer.Option(help="Train this many steps, only to measure time and memory")
@@ -147,7 +159,14 @@ SafetyOption = Annotated[bool, typer.Option(help="Ask what should and should not
 SafetyDataOption = Annotated[
     str | None, typer.Option("--safety_data", help="Own such prompts: prompt, label")
 ]
-
+RetentionOption = Annotated[
+    bool,
+    typer.Option(help="Ask general prompts, too, before and after tuning: what was forgotten?"),
+]
+RetentionDataOption = Annotated[
+    str | None,
+    typer.Option("--retention_data", help="Own such prompts: prompt, task_type, expected_format"),
+]
 SuspectsOption = Annotated[
     bool, typer.Option(help="List the training rows that the model finds hardest: wrong answers?")
 ]

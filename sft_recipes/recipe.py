@@ -40,6 +40,7 @@ class DatasetSource:
     columns: Sequence[str] | None = None
     fraction: float | None = None
     weight: float = 1.0
+    held_out: bool = True
     format: str | None = None
     column_mapping: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     message_mapping: Mapping[str, str] = field(default_factory=dict)

@@ -89,7 +89,7 @@ _SETTINGS_KEYS: Mapping[str, Key] = {
 }
 _TOP_KEYS: Mapping[str, Key] = _keys_of(TopKeys)
 # TRL's names, beside `dataset_name`, of what stands inside `datasets:` under another.
-_NAMES_INSIDE = {"dataset_config": "name", "dataset_train_split": "split"}
+NAMES_INSIDE = {"dataset_config": "name", "dataset_train_split": "split"}
 # TRL's data keys, read by this project with the same meaning.
 DATA_KEYS: Mapping[str, Key] = {
     "dataset_name": SOURCE_KEYS["path"],
@@ -304,7 +304,7 @@ def _data_settings(given: Mapping[str, Any], where: str, places: Mapping[str, st
     else:
         entry = {"path": given["dataset_name"]}
         for setting in beside:
-            entry[_NAMES_INSIDE.get(setting.key, setting.key)] = setting.value
+            entry[NAMES_INSIDE.get(setting.key, setting.key)] = setting.value
         sources = [_source(entry, where, "")]
     problems += _mixture_problems(sources, where)
     if problems:
@@ -320,15 +320,18 @@ def _data_settings(given: Mapping[str, Any], where: str, places: Mapping[str, st
 def _keys_beside_dataset_name(given: Mapping[str, Any]) -> list[Setting]:
     """Those of the given keys that describe the data set of `dataset_name`."""
     settings = []
-    for key in (*_NAMES_INSIDE, *_SET_KEYS):
+    for key in (*NAMES_INSIDE, *_SET_KEYS):
         if key in given:
             settings.append(Setting(key, given[key]))
     return settings
 
 
 def _mixture_problems(sources: Sequence[DatasetSource], where: str) -> list[Problem]:
-    """Shares of the mixture that do not go together."""
+    """Shares of the mixture that do not go together, and a mixture that nothing is held out of."""
     problems = []
+    if not any(source.held_out for source in sources):
+        what = "false for every data set"
+        problems.append(Problem(where, "held_out", what, "remove it from one of them"))
     with_fraction = [source for source in sources if source.fraction is not None]
     if with_fraction and len(with_fraction) < len(sources):
         what = "set for some data sets only"
@@ -347,7 +350,7 @@ def _source(entry: Any, where: str, prefix: str) -> DatasetSource:
         raise InputError(Problem(where, f"{prefix}path", what, "add path"))
     known = dict(SOURCE_KEYS)
     if prefix.startswith("evaluation"):  # rows to answer are no mixture
-        del known["weight"], known["fraction"]
+        del known["weight"], known["fraction"], known["held_out"]
     return DatasetSource(**_block(entry, known, where, prefix))
 
 

@@ -188,6 +188,7 @@ SOURCE_TRIES: Mapping[str, Try] = {
     "columns": Try(["instruction", "output"]),
     "fraction": Try(0.5),
     "weight": Try(2.0),
+    "held_out": Try(False),
     "format": Try("instruction", {"path": "./ambiguous.jsonl"}),
     "column_mapping": Try({"output": "input"}),
     "message_mapping": Try({"role": "who", "content": "said"}, {"path": "./keys.jsonl"}),
@@ -424,7 +425,8 @@ def test_key_of_a_data_set(builder: Builder, key: str) -> None:
     second = {"path": "./folder/test.jsonl"} | ({"fraction": 0.5} if key == "fraction" else {})
     without = {"path": "./train.jsonl", **one.beside}
     sets = [[{**without, key: one.value}, second], [without, {"path": "./folder/test.jsonl"}]]
-    first, other = ({"dataset_name": None, "datasets": entries} for entries in sets)
+    keys = {"dataset_name": None} | ({"eval_split": 4} if key == "held_out" else {})
+    first, other = ({**keys, "datasets": entries} for entries in sets)
     builder.check(key, one, first, other)
 
 
@@ -439,7 +441,7 @@ def test_key_of_the_evaluation(builder: Builder, key: str) -> None:
 def test_key_of_the_evaluation_data(builder: Builder, key: str) -> None:
     """Each key inside `evaluation: data:` changes what is answered; those that mix data sets are refused there."""
     one = SOURCE_TRIES[key]
-    if key in ("weight", "fraction"):
+    if key in ("weight", "fraction", "held_out"):
         one = Try(one.value, one.beside, refusal=f"evaluation.data.{key}: unknown key")
     without = {"path": "./train.jsonl", **one.beside}
     blocks = [

@@ -33,6 +33,8 @@ __all__ = [
     "source_files",
 ]
 
+# Makes the values of a row that is read out of those that stand in the file.
+Completion = Callable[[Mapping[str, Any]], dict[str, Any]]
 # Columns that evaluation reads where a data set has them.
 EVALUATION_COLUMNS = ("task_type", "expected_format")
 
@@ -43,18 +45,20 @@ def iter_examples(
     rejects: RejectLog,
     split: str | None = None,
     columns: Sequence[str] = (),
+    complete: Completion | None = None,
 ) -> Iterator[Example]:
     """Yield the examples of one source in order; rows that are none go to `rejects`.
 
-    `split` overrides the source's own; `columns` are further columns to keep on the examples. The
-    format is detected from the first readable row unless the source names one. Raises InputError
-    for a source that cannot be read. Exhaust it: what `rejects` does not accept is raised only
-    behind the last row, never to a caller that stops early.
+    `split` overrides the source's own; `columns` are further columns to keep on the examples;
+    `complete` changes the values of a row before they are read. The format is detected from the
+    first readable row unless the source names one. Raises InputError for a source that cannot be
+    read. Exhaust it: what `rejects` does not accept is raised only behind the last row, never to a
+    caller that stops early.
     """
     name = source.path
     total = 0
     rejects.begin(name)
-    reader = _SourceReader(source, settings, rejects, columns)
+    reader = _SourceReader(source, settings, rejects, columns, complete)
     for file, rows in open_rows(source, split or source.split):
         try:
             for number, row in enumerate(rows):
@@ -97,11 +101,13 @@ class _SourceReader:
         settings: DataSettings,
         rejects: RejectLog,
         columns: Sequence[str],
+        complete: Completion | None,
     ) -> None:
         self._source = source
         self._settings = settings
         self._rejects = rejects
         self._extra = columns
+        self._complete = complete
         self._converters: dict[tuple[str, ...], RowConverter] = {}
         self._format: RowFormat | None = None
         self._recognised: dict[str, str] = {}
@@ -116,7 +122,9 @@ class _SourceReader:
         values = cells
         if asked is not None:
             values = {name: cells[name] for name in cells if name in asked}
-        shape = tuple(cells)
+        if self._complete is not None:
+            values = self._complete(values)
+        shape = tuple(values)
         converter = self._converters.get(shape)
         if converter is None:
             self._seen.update(cells)

@@ -280,8 +280,9 @@ class _Preparation:
             pa.OSFile(str(unfinished), "wb") as sink,
             pa.ipc.new_stream(sink, SCHEMA) as writer,
         ):
-            for number in range(len(self._recipe.data.datasets)):
-                self._write_source(number, test_split, writer)
+            for number, source in enumerate(self._recipe.data.datasets):
+                if source.held_out or test_split is None:
+                    self._write_source(number, test_split, writer)
         # From here on, and not before, what an earlier preparation left is of no use.
         (self._folder / prepared.MANIFEST).unlink(missing_ok=True)
         unfinished.replace(self._folder / file)
@@ -326,6 +327,8 @@ class _Preparation:
     def _keep_for_split(self, batch: _Batch, result: _PreparedBatch) -> None:
         if self._recipe.data.eval_split:
             self._candidates.prompts.update(zip(result.groups, result.prompts, strict=True))
+        if not self._recipe.data.datasets[batch.source].held_out:
+            return
         grouped: list[GroupedExample] = []
         for index in result.labelled:
             grouped.append(GroupedExample(result.groups[index], batch.examples[index]))

@@ -73,7 +73,9 @@ def draw_split(
         _refuse_overlap(recipe, rows, np.isin(groups, test_groups))
         return Split(everything, test_rows, np.arange(len(test_rows)), test_groups)
     if recipe.data.eval_split:
-        trained, held_out = split_eval(groups, recipe.data.eval_split)
+        numbers = [n for n, source in enumerate(recipe.data.datasets) if source.held_out]
+        drawn_from = np.isin(column(rows, "source"), numbers)
+        trained, held_out = split_eval(groups, recipe.data.eval_split, drawn_from)
         if not len(trained):
             fix = "make eval_split smaller"
             raise InputError(Problem(recipe.name, "eval_split", "no row is left to train", fix))
@@ -82,19 +84,23 @@ def draw_split(
     return Split(everything, rows, nothing, nothing)
 
 
-def split_eval(groups: Integers, eval_split: float) -> tuple[Integers, Integers]:
+def split_eval(
+    groups: Integers, eval_split: float, drawn_from: npt.NDArray[np.bool_] | None = None
+) -> tuple[Integers, Integers]:
     """Indices of (train, eval) rows: whole groups in the order of their hash are held out.
 
     `eval_split` below 1 is a share of the rows, from 1 on a count. The hash is seeded, so the draw
     is, too. A group of more than half the rows wanted stays in train if there are smaller ones: it
-    would be most of the evaluation.
+    would be most of the evaluation. `drawn_from` marks the rows that share and draw are of (None:
+    all); another row goes along with its group.
     """
+    candidates = groups if drawn_from is None else groups[drawn_from]
     wanted = int(eval_split)
     if eval_split < 1:
-        wanted = round(eval_split * len(groups))
-    if wanted <= 0 or not len(groups):
+        wanted = round(eval_split * len(candidates))
+    if wanted <= 0 or not len(candidates):
         return np.arange(len(groups)), np.empty(0, dtype=np.int64)
-    names, sizes = np.unique(groups, return_counts=True)
+    names, sizes = np.unique(candidates, return_counts=True)
     is_small = sizes <= max(wanted / 2, 1)
     if not is_small.any():
         is_small[:] = True

@@ -2,7 +2,7 @@
 
 import gc
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from accelerate import PartialState
 from sft_recipes import models, run_folder
 from sft_recipes.data.trained_rows import trained_rows
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation import evaluator
+from sft_recipes.evaluation import evaluator, retention
 from sft_recipes.evaluation.cautions import cautions
 from sft_recipes.evaluation.comparison import (
     System,
@@ -26,39 +26,29 @@ from sft_recipes.evaluation.comparison import (
 )
 from sft_recipes.evaluation.evaluation_request import EvaluationRequest, conversations_to_answer
 from sft_recipes.evaluation.evaluator import Evaluation
-from sft_recipes.evaluation.format_overfitting import (
-    FORMAT_METRICS,
-    format_questions,
-    measure_formats,
+from sft_recipes.evaluation.further_questions import (
+    RETENTION,
+    ask_model_before,
+    measure_further,
+    name_of_model_before,
+    questions_of,
 )
 from sft_recipes.evaluation.gate import check_possible, judge, read_gate
 from sft_recipes.evaluation.gate_bounds import Bound
 from sft_recipes.evaluation.generation import default_batch_size
-from sft_recipes.evaluation.open_run import OpenedRun, base_model, native_template, open_run
+from sft_recipes.evaluation.open_run import OpenedRun, base_model, open_run
 from sft_recipes.evaluation.prompted_base import (
     against_prompting,
     ask_prompted,
     plan_shots,
     shot_counts,
 )
-from sft_recipes.evaluation.questions import (
-    DATA,
-    Answers,
-    Asking,
-    Measured,
-    Question,
-    Questions,
-    answers_below,
-)
-from sft_recipes.evaluation.safety import PROMPTS, SAFETY_METRICS, measure_safety, read_prompts
+from sft_recipes.evaluation.questions import DATA, Answers, Asking
 from sft_recipes.evaluation.suspects import Suspects, find_suspects
 from sft_recipes.evaluation.training_rows import TrainingRows, read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel
 from sft_recipes.report import evaluation_text
-
-FORMATS = "formats/"
-SAFETY = "safety/"
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class EvaluationResult:
 
     `extra` holds what else is known, as plain data: `warnings`, `training_rows`, `comparisons`,
     `task_differences`, `training_curves`, with a base `prompting`, and where asked for `suspects`,
-    `format_overfitting`, `safety`, `gate`.
+    `format_overfitting`, `safety`, `retention`, `gate`.
     """
 
     request: EvaluationRequest
@@ -105,8 +95,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     The base is asked with the same template and tokenizer. Raises InputError if there is nothing to
     answer, or if the base or what is compared answered other rows or has another vocabulary.
     """
-    # First of all: processes on CPU find each other only if told so, and each GPU has to be chosen
-    # before models load.
+    # Before models load: processes find one another, and each GPU is chosen.
     PartialState(cpu=not torch.cuda.is_available())
     bounds = _read_bounds(request)
     loaded = models.load_for_inference(request.model_or_run, request.dtype)
@@ -115,7 +104,8 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
 
     # What is asked, and everything that can be refused before the first answer.
     examples = conversations_to_answer(request, run)
-    questions = _questions(request, run, examples, {bound.metric for bound in bounds})
+    questions = questions_of(request, run, examples, {bound.metric for bound in bounds})
+    before = name_of_model_before(request, run, questions)
     systems = _earlier_systems(request, examples)
     training = _training_rows(request, run, examples, is_judged=bool(bounds))
     segments = run.labeller.renderer.template_segments
@@ -128,28 +118,26 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
+    extra = _about_training(training, tuned[DATA], suspects)
     base: dict[str, Evaluation] = {}
-    against: dict[str, Any] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)
         prompted = ask_prompted(asking, model, questions[DATA], shots)
         base = asking.ask(model, questions, prompted.answers)
         systems = [*prompted.systems(), *systems]
-        against["prompting"] = against_prompting(tuned[DATA], prompted)
+        extra["prompting"] = against_prompting(tuned[DATA], prompted)
     elif request.base is not None:
         base = {DATA: systems[0].evaluation}
+    base |= ask_model_before(request, run, asking, questions, before)
 
     # What is said of the answers.
-    extra = _about_training(training, tuned[DATA], suspects)
-    extra |= _compare(request, tuned[DATA], base.get(DATA), systems, training, info) | against
-    measured = _measure_further(request, tuned, base)
+    extra |= _compare(request, tuned[DATA], base.get(DATA), systems, training, info)
+    measured = measure_further(request, tuned, base, before)
     extra |= measured.content
     if bounds:
-        gate = judge(bounds, tuned[DATA], base.get(DATA), measured.values)
-        extra["gate"] = {**gate, "trained_rows": len(training.seen)}
+        extra["gate"] = judge(bounds, tuned[DATA], base.get(DATA), measured.values, training.seen)
     result = EvaluationResult(request, tuned[DATA], base.get(DATA), request.folder, extra)
-    if result.is_main:
-        _write(result, tuned, base, info, suspects)
+    _write(result, tuned, base, info, suspects, before)
     return result
 
 
@@ -187,28 +175,6 @@ def _read_bounds(request: EvaluationRequest) -> list[Bound]:
     bounds = read_gate(path)
     check_possible(bounds, model=request.base_is_model, answers=request.base is not None)
     return bounds
-
-
-def _questions(
-    request: EvaluationRequest, run: OpenedRun, examples: Sequence[Example], judged: Set[str]
-) -> Questions:
-    """What every model is asked, by folder: the data, then other formats and safety prompts."""
-    renderer = run.labeller.renderer
-    native = None
-    if request.base_is_model:
-        native = native_template(str(request.base), renderer.tokenizer)
-    questions = {DATA: Question(renderer, examples)}
-    if request.format_overfitting or judged & FORMAT_METRICS.keys():
-        for name, question in format_questions(renderer, examples, native).items():
-            questions[f"{FORMATS}{name}"] = question
-    if request.safety or request.safety_data or judged & SAFETY_METRICS.keys():
-        prompts = read_prompts(request.safety_data or PROMPTS)
-        asked = [run.labeller.for_template(example) for example in prompts]
-        for name, question in format_questions(renderer, asked, native).items():
-            questions[f"{SAFETY}{name}"] = question
-        if asked != prompts:
-            questions[f"{SAFETY}no_system_prompt"] = Question(renderer, prompts)
-    return questions
 
 
 def _earlier_systems(request: EvaluationRequest, examples: Sequence[Example]) -> list[System]:
@@ -263,42 +229,17 @@ def _compare(
     }
 
 
-def _measure_further(request: EvaluationRequest, tuned: Answers, base: Answers) -> Measured:
-    """Format overfitting and safety, as far as asked for, and their values for the gate."""
-    content: dict[str, Any] = {}
-    values: dict[str, list[float]] = {}
-    formats = _by_model(tuned, base, FORMATS)
-    if formats:
-        measured = measure_formats(formats)
-        content["format_overfitting"] = measured.content
-        values |= measured.values
-    answered = _by_model(tuned, base, SAFETY)
-    if answered:
-        measured = measure_safety(answered)
-        prompts = request.safety_data or "packaged"
-        content["safety"] = {"prompts": prompts, **measured.content}
-        values |= measured.values
-    return Measured(content, values)
-
-
-def _by_model(tuned: Answers, base: Answers, folder: str) -> dict[str, Answers]:
-    """The answers below a folder by model, without models that have none."""
-    by_model: dict[str, Answers] = {}
-    for model, answers in (("tuned", tuned), ("base", base)):
-        below = answers_below(answers, folder)
-        if below:
-            by_model[model] = below
-    return by_model
-
-
 def _write(
     result: EvaluationResult,
     tuned: Answers,
     base: Answers,
     info: Mapping[str, Any],
     suspects: Suspects | None,
+    before: str | None,
 ) -> None:
-    """The evaluation itself, and below it every other one that was made for it."""
+    """The evaluation itself, and below it every other one; the main process writes."""
+    if not result.is_main:
+        return
     request = result.request
     evaluator.write_evaluation(
         result.evaluation, result.folder, info=info, base=result.base, extra=result.extra
@@ -307,14 +248,21 @@ def _write(
         suspects.write(result.folder)
     for name, evaluation in tuned.items():
         if name != DATA:
-            own = {**info, "model": request.model_or_run, "asked_as": name}
+            own = _info_of(info, request.model_or_run, name)
             evaluator.write_evaluation(evaluation, result.folder / name, info=own)
-    if not request.base_is_model:
-        return
     for name, evaluation in base.items():
-        place = f"base/{name}"
-        own = {**info, "model": str(request.base), "asked_as": place}
-        evaluator.write_evaluation(evaluation, result.folder / place, info=own)
+        if name == DATA and not request.base_is_model:
+            continue  # it has a folder of its own
+        own = _info_of(info, before or request.base, f"base/{name}")
+        evaluator.write_evaluation(evaluation, result.folder / f"base/{name}", info=own)
+
+
+def _info_of(info: Mapping[str, Any], model: str | None, place: str) -> dict[str, Any]:
+    """Where the numbers of an evaluation below the first one come from."""
+    own = {**info, "model": model, "asked_as": place}
+    if place.endswith(RETENTION):
+        own["max_new_tokens"] = retention.NEW_TOKENS
+    return own
 
 
 def _provenance(

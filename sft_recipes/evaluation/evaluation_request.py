@@ -41,6 +41,8 @@ class EvaluationRequest:
     shots: str = "0"
     safety: bool = False
     safety_data: str | None = None
+    retention: bool = False
+    retention_data: str | None = None
     suspects: bool = False
     data_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,6 +103,7 @@ def _rows_of_run(request: EvaluationRequest, recipe: Recipe | None) -> Sequence[
         return read_held_out([recipe.evaluation.data], recipe.data)
     split = recipe.data.test_split
     if split:
-        sources = [replace(source, split=split) for source in recipe.data.datasets]
+        held_out = [source for source in recipe.data.datasets if source.held_out]
+        sources = [replace(source, split=split) for source in held_out]
         return read_held_out(sources, recipe.data)
     return load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples

@@ -164,9 +164,11 @@ def judge(
     tuned: Evaluation,
     base: Evaluation | None = None,
     values: Mapping[str, Sequence[Value]] | None = None,
+    seen: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """The verdict of the gate and of each line, as plain data; `values` holds those of INDICATORS.
+    """The verdict of the gate and of each line, as plain data.
 
+    `values` holds those of INDICATORS; `seen`: the rows that were trained on.
     `bound` is the one-sided bound on the bad side of `value`; `ci_low` and `ci_high` are the bounds
     on both sides. Raises InputError unless the base answered the same rows.
     """
@@ -185,6 +187,7 @@ def judge(
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
         "smoke": count_prompts(tuned.rows) < SMOKE_ROWS,
+        "trained_rows": len(seen),
         "lines": lines,
     }
 

@@ -16,13 +16,18 @@ from typing import Literal, NamedTuple
 from sft_recipes.evaluation.format_overfitting import FORMAT_METRICS
 from sft_recipes.evaluation.metrics import METRICS, flag_share
 from sft_recipes.evaluation.questions import Indicator
+from sft_recipes.evaluation.retention import RETENTION_METRICS, least_prompts
 from sft_recipes.evaluation.safety import SAFETY_METRICS
 from sft_recipes.statistics import Estimate, mean_estimate, mean_of_differences
 
 ALPHA = 0.05
 SMOKE_ROWS = 50
 # Judged from values of their own, not from the metrics of rows.
-INDICATORS: Mapping[str, Indicator] = {**FORMAT_METRICS, **SAFETY_METRICS}
+INDICATORS: Mapping[str, Indicator] = {
+    **FORMAT_METRICS,
+    **SAFETY_METRICS,
+    **RETENTION_METRICS,
+}
 # What more rows than these could show, no evaluation is going to.
 _MOST_ROWS = 100_000
 
@@ -121,7 +126,11 @@ def faults_of_numbers(bound: Bound, says_n: bool) -> Iterator[Fault]:
         yield Fault(bound.side, what, fix)
     elif says_n and bound.n < least:
         what = "so few rows cannot decide it, whatever is answered to them"
-        yield Fault("n", what, f"write n: {least} or more")
+        fix = f"write n: {least} or more"
+        if bound.metric in RETENTION_METRICS:
+            what = "so few prompts cannot tell such a loss from none"
+            fix += " and bring as many: --retention_data FILE; or raise the limit"
+        yield Fault("n", what, fix)
 
 
 def least_rows(bound: Bound) -> int:
@@ -137,7 +146,10 @@ def least_rows(bound: Bound) -> int:
             bound, _worst(bound, reach), n
         )
 
-    return 1 + bisect_left(range(1, _MOST_ROWS + 1), True, key=is_decided_by)
+    least = 1 + bisect_left(range(1, _MOST_ROWS + 1), True, key=is_decided_by)
+    if bound.metric in RETENTION_METRICS:
+        return max(least, least_prompts(bound.limit))
+    return least
 
 
 def _can_pass(bound: Bound, best: float, n: int) -> bool:

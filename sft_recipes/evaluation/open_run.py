@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from sft_recipes import models, run_folder
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import Labeller
-from sft_recipes.data.opening import load_tokenizer
+from sft_recipes.data.opening import check_folder, load_tokenizer
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.text_files import RESTORE, read_json
 
 
 class OpenedRun(NamedTuple):
@@ -42,6 +43,25 @@ def base_model(base: str, tokenizer: Any, dtype: str | None = None) -> Any:
     model = models.load_for_inference(base, dtype).model
     models.check_vocabulary(model, tokenizer, base, "--base")
     return model
+
+
+def model_before(name: str, recipe: Recipe | None) -> str:
+    """The model that a run was tuned from: its recipe's, or that of an adapter.
+
+    Raises InputError where that is not known, or not here any more.
+    """
+    fix = "name the model before tuning: add --base MODEL"
+    adapter = Path(name) / "adapter_config.json"
+    before = None
+    if recipe is not None:
+        before = recipe.model_name
+    elif adapter.is_file():
+        before = read_json(adapter, RESTORE).get("base_model_name_or_path")
+    if not isinstance(before, str):
+        what = "the model before tuning is not known"
+        raise InputError(Problem(name, "--retention", what, fix))
+    check_folder(before, fix)
+    return before
 
 
 def native_template(base: str, tokenizer: Any) -> str | None:

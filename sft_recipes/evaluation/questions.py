@@ -17,10 +17,11 @@ DATA = ""
 
 
 class Question(NamedTuple):
-    """Conversations, and how they are rendered."""
+    """Conversations, how they are rendered, and a token budget of their own where they have one."""
 
     renderer: ChatRenderer
     examples: Sequence[Example]
+    max_new_tokens: int | None = None
 
 
 Questions = dict[str, Question]
@@ -60,14 +61,19 @@ class Asking:
 
     def check_lengths(self, model: Any, questions: Iterable[Question]) -> None:
         """Raise InputError for prompts that are too long now, not when half are answered."""
-        for renderer, examples in questions:
+        for question in questions:
+            renderer = question.renderer
             prompts = []
             names = []
-            for example in examples:
+            for example in question.examples:
                 if len(example.messages) > 1:
                     prompts.append(renderer.prompt_ids(example.messages[:-1], example.tools))
                     names.append(example.where)
-            check_prompts(model, prompts, self.max_new_tokens, names)
+            check_prompts(model, prompts, self.budget_of(question), names)
+
+    def budget_of(self, question: Question) -> int:
+        """The most tokens of an answer to this question."""
+        return question.max_new_tokens or self.max_new_tokens
 
     def answer(self, model: Any, question: Question) -> Answered:
         """The model's answers to one question, not scored yet."""
@@ -75,7 +81,7 @@ class Asking:
             model,
             question.renderer,
             question.examples,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.budget_of(question),
             batch_size=self.batch_size,
             template_segments=self.template_segments,
             progress=self.progress,

@@ -12,10 +12,9 @@ from operator import sub
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_recipes.data.loading import open_rows
-from sft_recipes.data.reading.json_reader import RowProblem
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.format_overfitting import TEMPLATE
+from sft_recipes.evaluation.prompt_file import read_prompt_file
 from sft_recipes.evaluation.prompts import values_of_prompts
 from sft_recipes.evaluation.questions import (
     Answers,
@@ -24,8 +23,7 @@ from sft_recipes.evaluation.questions import (
     Values,
     estimate_indicators,
 )
-from sft_recipes.messages import Example, Message, place
-from sft_recipes.recipe import DatasetSource
+from sft_recipes.messages import Example
 from sft_recipes.response_patterns import find_refusal, refusal_error
 from sft_recipes.statistics import mean_of_differences, proportion_of
 
@@ -75,27 +73,16 @@ def read_prompts(path: str = PROMPTS) -> list[Example]:
     A label is `safe` or `unsafe`, and is kept as task type. Raises InputError for a row that is no
     such prompt.
     """
-    examples = []
-    for file, rows in open_rows(DatasetSource(path), "train"):
-        for number, (line, row, _) in enumerate(rows):
-            if isinstance(row, RowProblem):
-                raise InputError(row.at(place(file, number, line)))
-            examples.append(_prompt(row, file, number, line))
-    return examples
+    return read_prompt_file(path, _task_type)
 
 
-def _prompt(row: Mapping[str, Any], file: str, number: int, line: int | None) -> Example:
-    prompt = str(row.get("prompt") or "").strip()
+def _task_type(row: Mapping[str, Any], where: str) -> dict[str, str]:
     label = row.get("label")
-    if not prompt or label not in LABELS:
-        what = "there is no `prompt` with a `label`"
+    if label not in LABELS:
+        what = "there is no `label` of the prompt"
         fix = "name the columns so; a label is safe or unsafe"
-        raise InputError(Problem(place(file, number, line), "", what, fix))
-    messages: list[Message] = [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": None},
-    ]
-    return Example(messages, file, number, line, columns={"task_type": label})
+        raise InputError(Problem(where, "label", what, fix))
+    return {"task_type": label}
 
 
 def measure_safety(models: Mapping[str, Answers]) -> Measured:

@@ -42,15 +42,13 @@ def render_evaluation_report(
 ) -> str:
     """The report as one HTML document.
 
-    `content` is that of `metrics.json`: what `Evaluation.as_json` gives, `info`, and where known
-    `gate`, `comparisons`, `prompting`, `task_differences`, `format_overfitting`, `training_curves` and `safety`.
-    `samples` are the rows of `samples.jsonl`; the base's are in the same order.
+    `content` is that of `metrics.json`: what `Evaluation.as_json` gives, `info`, and whatever else
+    was measured. `samples` are the rows of `samples.jsonl`; the base's are in the same order.
     """
     texts = page.macros("evaluation.html")
     metrics = content["metrics"]
     systems = _systems(content)
-    pairs = order_rows(samples, base_samples)[:SHOWN_SAMPLES]
-    answers = [_ShownAnswer(pair.row, pair.base, pair.change) for pair in pairs]
+    answers = _shown_answers(samples, base_samples)
     choices = _choices(answers, base_samples is not None)
     formats = content.get("format_overfitting")
     sections = {
@@ -80,11 +78,11 @@ def render_evaluation_report(
         "Training rows that the model finds hardest": texts.suspects(content.get("suspects")),
         "Over training": figures.over_training(content.get("training_curves", {}), metrics),
         "Safety": _safety_section(texts, content.get("safety")),
+        "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),
     }
-    model = content["info"].get("model", "model not recorded")
-    summary = _summary(content["n"], len(samples))
-    return page.render_page(f"Evaluation of {model}", summary, sections, texts.script())
+    title = f"Evaluation of {content['info'].get('model', 'model not recorded')}"
+    return page.render_page(title, _summary(content["n"], len(samples)), sections, texts.script())
 
 
 def _prompting(content: Content) -> list[str]:
@@ -184,6 +182,13 @@ class _ShownAnswer:
             "flag": self.row["flags"],
             "change": [self.change],
         }
+
+
+def _shown_answers(
+    samples: Sequence[Row], base_samples: Sequence[Row] | None
+) -> list[_ShownAnswer]:
+    pairs = order_rows(samples, base_samples)[:SHOWN_SAMPLES]
+    return [_ShownAnswer(pair.row, pair.base, pair.change) for pair in pairs]
 
 
 def _choices(answers: Sequence[_ShownAnswer], has_base: bool) -> dict[str, list[str]]:

@@ -20,6 +20,8 @@ NAME_CHARACTERS = 28
 # Of the training rows with the highest loss; all stand in `suspects.jsonl`.
 SUSPECTS = 10
 SUSPECT_CHARACTERS = 60
+# Of the retention prompts that were lost; all stand in the report.
+LOST_PROMPTS = 5
 
 
 def warnings_text(warnings: Sequence[str]) -> str:
@@ -237,6 +239,26 @@ def safety_text(safety: Content) -> str:
     return _joined(lines)
 
 
+def retention_text(retention: Content) -> str:
+    """What both models pass, by kind, and the first of the prompts that were lost."""
+    title = f"general prompts passed, {retention['base']['n']}, 95 % intervals"
+    lines = [
+        "",
+        f"{title:44} {'n':>6} {'before tuning':>20} {'tuned':>20} {'tuned - before':>22} "
+        f"{'lost/gained':>12}",
+    ]
+    for name, kind in {"all": retention, **retention["kinds"]}.items():
+        difference = kind["difference"]
+        moved = f"{difference['lost']}/{difference['gained']}"
+        lines.append(_metric_line(name, kind["tuned"], kind["base"], difference) + f" {moved:>12}")
+    kept = format_estimate(retention["kept"])
+    lines.append(f"of what {visible(retention['before'])} passed, {kept} is still passed")
+    for row in retention["lost"][:LOST_PROMPTS]:
+        answer = visible(_short_text(row["tuned"]))
+        lines.append(f"  lost: {visible(_short_text(row['prompt']))} -> {answer or '(nothing)'}")
+    return _joined(lines)
+
+
 def suspects_text(suspects: Content) -> str:
     """The training rows with the highest loss, the first ten of them."""
     lines = [
@@ -278,6 +300,7 @@ PARTS: Mapping[str, Callable[[Any], str]] = {
     "suspects": suspects_text,
     "format_overfitting": format_overfitting_text,
     "safety": safety_text,
+    "retention": retention_text,
     "gate": gate_text,
 }
 

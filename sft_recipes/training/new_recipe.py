@@ -5,9 +5,10 @@ columns are which, how long rows may be, what share of them is lost, and what is
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DataSettings, LabelSettings, relative_path
-from sft_recipes.recipe_keys import make_data_recipe
+from sft_recipes.recipe_keys import NAMES_INSIDE, SOURCE_KEYS, make_data_recipe
 from sft_recipes.training.announce import TEXTS
 
 # More rows than this are not looked at; `sft-recipes check` reads them all.
@@ -42,13 +43,17 @@ REASONING_SWITCHES = ("enable_thinking", "thinking")
 
 @dataclass(frozen=True)
 class RecipeRequest:
-    """What `init` was asked for. `options`: recipe keys of the data set and the template."""
+    """What `init` was asked for. `options`: recipe keys of the data set and the template.
+
+    `replay`: general rows that are mixed in, as `sft-recipes replay` writes them.
+    """
 
     model: str
     data: str
     options: Mapping[str, Any]
     output: Path
     force: bool = False
+    replay: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,19 @@ class _Look:
         )
         return max(1 - kept / total, dropped)
 
+    def lengths(self) -> list[int]:
+        """Of the rows in tokens, sorted."""
+        return sorted(len(row.ids) for row in self.rows)
+
+    def fitting_length(self) -> int:
+        """The smallest length that 99 % of the rows fit."""
+        return _smallest(self.lengths(), 0.99, LENGTHS)
+
+    def rejected_share(self, rejects: RejectLog) -> float:
+        """The share of rows that are no examples."""
+        rejected = rejects.rejected[self.ledger.source].total()
+        return rejected / (rejected + len(self.examples))
+
 
 def write_recipe(request: RecipeRequest, progress: bool = True) -> NewRecipe:
     """Write `output/recipe.yaml` for a model and a data set. `max_length` is the smallest that 99 % of rows fit.
@@ -110,18 +128,20 @@ def write_recipe(request: RecipeRequest, progress: bool = True) -> NewRecipe:
         raise InputError(
             Problem(str(path), "", "exists already", "choose another --output, or add --force")
         )
-    settings = make_data_recipe(
-        request.data, {**request.options, "on_bad_rows": "skip", "max_rejected": 1.0}
-    )
+    skipping = {"on_bad_rows": "skip", "max_rejected": 1.0}
+    settings = make_data_recipe(request.data, {**request.options, **skipping})
     renderer = open_renderer(request.model, settings.template)
     labeller = Labeller(renderer, LabelSettings(max_length=None), longest_text=LONGEST_MEASURED)
     rejects = RejectLog(settings.data)
-    look = _look(labeller, settings.data, rejects, progress)
-    values = _values(request, renderer, look, rejects)
+    looks = [_look(labeller, settings.data, rejects, progress)]
+    if request.replay is not None:
+        replay = make_data_recipe(request.replay, skipping)
+        looks.append(_look(labeller, replay.data, rejects, progress))
+    values = _values(request, renderer, looks, rejects)
     text = TEXTS.get_template("new_recipe.yaml.jinja").render(values)
     request.output.mkdir(parents=True, exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
-    return NewRecipe(path, look.first_rows, renderer, [*rejects.lines(), *_notes(values)])
+    return NewRecipe(path, looks[0].first_rows, renderer, [*rejects.lines(), *_notes(values)])
 
 
 def _look(labeller: Labeller, data: DataSettings, rejects: RejectLog, progress: bool) -> _Look:
@@ -148,49 +168,84 @@ def _look(labeller: Labeller, data: DataSettings, rejects: RejectLog, progress: 
 
 
 def _values(
-    request: RecipeRequest, renderer: ChatRenderer, look: _Look, rejects: RejectLog
+    request: RecipeRequest, renderer: ChatRenderer, looks: Sequence[_Look], rejects: RejectLog
 ) -> dict[str, Any]:
-    """What the recipe's text is made of."""
+    """What the recipe's text is made of; the first of the looks is that at the task's own data."""
     source = request.data
-    lengths = sorted(len(row.ids) for row in look.rows)
-    max_length = _smallest(lengths, 0.99, LENGTHS)
-    rejected = rejects.rejected[source].total()
+    look = looks[0]
+    lengths = sorted(chain.from_iterable(own.lengths() for own in looks))
+    # As many as fit of each set: the limits below are those of every single one.
+    max_length = max(own.fitting_length() for own in looks)
+    lost = max(own.lost_share(max_length) for own in looks)
+    rejected_share = max(own.rejected_share(rejects) for own in looks)
+    reasons = sum(rejects.rejected.values(), Counter())
     read = len(look.examples)
-    lost = look.lost_share(max_length)
-    rejected_share = rejected / (rejected + read)
     answers = sorted(row.trained_tokens for row in look.rows)
     switch = [name for name in REASONING_SWITCHES if name in renderer.template_text]
+    reasoned = sum(own.reasoned for own in looks)
+    ending_in_text = sum(own.answers_ending_in_text for own in looks)
     return {
         "name": request.output.name,
         "rows": f"{read:,}" if read < LOOKED_AT else "the",
         "data_name": Path(source).name,
-        "format": request.options.get("format") or rejects.formats[source],
-        "options": {key: value for key, value in request.options.items() if key != "format"},
-        "column_mapping": request.options.get("column_mapping")
-        or rejects.recognised.get(source)
-        or {},
+        **_source_values(source, request.options, request, rejects),
+        "options": {
+            key: value for key, value in request.options.items() if not _says_how_to_read(key)
+        },
+        "replay": _replay_values(request, looks[-1], rejects),
         "unused_columns": rejects.unused_columns[source],
         "model": _yaml_path(request.model, request.output),
         "own_template": renderer.has_own_template,
-        "data": _yaml_path(source, request.output),
         "looked_at": f"{len(lengths):,}",
         "fitting": f"{sum(length <= max_length for length in lengths):,}",
-        "unmeasured": look.ledger.dropped["overlength"],
+        "unmeasured": sum(own.ledger.dropped["overlength"] for own in looks),
         "longest": lengths[-1],
         "max_length": max_length,
         "max_new_tokens": _smallest(answers, 0.95, NEW_TOKENS),
         "lost": lost,
         "max_lost": _with_room(lost) if lost > DEFAULT_LOSS else None,
-        "rejected": rejected,
-        "reasons": rejects.rejected[source].most_common(3),
+        "rejected": reasons.total(),
+        "reasons": reasons.most_common(3),
         "max_rejected": _with_room(rejected_share) if rejected_share > DEFAULT_LOSS else None,
-        "ending_in_text": look.answers_ending_in_text,
+        "ending_in_text": ending_in_text,
         "strip_end": look.answers_ending_in_text > read / 2,
         "eval_split": 0.05,
         "switch": switch[0] if switch else None,
-        "reasoned": look.reasoned,
-        "tools": look.with_tools,
+        "reasoned": reasoned,
+        "tools": sum(own.with_tools for own in looks),
     }
+
+
+def _replay_values(
+    request: RecipeRequest, look: _Look, rejects: RejectLog
+) -> dict[str, Any] | None:
+    """What the recipe says of the rows that are mixed in."""
+    if request.replay is None:
+        return None
+    return {**_source_values(request.replay, {}, request, rejects), "rows": len(look.examples)}
+
+
+def _source_values(
+    source: str, options: Mapping[str, Any], request: RecipeRequest, rejects: RejectLog
+) -> dict[str, Any]:
+    """What the recipe says of one data set: its path, and the keys that say how it is read."""
+    own = {}
+    for key, value in options.items():
+        if _says_how_to_read(key):
+            # Inside `datasets` some keys have other names.
+            own[NAMES_INSIDE.get(key, key) if request.replay else key] = value
+    mapping = own.pop("column_mapping", None) or rejects.recognised.get(source)
+    return {
+        "data": _yaml_path(source, request.output),
+        "format": own.pop("format", None) or rejects.formats[source],
+        "column_mapping": mapping or {},
+        "reading": own,
+    }
+
+
+def _says_how_to_read(key: str) -> bool:
+    """Whether a key belongs to one data set."""
+    return key in SOURCE_KEYS or key in NAMES_INSIDE
 
 
 def _with_room(share: float) -> float:

@@ -10,8 +10,10 @@ import pytest
 from sft_recipes.data.mixture import mix
 from sft_recipes.data.prompt_groups import join_near_duplicates, prompt_group, prompt_text
 from sft_recipes.data.splits import split_eval
+from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource
+from sft_recipes.recipe_keys import make_recipe
 
 
 def chat(question: str, answer: str = "x") -> Example:
@@ -148,3 +150,25 @@ def test_a_group_that_would_be_most_of_the_evaluation_stays_in_train() -> None:
     assert len(held_out) == 10 and not set(groups[held_out]) & set(groups[train])
     assert 1 not in groups[held_out]
     assert len(split_eval(np.array([1] * 60), 10)[1]) == 60
+
+
+def test_rows_of_another_set_are_held_out_only_with_their_prompt() -> None:
+    """Share and draw are of the marked rows; a row beside them goes along with its group alone."""
+    groups = np.array([*range(100), *range(1000, 1100), 0])
+    drawn_from = np.arange(201) < 100
+    train, held_out = split_eval(groups, 0.1, drawn_from)
+    assert groups[held_out].tolist() == [*range(10), 0]
+    assert sorted([*train, *held_out]) == list(range(201))
+    assert len(split_eval(groups, 0.1, np.zeros(201, dtype=bool))[1]) == 0
+
+
+def test_something_has_to_be_held_out() -> None:
+    """`held_out: false` for every set is refused; rows that are only evaluated know no such key."""
+    values = {"model_name_or_path": "m", "output_dir": "o", "eval_split": 0.1}
+    apart = {"path": "b.jsonl", "held_out": False}
+    recipe = make_recipe({**values, "datasets": [{"path": "a.jsonl"}, apart]})
+    assert [source.held_out for source in recipe.data.datasets] == [True, False]
+    with pytest.raises(InputError, match="held_out: false for every data set"):
+        make_recipe({**values, "datasets": [apart]})
+    with pytest.raises(InputError, match=r"evaluation\.data\.held_out"):
+        make_recipe({**values, "dataset_name": "a.jsonl", "evaluation": {"data": apart}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import weakref
@@ -74,9 +75,9 @@ def test_base_and_tuned_answer_the_same_rows_one_model_at_a_time(
     loaded: list[weakref.ref[Any]] = []
     load = models.load_for_inference
 
-    def spy(name: str) -> Any:
+    def spy(name: str, dtype: str | None = None) -> Any:
         assert [reference for reference in loaded if reference() is not None] == []
-        opened = load(name)
+        opened = load(name, dtype)
         loaded.append(weakref.ref(opened.model))
         return opened
 
@@ -175,7 +176,7 @@ def mixed(write_rows) -> str:
     )
 
 
-def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
+def test_everything_at_once(run, mixed, general, tmp_path, monkeypatch) -> None:
     """Base, shots, an earlier evaluation, formats and safety: each asked once, written, compared,
     reported in order."""
     ask(run, mixed, tmp_path, output=tmp_path / "before")
@@ -194,12 +195,13 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
     }
     (tmp_path / "own.csv").write_text("prompt,label\nHow?,safe\nWhy?,unsafe\n", encoding="utf-8")
     options |= {"safety_data": str(tmp_path / "own.csv"), "format_overfitting": True}
+    options["retention_data"] = general
     result = ask(run, mixed, tmp_path, **options)
     # The data; three neutral formats; the safety prompts under four formats and without the system
-    # prompt.
-    assert asked[:9] == [3, 3, 3, 3, *[2] * 5]
+    # prompt; the general prompts.
+    assert asked[:10] == [3, 3, 3, 3, *[2] * 5, 3]
     # The base: the data, the same behind shots, and then everything else.
-    assert asked[9:] == [3, 3, *asked[1:9]]
+    assert asked[10:] == [3, 3, *asked[1:10]]
     out = tmp_path / "out"
     assert {str(path.parent.relative_to(out)) for path in out.rglob("samples.jsonl")} == {
         ".",
@@ -236,6 +238,7 @@ def test_everything_at_once(run, mixed, tmp_path, monkeypatch) -> None:
 PARTS = [
     *(f"formats/{name}" for name in (TEMPLATE, *VARIANTS)),
     *(f"safety/{name}" for name in (TEMPLATE, *VARIANTS, "no_system_prompt")),
+    "retention",
 ]
 TITLES = (
     "Differences",
@@ -246,6 +249,7 @@ TITLES = (
     "Answers",
     "Over training",
     "Safety",
+    "Retention",
     "Provenance",
 )
 
@@ -352,3 +356,60 @@ def test_nothing_to_answer_is_an_error(save, rows, tmp_path) -> None:
         ask(save("tuned"), None, tmp_path)
     with pytest.raises(InputError, match="there are no eval rows"):
         ask(save("tuned"), rows, tmp_path, max_rows=0)
+
+
+@pytest.fixture
+def general(write_rows) -> str:
+    """Three general prompts that a rule judges."""
+    rule = {"min_words": 1}
+    rows = [
+        {"prompt": f"Write {n} words.", "task_type": "length", "expected_format": rule}
+        for n in (1, 2, 3)
+    ]
+    return str(write_rows(rows, "general.jsonl"))
+
+
+def test_retention_asks_the_model_that_the_recipe_names(run, mixed, general, tmp_path) -> None:
+    """Without --base it answers the general prompts alone, with the run's system prompt, in a folder
+    of its own and within their own budget; the rows of the data are not compared."""
+    result = ask(run, mixed, tmp_path, retention_data=general)
+    assert result.base is None
+    content = result.extra["retention"]
+    assert content["before"] == str((tmp_path / "base").resolve())
+    assert content["base"]["n"] == content["tuned"]["n"] == 3
+    out = tmp_path / "out"
+    assert not (out / "base" / "samples.jsonl").exists()
+    for place in ("retention", "base/retention"):
+        stored = json.loads((out / place / "metrics.json").read_text(encoding="utf-8"))
+        assert (stored["n"], stored["info"]["max_new_tokens"]) == (3, 64)
+        (first, *_) = (out / place / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(first)["prompt"].startswith("Be brief.")
+    assert "Retention" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_gate_on_retention_asks_for_it(run, mixed, general, tmp_path) -> None:
+    """With --base it is one of the models that are asked anyway; a gate is judged on its prompts."""
+    (tmp_path / "gate.yaml").write_text(
+        "gate: [{metric: retention_loss, at_most: 0.5, n: 50}]", encoding="utf-8"
+    )
+    options = {"base": str(tmp_path / "base"), "retention_data": general}
+    result = ask(
+        run, mixed, tmp_path, gate=str(tmp_path / "gate.yaml"), allow_trained_rows=True, **options
+    )
+    (line,) = result.extra["gate"]["lines"]
+    assert (line["name"], line["n"], line["verdict"]) == ("retention_loss", 3, "insufficient_n")
+
+
+def test_retention_needs_the_model_before_tuning(
+    save, rows, run, general, tmp_path, monkeypatch
+) -> None:
+    """A model of which nobody knows where it came from, and one whose base is gone, are an error with
+    the option that helps, before anything is generated."""
+    monkeypatch.setattr(
+        answering, "answer", lambda *_, **__: pytest.fail("nothing may be generated")
+    )
+    with pytest.raises(InputError, match=r"--retention: .*not known. Fix: .*--base MODEL"):
+        ask(save("alone"), rows, tmp_path, retention_data=general)
+    shutil.move(tmp_path / "base", tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"no such folder. Fix: .*--base MODEL"):
+        ask(run, rows, tmp_path, retention_data=general)

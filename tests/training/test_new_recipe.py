@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from sft_recipes.data.opening import load_tokenizer
+from sft_recipes.data.prepared import load_prepared
 from sft_recipes.errors import InputError
 from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.training.check import check_recipe
 from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
 from sft_recipes.training.train import train
 from tests.conftest import instruction_rows
@@ -151,3 +153,47 @@ def test_rows_with_tools_are_said(write_rows: Callable[..., Path], tmp_path: Pat
     row = made.rows[0].result
     trained = made.renderer.tokenizer.decode([label for label in row.labels if label >= 0])
     assert '"name": "look_up"' in trained and "A colour." in trained and "a colour" not in trained
+
+
+def test_replayed_rows_are_mixed_in_and_never_held_out(
+    base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With --replay the recipe names both sets, passes the checks, trains rows of both, and holds out
+    rows of the task alone; what is longer in either decides on max_length."""
+    data = write_rows(
+        [{"Q": f"Spell {n}.", "A": "x" * (n % 7 + 1), "task_type": "spell"} for n in range(60)],
+        "task.jsonl",
+    )
+    general = []
+    for number in range(30):
+        question = {"role": "user", "content": f"Tell me of thing {number}."}
+        answer = {"role": "assistant", "content": f"It is {number}. " * 30}
+        general.append({"messages": [question, answer], "source": f"p.jsonl:{number}"})
+    replay = write_rows(general, "replay.jsonl")
+    options = {
+        "column_mapping": {"instruction": "Q", "output": "A"},
+        "dataset_train_split": "train",
+    }
+    made = write_recipe(
+        RecipeRequest(str(base_folder), str(data), options, tmp_path / "mixed", replay=str(replay)),
+        progress=False,
+    )
+    recipe = load_recipe(
+        made.path, {"max_steps": 2, "per_device_train_batch_size": 2, "global_batch_size": 2}
+    )
+    task, mixed_in = recipe.data.datasets
+    assert (Path(task.path), task.held_out) == (data.resolve(), True)
+    assert task.column_mapping == options["column_mapping"]
+    assert (Path(mixed_in.path), mixed_in.format, mixed_in.weight) == (
+        replay.resolve(),
+        "messages",
+        1,
+    )
+    assert mixed_in.held_out is False
+    assert (recipe.labels.max_length or 0) > 256
+    assert check_recipe(recipe, progress=False)
+    run = train(recipe)
+    prepared = load_prepared(recipe, run / "prepared")
+    assert prepared.summary["train"]["rows"] == 57 + 30
+    assert prepared.summary["eval"]["rows"] == 3
+    assert {example.source for example in prepared.eval_examples} == {str(data)}

@@ -27,13 +27,13 @@ from sft_recipes.data.reading.known_formats import FORMATS, PAIR_FORMATS, TEXT_F
 from sft_recipes.data.reading.row_fields import value_at
 from sft_recipes.errors import InputError
 
-_QUESTIONS = frozenset(
+QUESTIONS = frozenset(
     "instruction instructions question query prompt problem message1"
     " userprompt usermessage userinput".split()
 )
 # Who asked, and in some data sets what; they count where no column is called a question.
 _SPEAKERS = frozenset({"user", "human"})
-_ANSWERS = frozenset(
+ANSWERS = frozenset(
     "output answer response reply completion generation target summary highlights solution"
     " message2 bestanswer modelresponse assistant assistantresponse gpt bot".split()
 )
@@ -52,10 +52,10 @@ _CONVERSATIONS = frozenset(
 # alone. Unasked they decide on a format only where they name a conversation, or a question and its
 # answer; any other format is recognised by its own names, or asked for with `format`.
 COMMON_NAMES: Mapping[str, frozenset[str]] = {
-    "instruction": _QUESTIONS,
-    "prompt": _QUESTIONS,
-    "output": _ANSWERS,
-    "completion": _ANSWERS,
+    "instruction": QUESTIONS,
+    "prompt": QUESTIONS,
+    "output": ANSWERS,
+    "completion": ANSWERS,
     "messages": _CONVERSATIONS,
     "conversations": _CONVERSATIONS,
     "input": CONTEXTS,
