@@ -21,6 +21,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from sft_recipes import run_folder
 from sft_recipes.errors import CheckFailed, HubUnavailable, InputError, Problem
 from sft_recipes.recipe import Recipe
+from sft_recipes.release.adapter import require_adapter
 from sft_recipes.release.export import FOLDER, export
 from sft_recipes.release.finished_run import (
     ADAPTER_CONFIG,
@@ -102,12 +103,14 @@ def push(
         raise InputError(Problem(str(run), "--adapter_only", what, "leave the option out"))
     api = HfApi(token=require_token())
     if adapter_only:
+        require_adapter(recipe, run, progress)
         folder = run
         write_card(run, None, repo)
     else:
         folder = run / FOLDER
         if not (folder / EXPORT).is_file():
             export(run, progress=progress)
+        _require_compared(run, folder)
         require_no_outside_links(folder)
         write_card(run, folder, repo)
     with tempfile.TemporaryDirectory() as staging:
@@ -127,6 +130,15 @@ def require_token() -> str:
         return token
     fix = "run `hf auth login`, or set HF_TOKEN in the environment"
     raise InputError(Problem("Hub", "", "there is no token to push with", fix))
+
+
+def _require_compared(run: Path, folder: Path) -> None:
+    """Raise InputError for the export of an adapter that was never compared with its base."""
+    path = folder / EXPORT
+    if (run / ADAPTER_CONFIG).is_file() and "base" not in run_folder.read_json(path)["compared"]:
+        what = "an earlier version exported this, which asked for no effect of an adapter"
+        fix = f"sft-recipes export {run} --force"
+        raise InputError(Problem(str(path), "compared", what, fix))
 
 
 def _require_gate(recipe: Recipe, run: Path) -> None:

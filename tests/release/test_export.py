@@ -25,7 +25,9 @@ from transformers import (
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.errors import CheckFailed, InputError
 from sft_recipes.messages import Example
+from sft_recipes.path_contents import record_contents
 from sft_recipes.recipe import LabelSettings, TemplateSettings
+from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.release.export import export, save_servable
 from sft_recipes.release.lint import lint
 from tests.conftest import build_model
@@ -38,7 +40,13 @@ SERVING = {
     "export.json",
     "generation_config.json",
 }
-SERVING |= {"model.safetensors", "recipe.yaml", "tokenizer.json", "tokenizer_config.json"}
+SERVING |= {
+    "model.safetensors",
+    "recipe.yaml",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "Modelfile",
+}
 
 
 def logits(model: Any, ids: list[int]) -> torch.Tensor:
@@ -130,8 +138,9 @@ def test_what_a_model_computes_when_it_is_built_is_not_rounded(
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config).bfloat16()
     base.save_pretrained(run.parent / "base")
-    adapter = get_peft_model(base.float(), LoraConfig(r=4, target_modules="all-linear"))
-    adapter.save_pretrained(run)
+    record_contents(load_recipe(run / "recipe.yaml"))
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base.float(), settings).save_pretrained(run)
     found = export(run, progress=False)
     assert found.compared["saved"].logit_difference < 1e-5
 
@@ -343,6 +352,7 @@ def test_a_quantized_base_is_not_merged_into(make_run: Callable[..., Path]) -> N
     config = json.loads(path.read_text(encoding="utf-8"))
     quantized = {"load_in_4bit": True, "quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}
     path.write_text(json.dumps({**config, "quantization_config": quantized}), encoding="utf-8")
+    record_contents(load_recipe(run / "recipe.yaml"))
     with pytest.raises(InputError, match="its weights are stored quantized"):
         export(run, progress=False)
 
