@@ -87,7 +87,7 @@ def _check_base(recipe: Recipe, run: Path) -> TemplateCheck:
     base = Path(recipe.model_name)
     recorded = read_contents(run).get(_BASE)
     if recorded is None or not base.is_dir():
-        return TemplateCheck("base", "unseen", "nothing was recorded to know it by")
+        return TemplateCheck("base of the adapter", "unseen", "nothing was recorded to know it by")
     if fingerprint(base) != recorded:
         what = "this is not the base that the adapter was trained on: its weights or config differ"
         fix = (
@@ -95,4 +95,4 @@ def _check_base(recipe: Recipe, run: Path) -> TemplateCheck:
             f"weights were only saved again, delete {run / CONTENTS}"
         )
         raise InputError(Problem(str(base), _BASE, what, fix))
-    return TemplateCheck("base", "ok", "the weights that the adapter was trained on")
+    return TemplateCheck("base of the adapter", "ok", "the weights that the adapter was trained on")

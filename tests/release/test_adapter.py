@@ -138,9 +138,8 @@ def change_base(run: Path) -> None:
 def test_another_base_is_refused(make_run: Callable[..., Path]) -> None:
     """Weights that the adapter was not trained on are wrong input; where none were recorded, that is said."""
     run = make_run("lora", exported=False)
-    assert {check.name: check.outcome for check in export(run, progress=False).checks}[
-        "base"
-    ] == "ok"
+    checks = export(run, progress=False).checks
+    assert {check.name: check.outcome for check in checks}["base of the adapter"] == "ok"
     change_base(run)
     with pytest.raises(InputError, match=r"this is not the base .*contents\.json") as no:
         export(run, run / "second", progress=False)
@@ -148,7 +147,7 @@ def test_another_base_is_refused(make_run: Callable[..., Path]) -> None:
     assert not (run / "second").exists()
     (run / "contents.json").unlink()
     checks = export(run, run / "second", progress=False).checks
-    assert {check.name: check.outcome for check in checks}["base"] == "unseen"
+    assert {check.name: check.outcome for check in checks}["base of the adapter"] == "unseen"
 
 
 def test_a_whole_model_needs_no_base(make_run: Callable[..., Path]) -> None:
@@ -157,7 +156,7 @@ def test_a_whole_model_needs_no_base(make_run: Callable[..., Path]) -> None:
     change_base(run)
     found: Any = export(run, progress=False)
     assert found.compared.keys() == {"saved"}
-    assert "base" not in {check.name for check in found.checks}
+    assert "base of the adapter" not in {check.name for check in found.checks}
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["merged", "adapter_only"])
