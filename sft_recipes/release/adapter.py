@@ -61,7 +61,10 @@ def load_adapted(recipe: Recipe, run: Path, questions: Questions) -> Adapted:
         )
         if math.isnan(difference):
             what = "with the adapter there are no logits: it holds NaN"
-        fix = f"put back what was trained, or train again: --output_dir NEW to {run / RECIPE}"
+        fix = (
+            f"put what was trained back, or train again: sft-recipes train {run / RECIPE} "
+            "--output_dir NEW"
+        )
         raise CheckFailed(str(Problem(str(run / ADAPTER), "", what, fix)))
     return Adapted(model, answers, base, check)
 

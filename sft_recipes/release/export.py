@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -88,8 +88,9 @@ class Export:
         return template.render(export=self, run=run, path=self.folder.absolute())
 
 
-class _Trained(NamedTuple):
-    """The whole model in float32, its answers as it was trained, a merge compared with them."""
+@dataclass(slots=True)
+class _Trained:
+    """The whole model in float32, its answers as it was trained, what was compared with them."""
 
     model: Any
     answers: Sequence[Answer]
@@ -123,21 +124,14 @@ def export(
     questions = Questions(prompts, renderer, progress)
 
     trained = _trained_model(recipe, run, questions)
-    model = trained.model
-    compared = trained.compared
     dtype = dtype or trained.dtype
     # Written beside its place and moved there at the end: a folder that failed is never seen.
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_servable(model.to(getattr(torch, dtype)), renderer, partial)
+        save_servable(trained.model.to(getattr(torch, dtype)), renderer, partial)
         older = write_for_older(partial)
-        del model
-        gc.collect()  # before the same weights are loaded once more
-        model = load_exactly(str(partial))
-        compared["saved"] = compare(trained.answers, questions.ask("saved", model))
-        require_same("saved", compared["saved"], dtype)
-        require_effect_kept(compared, dtype)
+        model = _load_again(partial, trained, questions, dtype)
         checks = [
             *trained.checks,
             *lint(model, partial, renderer, recipe.labels, examples),
@@ -145,7 +139,7 @@ def export(
             write_modelfile(partial, renderer, recipe.labels.system_prompt),
         ]
         require(checks)
-        exported = Export(folder, dtype, compared, checks)
+        exported = Export(folder, dtype, trained.compared, checks)
         run_folder.write_json(partial / EXPORT, exported.found())
         (partial / run_folder.RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
         write_card(run, partial)
@@ -200,6 +194,20 @@ def _trained_model(recipe: Recipe, run: Path, questions: Questions) -> _Trained:
     require_same("merged", merged, "float32")
     compared = {"base": adapted.base, "merged": merged}
     return _Trained(model, adapted.answers, compared, "float32", [adapted.check])
+
+
+def _load_again(folder: Path, trained: _Trained, questions: Questions, dtype: str) -> Any:
+    """What was saved, compared with what was trained, which is let go first: it is as large.
+
+    Raises CheckFailed where the two differ.
+    """
+    trained.model = None
+    gc.collect()
+    model = load_exactly(str(folder))
+    trained.compared["saved"] = compare(trained.answers, questions.ask("saved", model))
+    require_same("saved", trained.compared["saved"], dtype)
+    require_effect_kept(trained.compared, dtype)
+    return model
 
 
 def save_servable(model: Any, renderer: ChatRenderer, folder: Path) -> None:
