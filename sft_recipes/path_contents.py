@@ -14,6 +14,7 @@ import xxhash
 
 from sft_recipes import run_folder
 from sft_recipes.recipe import Recipe, map_paths, rebase_paths
+from sft_recipes.text_files import interpreting
 
 Contents = Mapping[str, str]
 
@@ -42,9 +43,11 @@ def read_contents(folder: Path) -> Contents:
     path = folder / run_folder.CONTENTS
     if not path.is_file():
         return {}
+    content = run_folder.read_json(path, _FIX)
     contents: dict[str, str] = {}
-    for key, recorded in run_folder.read_json(path, _FIX).get("contents", {}).items():
-        contents[key] = str(recorded)
+    with interpreting(str(path), _FIX):
+        for key, recorded in content.get("contents", {}).items():
+            contents[key] = str(recorded)
     return contents
 
 

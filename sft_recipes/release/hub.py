@@ -33,7 +33,7 @@ from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.local_paths import is_hub_name, recipe_text
 from sft_recipes.release.model_card import CARD, write_card
 from sft_recipes.release.scan import Secrets, require_public
-from sft_recipes.text_files import read_json
+from sft_recipes.text_files import interpreting, read_json
 
 # Everything that may leave a folder. Logs, data, optimizer states and pickles are not in here.
 ALLOWED = [
@@ -134,10 +134,15 @@ def require_token() -> str:
 
 def _require_compared(run: Path, folder: Path) -> None:
     """Raise InputError for the export of an adapter that was never compared with its base."""
+    if not (run / ADAPTER_CONFIG).is_file():
+        return
     path = folder / EXPORT
-    if (run / ADAPTER_CONFIG).is_file() and "base" not in run_folder.read_json(path)["compared"]:
+    fix = f"sft-recipes export {run} --force"
+    found = run_folder.read_json(path, fix)
+    with interpreting(str(path), fix):
+        is_compared = "base" in found["compared"]
+    if not is_compared:
         what = "an earlier version exported this, which asked for no effect of an adapter"
-        fix = f"sft-recipes export {run} --force"
         raise InputError(Problem(str(path), "compared", what, fix))
 
 

@@ -184,3 +184,18 @@ def test_push_refuses_an_export_of_before(make_run: Callable[..., Path], hub: Hu
     with pytest.raises(InputError, match=rf"sft-recipes export {run} --force"):
         push(run, "me/model", progress=False)
     assert not hub.repositories
+
+
+@pytest.mark.parametrize("content", [[], None, 3, "x"])
+def test_damaged_records_are_named(
+    make_run: Callable[..., Path], hub: Hub, content: object
+) -> None:
+    """A record of another kind is the file's fault, with what to do, whether the base's or the export's."""
+    run = make_run("lora")
+    text = json.dumps({"schema_version": 1, "contents": content, "compared": content})
+    (run / "contents.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"contents\.json: .*Fix: delete it"):
+        export(run, run / "second", progress=False)
+    (run / "export" / "export.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=rf"export\.json: .*Fix: sft-recipes export {run} --force"):
+        push(run, "me/model", progress=False)
