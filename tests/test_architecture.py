@@ -36,6 +36,7 @@ FOUNDATION = (
     "recipe_checks",
     "messages",
     "run_folder",
+    "path_contents",
     "text_files",
     "stop_request",
     "crash",

@@ -13,11 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from peft import PeftModel
-from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from sft_recipes import run_folder
@@ -26,44 +24,40 @@ from sft_recipes.data.kept_examples import read_examples
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.opening import load_tokenizer, loading
 from sft_recipes.data.template_checks import TemplateCheck, require
-from sft_recipes.errors import CheckFailed, InputError, Problem, suggest
+from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.messages import Example
-from sft_recipes.models import agree_on_special_tokens, load_weights
+from sft_recipes.models import agree_on_special_tokens
 from sft_recipes.recipe import Recipe
+from sft_recipes.release.adapter import load_adapted, require_effect_kept
+from sft_recipes.release.comparison import (
+    TOLERANCES,
+    Answer,
+    Comparison,
+    Questions,
+    compare,
+    load_exactly,
+    require_same,
+)
 from sft_recipes.release.finished_run import ADAPTER_CONFIG, EXPORT, finished_run
 from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.lint import lint
 from sft_recipes.release.local_paths import recipe_text
 from sft_recipes.release.markdown import TERMINAL
 from sft_recipes.release.model_card import write_card
+from sft_recipes.release.modelfile import write_modelfile
 from sft_recipes.release.older_transformers import CHECK, write_for_older
 
 FOLDER = "export"  # inside the run folder
 ROWS = 200  # that are linted
 PROMPTS = 8  # that are answered
-NEW_TOKENS = 32  # of each answer
-POSITIONS = 16  # at the end of each prompt whose logits are compared
-# Largest difference of a logit as a share of the largest logit: rounding, and nothing else.
-TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model against the one that was trained: the largest difference of a logit, the largest
-    logit, and on how many of the prompts the greedy text is the same.
-    """
-
-    logit_difference: float
-    largest_logit: float
-    equal_texts: int
-    prompts: int
 
 
 @dataclass(frozen=True)
 class Export:
     """An exported folder: its precision, how it compares with what was trained, what was checked.
 
-    `compared` holds the steps by name: `merged` (adapters only) and `saved`.
+    `compared` holds by name what was compared with the trained model: `base`, without its adapter,
+    and `merged` (adapters only), and `saved`.
     """
 
     folder: Path
@@ -94,48 +88,15 @@ class Export:
         return template.render(export=self, run=run, path=self.folder.absolute())
 
 
-class _Answer(NamedTuple):
-    """What a model says to one prompt."""
-
-    logits: torch.Tensor  # [positions, vocabulary], at the end of the prompt
-    ids: list[int]  # of the greedy text
-
-
-class _Trained(NamedTuple):
-    """The whole model in float32, its answers as it was trained, a merge compared with them."""
+@dataclass(slots=True)
+class _Trained:
+    """The whole model in float32, its answers as it was trained, what was compared with them."""
 
     model: Any
-    answers: Sequence[_Answer]
+    answers: Sequence[Answer]
     compared: dict[str, Comparison]
     dtype: str  # the precision of its file, unless another is asked for
-
-
-@dataclass(frozen=True)
-class _Questions:
-    """Prompts, as ids, that each model is asked."""
-
-    prompts: Sequence[Sequence[int]]
-    renderer: ChatRenderer
-    progress: bool
-
-    def ask(self, name: str, model: Any) -> list[_Answer]:
-        """The answers of a model; `name` is what the progress bar calls it."""
-        title = f"asking the {name} model"
-        answers = []
-        for prompt in tqdm(self.prompts, title, disable=not self.progress, leave=False):
-            ids = torch.tensor([prompt], device=model.device)
-            with torch.inference_mode():
-                logits = model(input_ids=ids).logits[0, -POSITIONS:].cpu()
-                generated = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    max_new_tokens=NEW_TOKENS,
-                    eos_token_id=list(self.renderer.stop_ids),
-                    pad_token_id=self.renderer.tokenizer.pad_token_id,
-                )
-            answers.append(_Answer(logits, generated[0, len(prompt) :].tolist()))
-        return answers
+    checks: list[TemplateCheck]  # of the adapter's base
 
 
 def export(
@@ -160,23 +121,25 @@ def export(
     examples = _real_examples(run)
     labelled = Labeller(renderer, recipe.labels).label(examples).rows[:PROMPTS]
     prompts = [row.input_ids[: max(1, row.spans[0][0])] for row in labelled]
-    questions = _Questions(prompts, renderer, progress)
+    questions = Questions(prompts, renderer, progress)
 
-    model, answers, compared, own_dtype = _trained_model(recipe, run, questions)
-    dtype = dtype or own_dtype
+    trained = _trained_model(recipe, run, questions)
+    dtype = dtype or trained.dtype
     # Written beside its place and moved there at the end: a folder that failed is never seen.
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        save_servable(model.to(getattr(torch, dtype)), renderer, partial)
+        save_servable(trained.model.to(getattr(torch, dtype)), renderer, partial)
         older = write_for_older(partial)
-        del model
-        gc.collect()  # before the same weights are loaded once more
-        model = _load(str(partial))
-        compared["saved"] = _compare("saved", answers, questions.ask("saved", model), dtype)
-        checks = [*lint(model, partial, renderer, recipe.labels, examples), older]
+        model = _load_again(partial, trained, questions, dtype)
+        checks = [
+            *trained.checks,
+            *lint(model, partial, renderer, recipe.labels, examples),
+            older,
+            write_modelfile(partial, renderer, recipe.labels.system_prompt),
+        ]
         require(checks)
-        exported = Export(folder, dtype, compared, checks)
+        exported = Export(folder, dtype, trained.compared, checks)
         run_folder.write_json(partial / EXPORT, exported.found())
         (partial / run_folder.RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
         write_card(run, partial)
@@ -213,35 +176,38 @@ def _real_examples(run: Path) -> list[Example]:
     return examples
 
 
-def _trained_model(recipe: Recipe, run: Path, questions: _Questions) -> _Trained:
-    """The model of a run, its adapter merged. Raises CheckFailed for a merge that went wrong."""
+def _trained_model(recipe: Recipe, run: Path, questions: Questions) -> _Trained:
+    """The model of a run, its adapter merged.
+
+    Raises InputError for an adapter on another base than its own, CheckFailed for one that changes
+    nothing and for a merge that went wrong.
+    """
     if not (run / ADAPTER_CONFIG).is_file():
-        model = _load(str(run))
+        model = load_exactly(str(run))
         with loading(str(run), "config"):
             own_dtype = str(AutoConfig.from_pretrained(str(run)).dtype or model.dtype)
         answers = questions.ask("trained", model)
-        return _Trained(model, answers, {}, own_dtype.removeprefix("torch."))
-    base = _load(recipe.model_name, recipe.model.get("model_revision"))
-    with loading(str(run), "adapter"):
-        model = PeftModel.from_pretrained(base, str(run)).eval()
-    answers = questions.ask("trained", model)
-    model = model.merge_and_unload(safe_merge=True)
-    merged = _compare("merged", answers, questions.ask("merged", model), "float32")
-    return _Trained(model, answers, {"merged": merged}, "float32")
+        return _Trained(model, answers, {}, own_dtype.removeprefix("torch."), [])
+    adapted = load_adapted(recipe, run, questions)
+    model = adapted.model.merge_and_unload(safe_merge=True)
+    merged = compare(adapted.answers, questions.ask("merged", model))
+    require_same("merged", merged, "float32")
+    compared = {"base": adapted.base, "merged": merged}
+    return _Trained(model, adapted.answers, compared, "float32", [adapted.check])
 
 
-def _load(source: str, revision: str | None = None) -> Any:
-    """The model in float32. Raises InputError where its weights are stored quantized.
+def _load_again(folder: Path, trained: _Trained, questions: Questions, dtype: str) -> Any:
+    """What was saved, compared with what was trained, which is let go first: it is as large.
 
-    Loaded so, not made so: what a model computes when it is built, as the scale of Gemma's
-    embeddings, is rounded to the precision in which it is loaded, and stays rounded.
+    Raises CheckFailed where the two differ.
     """
-    model = load_weights(source, torch.float32, revision)
-    if getattr(model, "is_quantized", False):
-        what = "its weights are stored quantized"
-        fix = "name the full-precision model and train with load_in_4bit: true"
-        raise InputError(Problem(source, "model_name_or_path", what, fix))
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    trained.model = None
+    gc.collect()
+    model = load_exactly(str(folder))
+    trained.compared["saved"] = compare(trained.answers, questions.ask("saved", model))
+    require_same("saved", trained.compared["saved"], dtype)
+    require_effect_kept(trained.compared, dtype)
+    return model
 
 
 def save_servable(model: Any, renderer: ChatRenderer, folder: Path) -> None:
@@ -260,32 +226,3 @@ def save_servable(model: Any, renderer: ChatRenderer, folder: Path) -> None:
         tokenizer.chat_template = defaults + template
     tokenizer.save_pretrained(folder)
     tokenizer.chat_template = template
-
-
-def _compare(
-    step: str, trained: Sequence[_Answer], other: Sequence[_Answer], dtype: str
-) -> Comparison:
-    """Two models by their answers. Raises CheckFailed where rounding does not explain a difference.
-
-    In less than float32 a near tie may fall the other way, so there texts are counted and need not
-    be equal.
-    """
-    pairs = list(zip(trained, other, strict=True))
-    difference = _largest([before.logits - after.logits for before, after in pairs])
-    largest = _largest([before.logits for before, _ in pairs])
-    equal = sum(before.ids == after.ids for before, after in pairs)
-    prompts = len(pairs)
-    is_rounding = difference <= TOLERANCES[dtype] * largest
-    if not is_rounding or (dtype == "float32" and equal < prompts):
-        what = (
-            f"this is not the model that was trained: logits differ by {difference:.3g}, "
-            f"greedy text is equal on {equal} of {prompts} prompts"
-        )
-        fix = "nothing was exported; report the model and its adapter settings"
-        raise CheckFailed(str(Problem(step, "", what, fix)))
-    return Comparison(difference, largest, equal, prompts)
-
-
-def _largest(values: Sequence[torch.Tensor]) -> float:
-    """The largest absolute value; NaN, which no tolerance allows, if there is one."""
-    return float(torch.stack([value.abs().max() for value in values]).max())

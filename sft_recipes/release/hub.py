@@ -21,6 +21,7 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from sft_recipes import run_folder
 from sft_recipes.errors import CheckFailed, HubUnavailable, InputError, Problem
 from sft_recipes.recipe import Recipe
+from sft_recipes.release.adapter import require_adapter
 from sft_recipes.release.export import FOLDER, export
 from sft_recipes.release.finished_run import (
     ADAPTER_CONFIG,
@@ -32,7 +33,7 @@ from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.local_paths import is_hub_name, recipe_text
 from sft_recipes.release.model_card import CARD, write_card
 from sft_recipes.release.scan import Secrets, require_public
-from sft_recipes.text_files import read_json
+from sft_recipes.text_files import interpreting, read_json
 
 # Everything that may leave a folder. Logs, data, optimizer states and pickles are not in here.
 ALLOWED = [
@@ -102,12 +103,14 @@ def push(
         raise InputError(Problem(str(run), "--adapter_only", what, "leave the option out"))
     api = HfApi(token=require_token())
     if adapter_only:
+        require_adapter(recipe, run, progress)
         folder = run
         write_card(run, None, repo)
     else:
         folder = run / FOLDER
         if not (folder / EXPORT).is_file():
             export(run, progress=progress)
+        _require_compared(run, folder)
         require_no_outside_links(folder)
         write_card(run, folder, repo)
     with tempfile.TemporaryDirectory() as staging:
@@ -127,6 +130,20 @@ def require_token() -> str:
         return token
     fix = "run `hf auth login`, or set HF_TOKEN in the environment"
     raise InputError(Problem("Hub", "", "there is no token to push with", fix))
+
+
+def _require_compared(run: Path, folder: Path) -> None:
+    """Raise InputError for the export of an adapter that was never compared with its base."""
+    if not (run / ADAPTER_CONFIG).is_file():
+        return
+    path = folder / EXPORT
+    fix = f"sft-recipes export {run} --force"
+    found = run_folder.read_json(path, fix)
+    with interpreting(str(path), fix):
+        is_compared = "base" in found["compared"]
+    if not is_compared:
+        what = "an earlier version exported this, which asked for no effect of an adapter"
+        raise InputError(Problem(str(path), "compared", what, fix))
 
 
 def _require_gate(recipe: Recipe, run: Path) -> None:

@@ -19,8 +19,8 @@ import xxhash
 
 from sft_recipes import run_folder
 from sft_recipes.errors import CheckFailed, InputError, Problem, TrainingFault
+from sft_recipes.path_contents import by_content, path_contents, read_contents
 from sft_recipes.recipe import Recipe, read_yaml
-from sft_recipes.training.path_contents import by_content, path_contents, read_contents
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-\d+")

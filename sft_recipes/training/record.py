@@ -14,9 +14,9 @@ from trl import SFTConfig
 import sft_recipes
 from sft_recipes import crash, run_folder
 from sft_recipes.errors import Preempted, SFTRecipesError
+from sft_recipes.path_contents import record_contents
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import accumulation_steps, batch_per_device
-from sft_recipes.training.path_contents import record_contents
 from sft_recipes.training.processes import launched_processes
 
 _LIBRARIES = (

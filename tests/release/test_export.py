@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,27 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sft_recipes.data.chat_templates import attach_chat_template
+from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.errors import CheckFailed, InputError
 from sft_recipes.messages import Example
+from sft_recipes.path_contents import record_contents
 from sft_recipes.recipe import LabelSettings, TemplateSettings
+from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.release.export import export, save_servable
 from sft_recipes.release.lint import lint
 from tests.conftest import build_model
 from tests.data.template_tokenizers import tokenizer_for
 
+# Exported folders of real weights, for which no test has the time by itself.
+REAL_EXPORTS = [path for path in os.environ.get("SFT_RECIPES_MODELS", "").split(os.pathsep) if path]
+PROMPTS = [
+    "What is the capital of France?",
+    "Sentence 1: He left.\nSentence 2: He went away.\n\nDo they mean the same? Yes or no?",
+    "Tom has 12 apples and eats 3.  How many are left?",
+    "Écris « bonjour » en japonais: 日本語 🙂",
+    "def add(a, b):\n    return a + b\n\nWhat does it do?\n",
+]
 SERVING = {
     "README.md",
     "chat_template.jinja",
@@ -38,7 +53,13 @@ SERVING = {
     "export.json",
     "generation_config.json",
 }
-SERVING |= {"model.safetensors", "recipe.yaml", "tokenizer.json", "tokenizer_config.json"}
+SERVING |= {
+    "model.safetensors",
+    "recipe.yaml",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "Modelfile",
+}
 
 
 def logits(model: Any, ids: list[int]) -> torch.Tensor:
@@ -130,8 +151,9 @@ def test_what_a_model_computes_when_it_is_built_is_not_rounded(
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config).bfloat16()
     base.save_pretrained(run.parent / "base")
-    adapter = get_peft_model(base.float(), LoraConfig(r=4, target_modules="all-linear"))
-    adapter.save_pretrained(run)
+    record_contents(load_recipe(run / "recipe.yaml"))
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base.float(), settings).save_pretrained(run)
     found = export(run, progress=False)
     assert found.compared["saved"].logit_difference < 1e-5
 
@@ -343,77 +365,84 @@ def test_a_quantized_base_is_not_merged_into(make_run: Callable[..., Path]) -> N
     config = json.loads(path.read_text(encoding="utf-8"))
     quantized = {"load_in_4bit": True, "quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}
     path.write_text(json.dumps({**config, "quantization_config": quantized}), encoding="utf-8")
+    record_contents(load_recipe(run / "recipe.yaml"))
     with pytest.raises(InputError, match="its weights are stored quantized"):
         export(run, progress=False)
 
 
-@pytest.fixture
-def server(make_run: Callable[..., Path]) -> Iterator[tuple[str, Path, Any]]:
-    """`transformers serve` on the exported LoRA run: its address, the folder, the process."""
-    pytest.importorskip(
-        "fastapi", reason="transformers serve needs pip install 'sft-recipes[serving]'"
-    )
-    pytest.importorskip(
-        "uvicorn", reason="transformers serve needs pip install 'sft-recipes[serving]'"
-    )
-    import socket
-
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """`transformers serve` on an exported folder: its address, once it answers. It ends when it is told to."""
+    why = "transformers serve needs pip install 'sft-recipes[serving]'"
+    for module in ("fastapi", "uvicorn"):
+        pytest.importorskip(module, reason=why)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = make_run("lora") / "export"
-    command = [
-        str(Path(sys.executable).parent / "transformers"),
-        "serve",
-        str(folder),
-        "--device",
-        "cpu",
-    ]
+        port = str(probe.getsockname()[1])
+    program = str(Path(sys.executable).parent / "transformers")
+    place = ["--device", "cpu", "--host", "127.0.0.1", "--port", port]
+    url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        [program, "serve", str(folder), *place], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
         for _ in range(240):
             try:
-                if (
-                    httpx2.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code
-                    == 200
-                ):
+                if httpx2.get(f"{url}/health", trust_env=False).status_code == 200:
                     break
             except httpx2.HTTPError:
                 assert process.poll() is None, process.stdout and process.stdout.read().decode()
             time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}", folder, process
+        yield url
+        process.terminate()
+        assert process.wait(timeout=30) is not None
     finally:
         process.kill()
         process.communicate()
 
 
+def require_served_as_trained(folder: Path, prompts: Sequence[str], new_tokens: int) -> None:
+    """A server answers each prompt as generate() does on the ids of our own renderer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    renderer = ChatRenderer(load_tokenizer(str(folder)))
+    with serving(folder) as url:
+        for prompt in prompts:
+            chat = [{"role": "user", "content": prompt}]
+            request = {"model": str(folder), "messages": chat, "temperature": 0}
+            answer = httpx2.post(
+                f"{url}/v1/chat/completions",
+                json={**request, "max_tokens": new_tokens},
+                timeout=300,
+                trust_env=False,
+            ).json()
+            ids = torch.tensor([renderer.prompt_ids(chat)])
+            expected = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=new_tokens,
+            )[0, ids.shape[1] :]
+            text = renderer.tokenizer.decode(expected, skip_special_tokens=True)
+            choice = answer["choices"][0]
+            assert choice["message"]["content"] == text
+            assert answer["usage"]["prompt_tokens"] == ids.shape[1]
+            ended = int(expected[-1]) in renderer.stop_ids
+            assert choice["finish_reason"] == ("stop" if ended else "length")
+
+
 @pytest.mark.slow
-def test_the_export_is_served(server: tuple[str, Path, Any]) -> None:
-    """`transformers serve` loads the folder and answers a chat as generate() does on the same ids, then stops."""
-    url, folder, process = server
-    chat = [{"role": "user", "content": "Say one and two (10)."}]
-    request = {"model": str(folder), "messages": chat, "temperature": 0, "max_tokens": 12}
-    answer = httpx2.post(
-        f"{url}/v1/chat/completions", json=request, timeout=60, trust_env=False
-    ).json()
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder),
-    )
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
-    expected = model.generate(**ids, do_sample=False, max_new_tokens=12)[
-        0, ids["input_ids"].shape[1] :
-    ]
-    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(
-        expected, skip_special_tokens=True
-    )
-    assert answer["usage"]["prompt_tokens"] == ids["input_ids"].shape[1]
-    process.terminate()
-    assert process.wait(timeout=30) is not None
+def test_the_export_is_served(make_run: Callable[..., Path]) -> None:
+    """`transformers serve` loads the folder, answers a chat as generate() does on the same ids, and ends when told."""
+    require_served_as_trained(make_run("lora") / "export", ["Say one and two (10)."], 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", REAL_EXPORTS or [None])
+def test_real_exports_are_served(folder: str | None) -> None:
+    """The same for exported folders of real weights, which SFT_RECIPES_MODELS names, on prompts of several kinds."""
+    if folder is None:
+        pytest.skip("SFT_RECIPES_MODELS names no exported folders")
+    require_served_as_trained(Path(folder), PROMPTS, 24)
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sft_recipes.errors import InputError
+from sft_recipes.path_contents import path_contents
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.training.path_contents import path_contents
 from sft_recipes.training.train import main, train
 from tests.training.test_checkpoints import interrupted_run
 from tests.training.tiny import file_hashes

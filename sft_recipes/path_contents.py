@@ -1,6 +1,8 @@
-"""What stands at the paths of a recipe, by content: a run folder and its inputs may be moved between two starts.
+"""What stands at the paths of a recipe, by content: a run and its inputs may be moved between two
+starts.
 
-`contents.json` in the run folder holds a fingerprint for each path of the recipe. Paths themselves are hints.
+`contents.json` in the run folder holds a fingerprint for each path of the recipe. Paths themselves
+are hints.
 """
 
 import re
@@ -12,11 +14,12 @@ import xxhash
 
 from sft_recipes import run_folder
 from sft_recipes.recipe import Recipe, map_paths, rebase_paths
+from sft_recipes.text_files import interpreting
 
 Contents = Mapping[str, str]
 
-# Of a larger file so many parts are read: a model's shards of many gigabytes are told apart by their sizes, their
-# headers and any of these parts.
+# Of a larger file so many parts are read: a model's shards of many gigabytes are told apart by
+# their sizes, their headers and any of these parts.
 _WHOLE_BYTES = 2**28
 _PARTS = 64
 _PART_BYTES = 2**20
@@ -40,9 +43,11 @@ def read_contents(folder: Path) -> Contents:
     path = folder / run_folder.CONTENTS
     if not path.is_file():
         return {}
+    content = run_folder.read_json(path, _FIX)
     contents: dict[str, str] = {}
-    for key, fingerprint in run_folder.read_json(path, _FIX).get("contents", {}).items():
-        contents[key] = str(fingerprint)
+    with interpreting(str(path), _FIX):
+        for key, recorded in content.get("contents", {}).items():
+            contents[key] = str(recorded)
     return contents
 
 
@@ -51,7 +56,7 @@ def path_contents(recipe: Recipe) -> dict[str, str]:
     contents = {}
     for key, path in _paths(recipe).items():
         if path.exists():
-            contents[key] = _fingerprint(path)
+            contents[key] = fingerprint(path)
     return contents
 
 
@@ -73,9 +78,9 @@ def _paths(recipe: Recipe) -> dict[str, Path]:
     return paths
 
 
-def _fingerprint(path: Path) -> str:
-    """Of a file its size and content; of a folder the names and contents of its files, of a model's folder those that
-    make the model.
+def fingerprint(path: Path) -> str:
+    """Of a file its size and content; of a folder the names and contents of its files, of a model's
+    folder those that make the model.
     """
     if not path.is_dir():
         digest = xxhash.xxh3_128()

@@ -1,0 +1,101 @@
+"""An adapter before it is released: on the base that it was trained on, and not without effect.
+
+An adapter with zeros in it loads, merges and answers like any other, as its base did; on weights
+that it was not trained on it answers like neither. Both look like a bad training run.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import PeftModel
+
+from sft_recipes.data.chat_templates import PROBE, ChatRenderer
+from sft_recipes.data.opening import load_tokenizer, loading
+from sft_recipes.data.template_checks import TemplateCheck
+from sft_recipes.errors import CheckFailed, InputError, Problem
+from sft_recipes.path_contents import fingerprint, read_contents
+from sft_recipes.recipe import Recipe
+from sft_recipes.release.comparison import Answer, Comparison, Questions, compare, load_exactly
+from sft_recipes.release.finished_run import ADAPTER
+from sft_recipes.run_folder import CONTENTS, RECIPE
+
+_BASE = "model_name_or_path"
+# Largest difference of a logit, as a share of the largest logit, that is rounding alone. Measured on
+# SmolLM2-135M: an untouched adapter 0, one whose matrices moved by 1e-6, as a single step at that
+# learning rate leaves them, 3.7e-6.
+ROUNDING = 1e-6
+
+
+class Adapted(NamedTuple):
+    """A base in float32 with its adapter on it, what it answers, and how its base compares."""
+
+    model: Any
+    answers: Sequence[Answer]
+    base: Comparison
+    check: TemplateCheck  # whether the base is the one that was trained on
+
+
+def require_adapter(recipe: Recipe, run: Path, progress: bool) -> None:
+    """Raise InputError for a base other than the run's, CheckFailed if the adapter does nothing."""
+    renderer = ChatRenderer(load_tokenizer(str(run)), recipe.template.chat_template_kwargs)
+    prompts = [renderer.prompt_ids(PROBE[:1])]
+    load_adapted(recipe, run, Questions(prompts, renderer, progress))
+
+
+def load_adapted(recipe: Recipe, run: Path, questions: Questions) -> Adapted:
+    """The base with the run's adapter. Raises as `require_adapter`."""
+    check = _check_base(recipe, run)
+    model = load_exactly(recipe.model_name, recipe.model.get("model_revision"))
+    without = questions.ask("base", model)
+    with loading(str(run), "adapter"):
+        model = PeftModel.from_pretrained(model, str(run)).eval()
+    answers = questions.ask("trained", model)
+    base = compare(answers, without)
+    difference = base.logit_difference
+    if math.isnan(difference) or difference <= ROUNDING * base.largest_logit:
+        what = (
+            f"the adapter changes nothing: its logits differ by {difference:.2g} from those of "
+            f"{recipe.model_name} alone"
+        )
+        if math.isnan(difference):
+            what = "with the adapter there are no logits: it holds NaN"
+        fix = (
+            f"put what was trained back, or train again: sft-recipes train {run / RECIPE} "
+            "--output_dir NEW"
+        )
+        raise CheckFailed(str(Problem(str(run / ADAPTER), "", what, fix)))
+    return Adapted(model, answers, base, check)
+
+
+def require_effect_kept(compared: Mapping[str, Comparison], dtype: str) -> None:
+    """Raise CheckFailed if rounding to the precision of the file undid half of what the adapter
+    changed, or more.
+    """
+    if "base" not in compared:
+        return
+    rounded = compared["saved"].logit_difference
+    learned = compared["base"].logit_difference
+    if rounded >= learned / 2:
+        what = (
+            f"in {dtype} what the adapter changed is lost: rounding moves logits by {rounded:.2g}, "
+            f"the adapter by {learned:.2g}"
+        )
+        raise CheckFailed(str(Problem("saved", "--dtype", what, "export with --dtype float32")))
+
+
+def _check_base(recipe: Recipe, run: Path) -> TemplateCheck:
+    """Whether the base's folder holds what was trained on. Raises InputError if not."""
+    base = Path(recipe.model_name)
+    recorded = read_contents(run).get(_BASE)
+    if recorded is None or not base.is_dir():
+        return TemplateCheck("base of the adapter", "unseen", "nothing was recorded to know it by")
+    if fingerprint(base) != recorded:
+        what = "this is not the base that the adapter was trained on: its weights or config differ"
+        fix = (
+            f"put that base back, or name its folder in {run / RECIPE} ({_BASE}); if the same "
+            f"weights were only saved again, delete {run / CONTENTS}"
+        )
+        raise InputError(Problem(str(base), _BASE, what, fix))
+    return TemplateCheck("base of the adapter", "ok", "the weights that the adapter was trained on")
