@@ -74,7 +74,7 @@ class System:
 
 def read_rows(folder: Path, held_out: Sequence[str]) -> list[Row]:
     """The scored rows of an evaluation, with what the tables count."""
-    rows = []
+    rows: list[Row] = []
     for row in read_samples(folder):
         constraints = "constraint_fail" not in row["flags"]
         rows.append({**row, "constraints": constraints, "held_out": row["task_type"] in held_out})

@@ -59,7 +59,9 @@ _SENTENCE_END = re.compile(r"(?<=[.?!]) (?=[A-Z0-9$])")
 _UNCLEAR_SENTENCES = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|[A-Za-z]\.[A-Za-z]|[A-Z])\.|\.{2}|[!:;()\"]"
 )
-_UNCLEAR_NUMBERS = re.compile(r"\d[/:,%-]|[/-]\d|\d[A-Za-z]|[A-Za-z]\d|\d\.\d*0\b|\b0\d|(?<!\d)\.\d")
+_UNCLEAR_NUMBERS = re.compile(
+    r"\d[/:,%-]|[/-]\d|\d[A-Za-z]|[A-Za-z]\d|\d\.\d*0\b|\b0\d|(?<!\d)\.\d"
+)
 _CAPITALISED = re.compile(r"\b[A-Z][a-z]+\b")
 _MONEY_ASKED = re.compile(
     r"\bhow much (?:money|more money|change|will|did|does|do|is|was|would)\b|\bhow many (?:more )?dollars\b",
