@@ -267,7 +267,7 @@ def test_test_rows_trained_and_input_renamed(train_rows: list[Row]) -> None:
     assert fault_injections.add_test_rows(train_rows) == train_rows + read_rows("test")[:30]
     renamed = fault_injections.rename_input(train_rows)
     assert all("input" not in row for row in renamed)
-    assert [row["context"] for row in renamed] == [row["input"] for row in train_rows]
+    assert [row["material"] for row in renamed] == [row["input"] for row in train_rows]
 
 
 def test_template_without_end_of_turn(renderer: Any) -> None:

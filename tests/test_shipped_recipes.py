@@ -138,6 +138,17 @@ def ultrachat(index: int) -> dict[str, Any]:
     return {"prompt": messages[0]["content"], "prompt_id": f"{index:064x}", "messages": messages}
 
 
+def question_task(index: int) -> dict[str, Any]:
+    """A row as in the data of the small recipes."""
+    return {
+        "instruction": "Answer with the number.",
+        "input": f"Ann has {index} pens. How many pens does Ann have?",
+        "output": str(index),
+        "task_type": "numbers",
+        "expected_format": {"regex": "^[0-9]+$"},
+    }
+
+
 ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "databricks/databricks-dolly-15k": dolly,
     "HuggingFaceTB/smol-smoltalk": smoltalk,
@@ -173,19 +184,26 @@ def small_recipe(name: str, folder: Path) -> Recipe:
     if not Path(recipe.model_name).is_dir():
         base = build_base(STAND_INS[PATHS[name].parent.name], folder / "base")
         changed["model_name_or_path"] = str(base)
-        if not Path(recipe.data.datasets[0].path).is_dir():
-            changed |= stand_in_data(recipe, folder / "data")
+        changed |= stand_in_data(recipe, folder / "data")
     if recipe.data.eval_split:
         changed["eval_split"] = 4
     return load_recipe(PATHS[name], changed)
 
 
 def stand_in_data(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """24 local rows of the shape of the recipe's data set, which is on the Hub; the keys that name them."""
+    """24 local rows of the shape of the recipe's data set, short ones; the keys that name them.
+
+    Data beside a recipe has rows for its test split, too.
+    """
     source = recipe.data.datasets[0]
-    rows = [json.dumps(ROWS[source.path](index)) for index in range(24)]
+    shape = question_task if Path(source.path).is_dir() else ROWS[source.path]
+    rows = [json.dumps(shape(index)) for index in range(24)]
     folder.mkdir()
-    (folder / f"{source.split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    split = 24 if recipe.data.test_split is None else 16
+    (folder / f"{source.split}.jsonl").write_text("\n".join(rows[:split]) + "\n", "utf-8")
+    if rows[split:]:
+        text = "\n".join(rows[split:]) + "\n"
+        (folder / f"{recipe.data.test_split}.jsonl").write_text(text, "utf-8")
     return {"dataset_name": str(folder), "dataset_config": None}
 
 

@@ -17,7 +17,7 @@ from sft_recipes.evaluation.format_overfitting import (
     format_questions,
     measure_formats,
 )
-from sft_recipes.evaluation.questions import Answers, Asking
+from sft_recipes.evaluation.questions import Answers, Asking, Question
 from sft_recipes.messages import Example
 from sft_recipes.recipe import TemplateSettings
 from tests.conftest import build_model, build_tokenizer
@@ -174,9 +174,10 @@ def test_each_format_puts_the_same_conversation_differently(renderer: ChatRender
         {"role": "assistant", "content": "2"},
     ]
     questions = format_questions(renderer, [Example(messages, "x", 0)])
-    assert questions.pop("template") == (renderer, [Example(messages, "x", 0)])
+    assert questions.pop("template") == Question(renderer, [Example(messages, "x", 0)])
     assert [
-        one.render(messages[:-1], add_generation_prompt=True) for one, _ in questions.values()
+        question.renderer.render(messages[:-1], add_generation_prompt=True)
+        for question in questions.values()
     ] == [
         "Be brief.\n\nOne?\n\n1\n\nTwo?\n\n",
         "Be brief.\n\nQuestion: One?\n\nAnswer: 1\n\nQuestion: Two?\n\nAnswer:",
@@ -194,9 +195,10 @@ def test_variants_begin_with_bos_where_the_tokenizer_does() -> None:
     )
     row = example("Name a colour.", "Blue.", 0)
     questions = format_questions(attach_chat_template(own, TemplateSettings()), [row])
-    starts = [
-        one.prompt_ids(row.messages[:-1]).count(own.bos_token_id) for one, _ in questions.values()
-    ]
+    starts = []
+    for question in questions.values():
+        ids = question.renderer.prompt_ids(row.messages[:-1])
+        starts.append(ids.count(own.bos_token_id))
     assert starts == [1, 1, 1, 1]
 
 

@@ -208,7 +208,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         trials.append(True)
         return True
 
-    monkeypatch.setattr(precision, "SMALLEST_MODEL", 0)
+    monkeypatch.setattr(precision, "SMALLEST_BF16_MODEL", 0)
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(precision, "bfloat16_pays", pays)
     return trials
