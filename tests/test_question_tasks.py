@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sft_recipes.evaluation.constraints import broken_constraints
+from sft_recipes.overlap import prompt_overlaps
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DATA = RECIPES / "smollm2-135m" / "data"
@@ -83,6 +84,15 @@ def test_the_test_is_unseen() -> None:
     assert {row["task_type"] for row in tested[:11]} == families | HELD_OUT
     wordings = {row["instruction"] for row in trained}
     assert {row["instruction"] for row in tested} - wordings
+
+
+def test_no_question_comes_back_with_other_names() -> None:
+    """By the rules that `evaluate --gate` refuses rows by, no held-out prompt was trained, nearly."""
+    trained = [f"{row['instruction']}\n\n{row['input']}" for row in rows("train")]
+    asked = [
+        f"{row['instruction']}\n\n{row['input']}" for row in [*rows("validation"), *rows("test")]
+    ]
+    assert not prompt_overlaps(trained, asked)
 
 
 def test_both_recipes_have_the_same_data() -> None:
