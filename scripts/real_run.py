@@ -61,7 +61,7 @@ def recipe_of(model: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all steps from the repository's root; stops at the first one that fails and returns its exit code."""
+    """Run all steps from the repository's root up to the first that fails, or whose gate does; returns its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,16 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe = options.recipe or recipe_of(model)
     started = time.monotonic()
     steps = commands(model, recipe, options.output)
+    code = 0
     for number, (title, command) in enumerate(steps, start=1):
         print(f"\n== {number}/{len(steps)} {title}\n$ sft-recipes {command}\n", flush=True)
         environment = {**FASTER_ON_CPU, **os.environ}
         step = [sys.executable, "-m", "sft_recipes", *shlex.split(command)]
         code = subprocess.run(step, cwd=ROOT, env=environment, check=False).returncode
         if code:
-            return code
-    print(f"\nreport: {options.output}/evaluations/test/report.html")
-    print(f"the whole loop took {(time.monotonic() - started) / 60:.1f} minutes")
-    return 0
+            break
+    print(f"\nexit code {code} after {(time.monotonic() - started) / 60:.1f} minutes")
+    return code
 
 
 if __name__ == "__main__":
