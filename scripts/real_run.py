@@ -61,7 +61,7 @@ def recipe_of(model: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all steps from the repository's root up to the first that fails, or whose gate does; returns its exit code."""
+    """Run all steps from the repository's root up to the first that fails, a gate included; returns its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

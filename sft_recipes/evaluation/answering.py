@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem
@@ -35,6 +36,20 @@ class Answered:
     def first_rows(self) -> list[dict[str, Any]]:
         """Scored rows: what was written before the next section or role is the answer."""
         return list(map(self.scorer.first_row, self.examples, self.references, self.generations))
+
+
+def joined(parts: Sequence[Answered], places: Sequence[Sequence[int]]) -> Answered:
+    """Parts of what was asked as one; `places` says where in it each of their rows stands."""
+    order = sorted(range(sum(map(len, places))), key=list(chain.from_iterable(places)).__getitem__)
+    examples = list(chain.from_iterable(part.examples for part in parts))
+    references = list(chain.from_iterable(part.references for part in parts))
+    generations = list(chain.from_iterable(part.generations for part in parts))
+    return Answered(
+        parts[0].scorer,
+        [examples[index] for index in order],
+        [references[index] for index in order],
+        [generations[index] for index in order],
+    )
 
 
 def answer(

@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.evaluation.shared_prefix import cache_of, shared_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,10 @@ def _answer_in_batches(
         while len(answers) < len(prompts):
             batch = prompts[len(answers) : len(answers) + size]
             may_fail = size > 1 and not is_sharded
-            generated = _generate_batch(model, batch, config, may_fail=may_fail)
+            # In a sharded model every process has to make the same calls.
+            generated = _generate_batch(
+                model, batch, config, may_fail=may_fail, share=not is_sharded
+            )
             if generated is None:
                 size //= 2
                 bar.write(
@@ -196,7 +200,7 @@ def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
     own_config = owner.generation_config
     modes = [(module, module.training) for module in model.modules()]
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _contiguous_before(owner.get_output_embeddings()):
         try:
             owner.generation_config = config
             model.eval()
@@ -207,18 +211,36 @@ def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
                 module.training = training
 
 
+@contextmanager
+def _contiguous_before(head: Any) -> Iterator[None]:
+    """Hand the output layer the last position of each row as one block of memory.
+
+    A slice of all positions is no such block, and torch 2.13 then multiplies a copy of the weights
+    for each row: in bfloat16 on a CPU 32 rows of Gemma-3's 262,144 words took 26.7 s instead of
+    0.05 s.
+    """
+    if head is None:
+        yield
+        return
+    with head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:])):
+        yield
+
+
 def _generate_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     may_fail: bool = False,
+    share: bool = True,
 ) -> list[list[int]] | None:
     """Generated ids of one left-padded batch, `[batch, new]` as lists, prompt removed.
+
+    `share`: what all prompts begin with may be computed once.
 
     None if memory did not suffice and `may_fail`: what the attempt held is freed by then.
     """
     try:
-        return _decode(model, prompts, config)
+        return _decode(model, prompts, config, share)
     except torch.OutOfMemoryError:
         if not may_fail:
             raise
@@ -228,22 +250,31 @@ def _generate_batch(
 
 
 def _decode(
-    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig
+    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig, share: bool
 ) -> list[list[int]]:
-    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    """What all prompts begin with stands in front, padding behind it, then the rest of each."""
+    shared = shared_length(model, prompts, config.max_new_tokens) if share else 0
+    beginning = torch.tensor(prompts[0][:shared], dtype=torch.long, device=model.device)
+    rests = [torch.tensor(prompt[shared:], device=model.device) for prompt in prompts]
     ids = pad_sequence(
-        rows,
+        rests,
         batch_first=True,
         padding_value=config.pad_token_id,
         padding_side="left",
     )
     mask = pad_sequence(
-        list(map(torch.ones_like, rows)),
+        list(map(torch.ones_like, rests)),
         batch_first=True,
         padding_side="left",
     )
+    beginnings = beginning.expand(len(prompts), shared)
+    ids = torch.cat([beginnings, ids], dim=1)
+    mask = torch.cat([torch.ones_like(beginnings), mask], dim=1)
+    cache = {}
+    if shared:
+        cache["past_key_values"] = cache_of(model, prompts[0][:shared], len(prompts))
     # synced_gpus is left to transformers: on exactly under ZeRO-3 and FSDP with several processes.
-    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **cache)
     answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return answers
 

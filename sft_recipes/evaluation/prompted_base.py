@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.answering import Answered
+from sft_recipes.evaluation.answering import Answered, joined
 from sft_recipes.evaluation.comparison import System
 from sft_recipes.evaluation.evaluator import Evaluation, compare, evaluation_from_rows
 from sft_recipes.evaluation.metrics import METRICS
@@ -107,7 +107,7 @@ def _choose(asking: Asking, base: Any, shots: Shots) -> ShotsChoice | None:
         return ShotsChoice(next(iter(shots.questions)), {}, 0)
     tried = {}
     for count, question in shots.probes.items():
-        rows = asking.answer(base, question).first_rows()
+        rows = _ask_by_beginning(asking, base, question).first_rows()
         metrics = evaluation_from_rows(rows).metrics
         tried[count] = {name: metrics[name].value or 0.0 for name in _TASK_METRICS}
     best = max(tried, key=lambda count: tuple(tried[count].values()))
@@ -135,9 +135,26 @@ def ask_prompted(asking: Asking, base: Any, plain: Question, shots: Shots) -> Pr
     answers = _both_ways(asking.answer(base, plain), DATA, plain.examples)
     choice = _choose(asking, base, shots)
     if choice is not None and choice.shots:
-        answered = asking.answer(base, shots.questions[choice.shots])
+        answered = _ask_by_beginning(asking, base, shots.questions[choice.shots])
         answers |= _both_ways(answered, SHOTS, plain.examples)
     return PromptedBase(answers, choice)
+
+
+def _ask_by_beginning(asking: Asking, base: Any, question: Question) -> Answered:
+    """The answers to a question, asked in groups that are shown the same training rows.
+
+    Rows of a group begin alike, which is computed once (`shared_prefix.py`).
+    """
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(question.examples):
+        groups.setdefault(repr(example.messages[:-2]), []).append(index)
+    if len(groups) == 1:
+        return asking.answer(base, question)
+    parts = []
+    for indices in groups.values():
+        own = [question.examples[index] for index in indices]
+        parts.append(asking.answer(base, question._replace(examples=own)))
+    return joined(parts, list(groups.values()))
 
 
 def _both_ways(

@@ -85,3 +85,18 @@ def test_both_ways_of_scoring_one_generation(renderer: Any) -> None:
     assert came[0]["flags"] and not by_first[0]["flags"]
     assert came[1] == by_first[1]
     assert evaluation_from_rows(by_first).metrics["eos_rate"].value == 0.5
+
+
+def test_parts_are_joined_in_the_order_of_what_was_asked(renderer: Any) -> None:
+    """What was asked in groups stands in the data's order again, each row with its own answer."""
+
+    def part(rows: list[int]) -> answering.Answered:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}]
+        examples = [Example(turns, "test.jsonl", row) for row in rows]
+        generations = [Generation([row], f"answer {row}", "eos") for row in rows]
+        scorer = answering.Scorer(renderer, ["<eos>"], (), 16)
+        return answering.Answered(scorer, examples, ["x"] * len(rows), generations)
+
+    rows = answering.joined([part([0, 3]), part([1]), part([2, 4])], [[0, 3], [1], [2, 4]]).rows()
+    assert [row["row"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["response"] for row in rows] == [f"answer {row}" for row in range(5)]

@@ -261,3 +261,59 @@ def test_a_batch_that_does_not_fit_is_halved(
     with pytest.raises(torch.OutOfMemoryError):
         monkeypatch.setattr(model, "generate", lambda **_: small(input_ids=torch.zeros(3, 1)))
         run(model, tokenizer, batch_size=1)
+
+
+def test_what_prompts_begin_with_is_computed_once(
+    tokenizer: Any, make_model: Any, monkeypatch: Any
+) -> None:
+    """Behind a common beginning answers have the ids that they have one by one, whatever the lengths behind it; the
+    model sees the beginning once. Without one, with one prompt, or in a window that is too small, nothing is shared."""
+    from sft_recipes.evaluation import generation, shared_prefix
+
+    model = make_model(max_position_embeddings=512)
+    beginning = list(range(60))
+    prompts = [[*beginning, *range(70 + length, 70 + 4 * length)] for length in (1, 5, 2, 9)]
+    alone = [ids_of(model, tokenizer, [prompt])[0] for prompt in prompts]
+    seen: list[int] = []
+    real = shared_prefix.cache_of
+
+    def spy(model: Any, ids: Any, rows: int) -> Any:
+        seen.append(len(ids))
+        return real(model, ids, rows)
+
+    monkeypatch.setattr(generation, "cache_of", spy)
+    assert ids_of(model, tokenizer, prompts) == alone
+    assert seen == [60]
+    assert shared_prefix.shared_length(model, prompts, 8) == 60
+    assert shared_prefix.shared_length(model, [*prompts, [200, *beginning]], 8) == 0
+    assert shared_prefix.shared_length(model, prompts[:1], 8) == 0
+    assert shared_prefix.shared_length(model, [beginning, beginning], 8) == 59
+    model.set_attn_implementation("eager")
+    assert shared_prefix.shared_length(model, prompts, 8) == 60
+    monkeypatch.setattr(shared_prefix, "attention_of", lambda _: "varlen_attn")
+    assert shared_prefix.shared_length(model, prompts, 8) == 0
+    monkeypatch.undo()
+    model.config.sliding_window = 64
+    assert shared_prefix.shared_length(model, prompts, 8) == 0
+
+
+def ids_of(model: Any, tokenizer: Any, prompts: Any) -> list[list[int]]:
+    answers = generate(
+        model, tokenizer, prompts, stop_ids=[256], max_new_tokens=12, batch_size=8, progress=False
+    )
+    return [answer.ids for answer in answers]
+
+
+def test_the_output_layer_is_given_one_block_of_memory(tokenizer: Any, make_model: Any) -> None:
+    """In the pass over a batch of prompts, too, of which only the last position is asked; afterwards as before."""
+    model = make_model()
+    seen: list[bool] = []
+    watch = model.lm_head.register_forward_hook(
+        lambda _, given, __: seen.append(given[0].is_contiguous())
+    )
+    ids_of(model, tokenizer, [[1, 2, 3], [4, 5, 6]])
+    assert seen and all(seen)
+    seen.clear()
+    model(torch.ones(2, 3, dtype=torch.long), logits_to_keep=1)
+    watch.remove()
+    assert seen == [False], "a plain pass is not changed"
