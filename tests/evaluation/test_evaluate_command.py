@@ -200,8 +200,8 @@ def test_everything_at_once(run, mixed, general, tmp_path, monkeypatch) -> None:
     # The data; three neutral formats; the safety prompts under four formats and without the system
     # prompt; the general prompts.
     assert asked[:10] == [3, 3, 3, 3, *[2] * 5, 3]
-    # The base: the data, the same behind shots, and then everything else.
-    assert asked[10:] == [3, 3, *asked[1:10]]
+    # The base: the data, the same in groups that are shown the same rows, and then everything else.
+    assert asked[10:] == [3, 2, 1, *asked[1:10]]
     out = tmp_path / "out"
     assert {str(path.parent.relative_to(out)) for path in out.rglob("samples.jsonl")} == {
         ".",
