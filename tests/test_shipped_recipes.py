@@ -287,7 +287,7 @@ def test_recipe_reads_and_says_what_it_is(name: str) -> None:
     if not name.startswith("quickstart"):
         readme = (PATHS[name].parent / "README.md").read_text(encoding="utf-8")
         assert f"recipes/{name}.yaml" in readme and recipe.model_name in readme
-        assert ("measured" if name.startswith(MEASURED) else "never run") in readme
+        assert ("Measured" if name.startswith(MEASURED) else "never run") in readme
         assert Path(recipe.data.datasets[0].path).name in readme
 
 
