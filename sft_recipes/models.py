@@ -309,11 +309,12 @@ def _is_faster_in_bfloat16(model: Any) -> bool:
 
 
 def _merged_in_bfloat16(model: Any) -> Any:
-    """The model with bfloat16 parameters, any adapter merged before.
+    """The model with bfloat16 parameters, an adapter of its weights merged before.
 
-    Buffers stay: positions are computed from some of them, and need their precision.
+    Buffers stay: positions are computed from some of them, and need their precision. Adapters that
+    are no change of weights, such as a trained prompt, have nothing to merge and stay beside them.
     """
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     for parameter in model.parameters():
         if parameter.dtype == torch.float32:

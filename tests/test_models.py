@@ -195,6 +195,21 @@ def test_answers_in_bfloat16_where_a_cpu_has_it(
     assert 0 < difference < 0.1
 
 
+def test_a_trained_prompt_has_nothing_to_merge(
+    tmp_path: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter that another tool made and that is no change of weights loads in bfloat16, too."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(base, config).save_pretrained(tmp_path / "prompt")
+    build_tokenizer().save_pretrained(tmp_path / "prompt")
+    monkeypatch.setattr(models, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(models, "SMALLEST_BF16_MODEL", 1)
+    assert load_for_inference(str(tmp_path / "prompt")).model.peft_config
+
+
 @pytest.mark.parametrize("files", [[], ["recipe.yaml"]])
 def test_folder_without_model_is_refused(tmp_path: Path, files: list[str]) -> None:
     """A folder that holds no model, or an unfinished run, is refused with what to do."""

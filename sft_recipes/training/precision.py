@@ -68,8 +68,7 @@ def choose_precision(
         return {}
     if resumed is not None:
         return {"bf16": resumed == "bf16"}
-    quantized = recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit")
-    if not computes_on_cpu(recipe) or quantized or launched_with("DEEPSPEED"):
+    if not _may_change_weights(recipe):
         return {}
     if model.dtype != torch.float32:
         return {}
@@ -78,15 +77,22 @@ def choose_precision(
     return {"bf16": on_main(lambda: bfloat16_pays(model, rows))}
 
 
+def _may_change_weights(recipe: Recipe) -> bool:
+    """Whether weights lie on the CPU, whole and as they were loaded: not quantized, nor in DeepSpeed's parts."""
+    quantized = recipe.model.get("load_in_4bit") or recipe.model.get("load_in_8bit")
+    return computes_on_cpu(recipe) and not quantized and not launched_with("DEEPSPEED")
+
+
 def settle_frozen_weights(recipe: Recipe, model: Any, decided: Mapping[str, bool]) -> None:
     """Under bf16 on a CPU, keep the weights that LoRA leaves alone in bfloat16.
 
     Autocast would turn each of them into bfloat16 again in every pass, the output layer's with them. What is trained is
     added later, in float32. A stated `dtype` is kept, and so is a base of which whole modules are trained.
     """
-    uses_bf16 = decided.get("bf16", recipe.training.get("bf16", False))
     stated = "dtype" in recipe.model or "lora_modules_to_save" in recipe.model
-    if not uses_bf16 or stated or not recipe.model.get("use_peft") or not computes_on_cpu(recipe):
+    if stated or not recipe.model.get("use_peft") or not _may_change_weights(recipe):
+        return
+    if not decided.get("bf16", recipe.training.get("bf16", False)):
         return
     for parameter in model.parameters():
         if parameter.dtype == torch.float32:

@@ -253,6 +253,26 @@ def test_what_lora_leaves_alone_is_bfloat16(write_recipe: Callable[..., Path]) -
     assert {parameter.dtype for parameter in whole.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kept", ["quantized", "in parts", "full", "float32", "none"])
+def test_weights_that_must_stay_as_they_are(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """Quantized weights, DeepSpeed's parts, weights that are trained, and those of a float32 run are left alone."""
+    keys: dict[str, Any] = {**LORA, "bf16": True}
+    if kept == "quantized":
+        keys["load_in_4bit"] = True
+    elif kept == "in parts":
+        monkeypatch.setattr(precision, "launched_with", lambda name: name == "DEEPSPEED")
+    elif kept == "full":
+        keys = {"bf16": True}
+    elif kept == "float32":
+        keys["bf16"] = False
+    model = build_model(64)
+    precision.settle_frozen_weights(load_recipe(write_recipe(**keys)), model, {})
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    assert dtypes == {torch.bfloat16 if kept == "none" else torch.float32}
+
+
 def test_a_real_trial(capsys: pytest.CaptureFixture[str]) -> None:
     """The trial itself runs, leaves no gradient behind, gives a finite verdict and says what it measured."""
     from datasets import Dataset
