@@ -51,12 +51,18 @@ def commands(model: str, recipe: str, run: str) -> list[tuple[str, str]]:
 
 
 def recipe_of(model: str) -> str:
-    """The recipe that belongs to a model."""
+    """The recipe that belongs to a model. Raises InputError for one that is not there, or has none."""
     from transformers import AutoConfig
 
-    kind = AutoConfig.from_pretrained(model).model_type
+    from sft_recipes.data.opening import check_folder, loading
+    from sft_recipes.errors import InputError, Problem
+
+    check_folder(model)
+    with loading(model, "model"):
+        kind = AutoConfig.from_pretrained(model).model_type
     if kind not in RECIPES:
-        raise SystemExit(f"{model}: no recipe for model type {kind!r}. Fix: add --recipe NAME/lora")
+        what = f"no recipe for model type {kind!r}"
+        raise InputError(Problem(model, "", what, "name a recipe: --recipe smollm2-135m/lora"))
     return RECIPES[kind]
 
 
@@ -72,7 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = options.model
     if Path(model).exists():
         model = str(Path(model).resolve())
-    recipe = options.recipe or recipe_of(model)
+    try:
+        recipe = options.recipe or recipe_of(model)
+    except Exception as error:  # noqa: BLE001 - told as the commands tell it
+        from sft_recipes import crash
+
+        return crash.tell(error)
     started = time.monotonic()
     steps = commands(model, recipe, options.output)
     code = 0
