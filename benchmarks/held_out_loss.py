@@ -43,7 +43,7 @@ def main() -> None:
     total, tokens = 0.0, 0
     with torch.no_grad():
         for row in labeller.label(examples).rows:
-            ids = torch.tensor(row.input_ids)
+            ids = torch.tensor(row.input_ids, device=model.device)
             logits = model(ids[None]).logits[0]
             for start, end in row.spans:
                 total += cross_entropy(

@@ -1,6 +1,6 @@
 """What somebody trains who gives the same rows to TRL's SFTTrainer, with TRL's own defaults.
 
-    python -m benchmarks.stock_trl RECIPE MODEL OUTPUT --max_steps 60 [--seed 1] [--bf16]
+    python -m benchmarks.stock_trl RECIPE MODEL OUTPUT --max_steps 60 [--learning_rate 1e-3] [--seed 1] [--bf16]
 
 The prompts are rendered as our recipe renders them, as text, and go in as prompt and completion: TRL then trains the
 completion alone and puts EOS behind it. Learning rate, batch, schedule, LoRA and number of steps are the recipe's;
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.data.loading import RejectLog, iter_examples
@@ -70,8 +70,9 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--bf16", action="store_true", help="bfloat16 autocast, as ours chooses on such CPUs"
+        "--bf16", action="store_true", help="bfloat16 autocast, as ours chooses on such devices"
     )
+    parser.add_argument("--learning_rate", type=float, help="instead of the recipe's")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, {"model_name_or_path": options.model})
     rows = text_rows(recipe)
@@ -82,7 +83,7 @@ def main() -> None:
         output_dir=str(options.output),
         max_steps=options.max_steps,
         seed=options.seed,
-        learning_rate=recipe.training["learning_rate"],
+        learning_rate=options.learning_rate or recipe.training["learning_rate"],
         lr_scheduler_type=recipe.training["lr_scheduler_type"],
         warmup_steps=recipe.training["warmup_steps"],
         per_device_train_batch_size=batch,
@@ -90,7 +91,7 @@ def main() -> None:
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         bf16=options.bf16,
         disable_tqdm=True,
     )
@@ -101,6 +102,8 @@ def main() -> None:
         processing_class=tokenizer,
         peft_config=lora_of(recipe),
     )
+    # Standard output is for the one line of JSON.
+    trainer.remove_callback(PrinterCallback)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started

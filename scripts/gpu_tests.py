@@ -1,14 +1,17 @@
 """Run everything that needs a GPU on this machine and print a table: passed, failed or skipped, and why.
 
-    python scripts/gpu_tests.py [-n 6] [--limit 170] [more arguments for pytest]
+    python scripts/gpu_tests.py [-n 6] [--limit 170] [--output DIR] [more arguments for pytest]
 
 Each test runs in a process of its own, `-n` of them at a time, and is printed when it ends: what is
-stopped in the middle has shown what it knew. Strategies run on as many GPUs as there are. Exit code:
-0 all that could run passed, 1 something failed, 4 nothing ran.
+stopped in the middle has shown what it knew. DIR keeps all that a failed test printed. Strategies
+run on as many GPUs as there are. Exit code: 0 all that could run passed, 1 something failed, 4
+nothing ran.
 """
 
 import argparse
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,27 +100,39 @@ def collect(arguments: Sequence[str]) -> list[str]:
     return tests
 
 
-def run_test(test: str, folder: Path, limit: float) -> Row:
-    """Run one test; its whole group of processes is killed after `limit` seconds."""
-    report = Path(tempfile.mkdtemp(dir=folder)) / "report.xml"
+def run_test(test: str, folder: Path, limit: float, output: Path | None = None) -> Row:
+    """Run one test; its whole group of processes is killed after `limit` seconds.
+
+    What it printed is kept in `output` where it failed.
+    """
+    own = Path(tempfile.mkdtemp(dir=folder))
+    report, printed = own / "report.xml", own / "printed.txt"
     command = pytest_command("-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}", test)
-    with subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-    ) as process:
+    with (
+        printed.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        ) as process,
+    ):
         try:
-            output, _ = process.communicate(timeout=limit)
+            process.wait(limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return Row(short_name(test), "FAILED", limit, "not done within the limit")
-    if not report.is_file():
-        lines = output.strip().splitlines() or [""]
-        return Row(short_name(test), "FAILED", 0.0, f"exit code {process.returncode}: {lines[-1]}")
-    return read_rows(report.read_text(encoding="utf-8"))[0]
+    row = row_of(test, report, printed, process.returncode, limit)
+    if row.result == "FAILED" and output is not None:
+        name = re.sub(r"[^\w-]+", "_", row.name)
+        shutil.copy(printed, output / f"{name}.txt")
+    return row
+
+
+def row_of(test: str, report: Path, printed: Path, code: int, limit: float) -> Row:
+    """What became of a test that has ended or was killed."""
+    if report.is_file():
+        return read_rows(report.read_text(encoding="utf-8"))[0]
+    if code == -signal.SIGKILL:
+        return Row(short_name(test), "FAILED", limit, "not done within the limit")
+    lines = printed.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+    return Row(short_name(test), "FAILED", 0.0, f"exit code {code}: {lines[-1]}")
 
 
 def main() -> int:
@@ -125,12 +140,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=1, help="tests at a time")
     parser.add_argument("--limit", type=float, default=170, help="seconds for one test")
+    parser.add_argument("--output", type=Path, help="folder for what failed tests printed")
     options, arguments = parser.parse_known_args()
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
     print(devices(), flush=True)
     tests = collect(arguments)
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.n) as pool:
-        running = {pool.submit(run_test, test, Path(folder), options.limit): test for test in tests}
+        limits = (Path(folder), options.limit, options.output)
+        running = {pool.submit(run_test, test, *limits): test for test in tests}
         for future in as_completed(running):
             row = future.result()
             rows[running[future]] = row

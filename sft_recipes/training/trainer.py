@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.errors import InputError, Problem, TrainingFault
-from sft_recipes.training.batching import isolation_fault
+from sft_recipes.training.batching import AUTOCAST, isolation_fault
 from sft_recipes.training.callbacks import Preemption
 from sft_recipes.training.checkpoints import begin_save, require_space, rotate, seal
 from sft_recipes.training.consumption import Consumption
@@ -186,7 +186,8 @@ class RecipeTrainer(TrainerWithMoments):
     def _require_rows_apart(self) -> None:
         """Raise InputError if a row is not the same in a flattened batch as it is alone."""
         pad_token_id: Any = self.processing_class.pad_token_id  # type: ignore[union-attr]
-        fault = isolation_fault(self.model_wrapped, self.args.device, pad_token_id)
+        computes_in = AUTOCAST.get(self.accelerator.mixed_precision)
+        fault = isolation_fault(self.model_wrapped, self.args.device, pad_token_id, computes_in)
         if not fault:
             return
         key = "packing" if getattr(self.args, "packing", False) else "padding_free"

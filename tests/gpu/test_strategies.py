@@ -1,6 +1,6 @@
 """What needs a GPU: every strategy, on as many GPUs as there are, trains what one process trains.
 
-`python scripts/gpu_tests.py` runs these and prints a table. None of them was ever run: no GPU was at hand.
+`python scripts/gpu_tests.py` runs these and prints a table; docs/gpu.md has one of an H200. On two GPUs: never run.
 """
 
 import importlib.util

@@ -98,13 +98,33 @@ class _Unable(_BlindToPositions):
         (_Unable, "packed rows need a package"),
     ],
 )
-def test_leaks_are_found(make: Callable[[], Any], fault: str) -> None:
-    """Rows that see one another, rows that are not what they are alone and a model that refuses are told apart, and
-    the model is left in its training mode.
+@pytest.mark.parametrize("computes_in", [None, torch.bfloat16])
+def test_leaks_are_found(
+    make: Callable[[], Any], fault: str, computes_in: torch.dtype | None
+) -> None:
+    """Rows that see one another, rows that are not what they are alone and a model that refuses are told apart, also
+    by the wider bounds of 16 bits, and the model is left in its training mode.
     """
     model = make()
-    assert isolation_fault(model, torch.device("cpu"), 0) == fault
+    assert isolation_fault(model, torch.device("cpu"), 0, computes_in) == fault
     assert model.training
+
+
+class _RoundedAlone(_BlindToPositions):
+    """A Llama under autocast that takes another kernel for a row alone: logits are float32, errors of 16 bits."""
+
+    def forward(self, input_ids: torch.Tensor, position_ids: Any = None, **_: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=position_ids is None):
+            outputs = self.inner(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        outputs.logits = outputs.logits.float()
+        return outputs
+
+
+def test_rounding_under_autocast_is_no_leak() -> None:
+    """A model under autocast gives float32 logits with errors of 16 bits: judged as such, it may be packed."""
+    model = _RoundedAlone()
+    assert isolation_fault(model, torch.device("cpu"), 0)
+    assert not isolation_fault(model, torch.device("cpu"), 0, torch.bfloat16)
 
 
 @pytest.mark.parametrize("key", ["packing", "padding_free"])
