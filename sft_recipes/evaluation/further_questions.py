@@ -68,7 +68,7 @@ def name_of_model_before(
         return None
     if request.base_is_model:
         return request.base
-    before = model_before(request.model_or_run, run.recipe)
+    before = model_before(request.model_or_run, run.recipe, "--retention")
     # Refuses another vocabulary before anything is answered.
     native_template(before, run.labeller.renderer.tokenizer)
     return before

@@ -68,7 +68,7 @@ def generate(
         use_cache=True,
     )
     share = _share_of_this_process(prompts)
-    with _generation_mode(model, config):
+    with generation_mode(model, config):
         answers = _answer_in_batches(
             model,
             [prompts[index] for index in share.indices],
@@ -189,7 +189,7 @@ def check_prompts(
 
 
 @contextmanager
-def _generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
+def generation_mode(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Evaluation mode, which also rests gradient checkpointing, with `config` as the model's own.
 
     transformers fills whatever a given config leaves open from the model's own (a repetition

@@ -45,10 +45,11 @@ def base_model(base: str, tokenizer: Any, dtype: str | None = None) -> Any:
     return model
 
 
-def model_before(name: str, recipe: Recipe | None) -> str:
+def model_before(name: str, recipe: Recipe | None, asked_by: str) -> str:
     """The model that a run was tuned from: its recipe's, or that of an adapter.
 
-    Raises InputError where that is not known, or not here any more.
+    Raises InputError, which names the option `asked_by`, where that is not known, or not here any
+    more.
     """
     fix = "name the model before tuning: add --base MODEL"
     adapter = Path(name) / "adapter_config.json"
@@ -59,7 +60,7 @@ def model_before(name: str, recipe: Recipe | None) -> str:
         before = read_json(adapter, RESTORE).get("base_model_name_or_path")
     if not isinstance(before, str):
         what = "the model before tuning is not known"
-        raise InputError(Problem(name, "--retention", what, fix))
+        raise InputError(Problem(name, asked_by, what, fix))
     check_folder(before, fix)
     return before
 
