@@ -2,7 +2,7 @@
 
 Layers, imports point only downward (`tests/test_architecture.py` keeps it):
 
-    __main__ > cli > cli_review > cli_options, cli_output > chapter > training
+    __main__ > cli > cli_review > cli_examples, cli_options, cli_output > chapter > training
         > audit, evaluation, release > models, report > data, devices > upstream
         > recipe, recipe_keys, recipe_checks, messages, run_folder, text_files, stop_request, crash,
         errors, statistics, shingles, similarity, overlap, response_patterns

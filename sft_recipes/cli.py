@@ -15,6 +15,7 @@ from sft_recipes import cli_options as opt
 from sft_recipes import crash, run_folder
 from sft_recipes.cli_answers import chat, replay
 from sft_recipes.cli_benchmark import evaluate_benchmarks
+from sft_recipes.cli_examples import add_examples
 from sft_recipes.cli_options import data_options, held_out_sets
 from sft_recipes.cli_output import (
     list_shipped,
@@ -25,9 +26,8 @@ from sft_recipes.cli_output import (
 )
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.recipe import copy_recipe, parse_overrides
+from sft_recipes.recipe import copy_recipe
 from sft_recipes.recipe_checks import rewrite
-from sft_recipes.recipe_keys import load_recipe
 
 app = typer.Typer(
     name="sft-recipes",
@@ -38,20 +38,11 @@ app = typer.Typer(
 )
 app.add_typer(review, name="review")
 PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
-# Options of `evaluate` that say how rows are read or printed, or ask something else.
-NOT_OF_THE_REQUEST = (
-    "examples",
-    "as_json",
-    "format",
-    "column_mapping",
-    "benchmark",
-    "benchmark_data",
-)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.callback()
-def options(debug: opt.DebugOption = False) -> None:
+def options(debug: opt.DebugOption = False, version: opt.VersionOption = False) -> None:
     """Supervised fine-tuning on TRL in which every step is checked."""
     # Read before the command line is, in `run`, so that it may stand behind a command, too.
 
@@ -110,18 +101,16 @@ def check(
     allow_hub_kernels: opt.KernelsOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Check keys, template, labels of all rows, drops and the plan, before a GPU is touched."""
-    from sft_recipes.training.check import check_recipe, check_text
-    from sft_recipes.upstream.quiet import quiet_libraries
-
-    quiet_libraries()
+    """Check keys, template, all labels, drops and the plan; `--key value` overrides a recipe's key."""
     with speaking_on_stderr(as_json):
-        changes = []
-        if fix:
-            changes = rewrite(recipe)
+        changes = rewrite(recipe) if fix else []
         for change in changes:
             print(change, flush=True)
-        loaded = load_recipe(recipe, parse_overrides(context.args))
+        loaded = opt.opened_recipe(recipe, context)
+        from sft_recipes.training.check import check_recipe, check_text
+        from sft_recipes.upstream.quiet import quiet_libraries
+
+        quiet_libraries()
         result = check_recipe(
             loaded,
             launch,
@@ -152,11 +141,12 @@ def inspect(
 
     `--key value` sets a key of a recipe.
     """
-    from sft_recipes.data.inspection import inspect_rows, show_rows
-    from sft_recipes.data.loading import RejectLog
     from sft_recipes.data.opening import open_data
 
     opened = open_data(recipe_or_data, tokenizer, data_options(context))
+    from sft_recipes.data.inspection import inspect_rows, show_rows
+    from sft_recipes.data.loading import RejectLog
+
     if opened.labeller is None:
         fix = "add --tokenizer DIR_OR_ID"
         raise InputError(Problem("command line", "--tokenizer", "is needed to inspect data", fix))
@@ -188,11 +178,12 @@ def audit(
     as_json: opt.JsonOption = False,
 ) -> None:
     """Say what is wrong with a data set, row by row; --clean writes the rows without it."""
-    from sft_recipes.audit.audit import REPORT, AuditRequest, run_audit
     from sft_recipes.data.opening import open_data
-    from sft_recipes.report.audit_report import verdict
 
     opened = open_data(recipe_or_data, tokenizer, data_options(context))
+    from sft_recipes.audit.audit import REPORT, AuditRequest, run_audit
+    from sft_recipes.report.audit_report import verdict
+
     folder = Path(f"audit-{recipe_or_data.stem}")
     if opened.recipe is not None:
         folder = opened.recipe.output_dir / run_folder.AUDIT
@@ -220,12 +211,12 @@ def audit(
 def prepare(
     context: typer.Context, recipe: opt.RecipeArgument, as_json: opt.JsonOption = False
 ) -> None:
-    """Tokenize a recipe's data once into its run folder; training and all ranks then load it."""
+    """Tokenize a recipe's data once into its run folder; `--key value` overrides a recipe's key."""
+    loaded = opt.opened_recipe(recipe, context)
     from sft_recipes.data.ledger import ledger_lines
     from sft_recipes.data.opening import open_labeller
     from sft_recipes.data.prepare import prepare as prepare_data
 
-    loaded = load_recipe(recipe, parse_overrides(context.args))
     folder = loaded.output_dir / run_folder.PREPARED
     data = prepare_data(loaded, open_labeller(loaded), folder, progress=not as_json)
     if as_json:
@@ -245,8 +236,8 @@ def train(
     allow_hub_kernels: opt.KernelsOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Train a recipe, or resume it. `--key value` overrides a key of the recipe."""
-    loaded = load_recipe(recipe, parse_overrides(context.args))
+    """Train a recipe, or resume it; `--key value` overrides a recipe's key."""
+    loaded = opt.opened_recipe(recipe, context)
     changed = []
     for names in allow_changed or ():
         changed += names.split(",")
@@ -311,7 +302,9 @@ def evaluate(
 
     quiet_libraries()
     # The request has the names of the options.
-    asked = {key: context.params[key] for key in context.params if key not in NOT_OF_THE_REQUEST}
+    asked = {
+        key: context.params[key] for key in context.params if key not in opt.NOT_OF_THE_REQUEST
+    }
     request = EvaluationRequest(data_options=data_options(context, "chat_template"), **asked)
     result = run_evaluation(request, progress=not as_json)
     if as_json and result.is_main:
@@ -372,6 +365,9 @@ def push_run(
         print_json(pushed.as_json())
     else:
         print(pushed.as_text())
+
+
+add_examples(app)
 
 
 def run(arguments: Sequence[str]) -> int:

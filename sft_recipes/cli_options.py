@@ -6,19 +6,61 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sft_recipes.recipe import DatasetSource, Recipe, parse_overrides, parse_value
+from sft_recipes import __version__, run_folder
+from sft_recipes.recipe import (
+    DatasetSource,
+    Recipe,
+    launch_names,
+    parse_overrides,
+    parse_value,
+)
+from sft_recipes.recipe_keys import load_recipe
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
 # What several commands share.
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML)")]
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run")]
+
+
+def _run(path: Path) -> Path:
+    run_folder.require_there(str(path), may_be_on_hub=False)
+    return path
+
+
+def _model(name: str | None) -> str | None:
+    if name is not None:
+        run_folder.require_there(name)
+    return name
+
+
+def _models(names: list[str] | None) -> list[str] | None:
+    for name in names or ():
+        run_folder.require_there(name)
+    return names
+
+
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run", callback=_run)]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"sft-recipes {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version", callback=_print_version, is_eager=True),
+]
 DebugOption = Annotated[bool, typer.Option(help="Show the traceback of an error")]
-ModelArgument = Annotated[str, typer.Argument(help="Run folder, model folder or Hub name")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Run folder, model folder or Hub name", callback=_model)
+]
 DataArgument = Annotated[Path, typer.Argument(help="Recipe file, or a data file or folder")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text")]
 LaunchOption = Annotated[
-    str | None, typer.Option(help="Accelerate config to launch with, such as ddp")
+    str | None,
+    typer.Option(help=f"How to launch: {', '.join(launch_names())}; or an accelerate config file"),
 ]
 ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 KernelsOption = Annotated[
@@ -121,7 +163,8 @@ EvaluatedDataOption = Annotated[
 ]
 SplitOption = Annotated[str, typer.Option(help="Split of the data folder")]
 BaseOption = Annotated[
-    str | None, typer.Option(help="Model, run or earlier evaluation folder to compare with")
+    str | None,
+    typer.Option(help="Model, run or earlier evaluation folder to compare with", callback=_model),
 ]
 MaxRowsOption = Annotated[int | None, typer.Option("--max_rows", help="Answer only the first rows")]
 BatchOption = Annotated[
@@ -146,7 +189,8 @@ OtherFormatsOption = Annotated[
     bool, typer.Option("--format_overfitting", help="Ask in other formats, too")
 ]
 CompareOption = Annotated[
-    list[str] | None, typer.Option(help="Run or evaluation of the same data; repeatable")
+    list[str] | None,
+    typer.Option(help="Run or evaluation of the same data; repeatable", callback=_models),
 ]
 ShotsOption = Annotated[
     str,
@@ -178,7 +222,9 @@ BenchmarkDataOption = Annotated[
 ]
 
 # chat
-BesideOption = Annotated[str | None, typer.Option(help="Model that answers beside it")]
+BesideOption = Annotated[
+    str | None, typer.Option(help="Model that answers beside it", callback=_model)
+]
 
 # export
 ExportFolderOption = Annotated[Path | None, typer.Option(help="New folder (default: RUN/export)")]
@@ -211,6 +257,15 @@ VotesArgument = Annotated[
     list[Path], typer.Argument(help="Votes that the raters downloaded, one file each")
 ]
 
+# Options of `evaluate` that say how rows are read or printed, or ask something else.
+NOT_OF_THE_REQUEST = (
+    "examples",
+    "as_json",
+    "format",
+    "column_mapping",
+    "benchmark",
+    "benchmark_data",
+)
 _DATA_OPTIONS = (
     "format",
     "columns",
@@ -236,6 +291,19 @@ def data_options(context: typer.Context, without: str = "") -> dict[str, Any]:
                 value = parse_value(value)
             options[key] = value
     return options
+
+
+def opened_recipe(path: Path, context: typer.Context) -> Recipe:
+    """The recipe with the overrides of the command line.
+
+    Raises InputError for wrong keys, and for columns in which no row is found. To be called before
+    anything heavy is imported, so that it does so at once.
+    """
+    from sft_recipes.data.first_rows import check_recipe_rows
+
+    overrides = parse_overrides(context.args)
+    check_recipe_rows(path, overrides)
+    return load_recipe(path, overrides)
 
 
 def held_out_sets(recipe: Recipe | None, paths: Iterable[str]) -> dict[str, DatasetSource]:

@@ -278,15 +278,19 @@ def shipped_recipes() -> list[ShippedRecipe]:
     return recipes
 
 
+def launch_names() -> list[str]:
+    """The names of the accelerate configs that ship."""
+    return sorted(file.stem for file in _shipped_folder("accelerate_configs").glob("*.yaml"))
+
+
 def launch_config(name: Path | str) -> Path:
     """The accelerate config called `name`, or the file if `name` is one."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
-    files = sorted(_shipped_folder("accelerate_configs").glob("*.yaml"))
-    known = {file.stem: file for file in files}
+    known = launch_names()
     if str(name) in known:
-        return known[str(name)]
+        return _shipped_folder("accelerate_configs") / f"{name}.yaml"
     what = f"there is no accelerate config {str(name)!r}"
     fix = f"use one of {', '.join(known)}, or a file"
     raise InputError(Problem("command line", "--launch", what, fix))

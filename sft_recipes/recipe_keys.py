@@ -151,14 +151,34 @@ def _field_keys(config: type, taken: Collection[str]) -> dict[str, Key]:
 def load_recipe(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe file, apply overrides, check every key. Raises InputError with all problems."""
     path = Path(path)
-    overrides = overrides or {}
+    given = _read_keys(path, overrides or {})
+    return make_recipe(given.values, path, given.places)
+
+
+class _GivenKeys(NamedTuple):
+    values: dict[str, Any]
+    places: dict[str, str]
+
+
+def _read_keys(path: Path, overrides: Mapping[str, Any]) -> _GivenKeys:
     values, lines = read_yaml(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     places |= dict.fromkeys(overrides, "command line")
     _require_plain(overrides)
     # ./ on the command line means the working directory, in the file the file's folder.
     here = rebase_paths(overrides, Path.cwd(), path.parent)
-    return make_recipe({**values, **here}, path, places)
+    return _GivenKeys({**values, **here}, places)
+
+
+def load_data_settings(path: Path, overrides: Mapping[str, Any]) -> DataSettings | None:
+    """What a recipe says of its data, read without TRL; None where its keys have to be mended."""
+    values, places = _read_keys(path, overrides)
+    known = {**DATA_KEYS, **OWN_KEYS}
+    own = {key: value for key, value in values.items() if key in known and value is not None}
+    faults = KeyCheck(own, known, str(path), places).problems()
+    if faults or own.keys().isdisjoint(("dataset_name", "datasets")):
+        return None
+    return _data_settings(rebase_paths(own, path.parent), str(path), places)
 
 
 def _require_plain(overrides: Mapping[str, Any]) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from sft_recipes import text_files
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.plain_values import shown
 
 SCHEMA_VERSION = 1
 
@@ -25,6 +27,9 @@ LOCK = "run.lock"
 CONSUMPTION = "consumption.json"
 CONTENTS = "contents.json"
 
+# How alike two names are of which one is taken for a slip of the other: two letters of ten differ.
+_ALIKE = 0.8
+_SHOWN_RUNS = 3
 _STATE_KINDS: Mapping[str, type] = {
     "state": str,
     "exit_code": int,
@@ -86,3 +91,42 @@ def read_state(folder: Path) -> dict[str, Any]:
 def is_run_folder(path: Path) -> bool:
     """Whether `path` is the output folder of a run of this project."""
     return (path / RECIPE).is_file()
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name of a model is a path, and none of the Hub."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def require_there(name: str, may_be_on_hub: bool = True) -> None:
+    """Raise InputError, with the names of runs that are meant instead, for a folder that is not there.
+
+    A name that may be one of the Hub is refused where it is close to a run's, or beside runs.
+    """
+    if os.path.exists(name):  # noqa: PTH110 - of a name that no file can have it says no
+        return
+    meant = _runs_near(Path(name))
+    if may_be_on_hub and not meant and not looks_local(name):
+        return
+    fix = "check the path, or name the output_dir of the recipe"
+    if len(meant) == 1:
+        fix = f"did you mean {meant[0]!r}?"
+    elif meant:
+        fix = f"use one of {', '.join(meant)}"
+    raise InputError(Problem(shown(name), "", "there is no such run folder", fix))
+
+
+def _runs_near(path: Path) -> list[str]:
+    """The run folders that are called much like this one, or those beside it."""
+    folder = path.parent
+    beside: list[str] = []
+    runs: list[str] = []
+    if os.path.isdir(folder):  # noqa: PTH112 - as above
+        beside = sorted(str(file.parent) for file in folder.glob(f"*/{RUN_STATE}"))
+        runs += beside
+    if os.path.isdir(folder.parent):  # noqa: PTH112
+        runs += sorted(str(file.parent) for file in folder.parent.glob(f"*/*/{RUN_STATE}"))
+    close = get_close_matches(str(path), dict.fromkeys(runs), _SHOWN_RUNS, _ALIKE)
+    if close or folder == Path():  # the working directory is beside every name of the Hub
+        return close
+    return beside[:_SHOWN_RUNS]

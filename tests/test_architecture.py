@@ -22,7 +22,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("cli_answers", "cli_benchmark", "cli_review"),
-    ("cli_options", "cli_output"),
+    ("cli_examples", "cli_options", "cli_output"),
     ("chapter",),
     ("training",),
     ("audit", "evaluation", "release"),

@@ -243,7 +243,7 @@ def _check_lengths(
     candidates = {*lengths.CANDIDATE_LENGTHS, fitting}
     if limit:
         candidates.add(limit)
-        findings.append(_truncation(rows, tokens, limit, fitting))
+        findings.append(_truncation(rows, tokens, limit))
     content = {
         "lengths": lengths.summarise_lengths(rows, tokens),
         "truncation": lengths.forecast(tokens, sorted(candidates)),
@@ -252,14 +252,21 @@ def _check_lengths(
     return _Checked(findings, content)
 
 
-def _truncation(
-    rows: Sequence[AuditRow], tokens: lengths.TokenLengths, limit: int, fitting: int
-) -> Finding:
+def _truncation(rows: Sequence[AuditRow], tokens: lengths.TokenLengths, limit: int) -> Finding:
     flagged = []
     for place in (tokens.total > limit).nonzero()[0]:
         row = rows[tokens.row[place]]
         flagged.append(flag(row, f"{tokens.total[place]} tokens"))
-    return make_finding("truncation", flagged, len(rows), max_length=limit, fitting=fitting)
+    (cost,) = lengths.forecast(tokens, [limit])
+    held = f", with {cost['share_dropped']:.1%} of the trained tokens" if flagged else ""
+    return make_finding(
+        "truncation",
+        flagged,
+        len(rows),
+        max_length=limit,
+        held=held,
+        advice=lengths.advice(tokens, limit),
+    )
 
 
 def _unlabelled(rows: Sequence[AuditRow], tokens: lengths.TokenLengths) -> list[FlaggedRow]:

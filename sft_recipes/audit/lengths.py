@@ -124,6 +124,18 @@ def smallest_fitting(tokens: TokenLengths) -> int:
     return int(longest_first[max(lost, 0)])
 
 
+def advice(tokens: TokenLengths, limit: int) -> str:
+    """What to do about rows longer than `limit`, with the lengths that would help."""
+    fitting = smallest_fitting(tokens)
+    longest = int(tokens.total.max())
+    if fitting > limit and fitting < longest:
+        return (
+            f"Raise max_length to {fitting} (loses less than 1 % of the rows) or {longest} "
+            "(loses none), or shorten the rows."
+        )
+    return f"Shorten the rows, leave them out, or raise max_length to {longest} (loses none)."
+
+
 def summarise_lengths(rows: Sequence[AuditRow], tokens: TokenLengths | None) -> dict[str, Any]:
     """Histograms (logarithmic edges) and quantiles of every length, turns, and extreme rows.
 

@@ -95,11 +95,19 @@ class SourceLedger:
 
         Of trained tokens where they could be counted, of rows where not.
         """
+        by_rows = self._unverified_rows / max(self.rows_kept + self.rows_dropped, 1)
+        return max(self._lost_tokens, by_rows)
+
+    @property
+    def _lost_tokens(self) -> float:
+        """The share of trained tokens that are lost, as far as they could be counted."""
         tokens = self.trained_tokens_kept + self.trained_tokens_lost
-        by_tokens = self.trained_tokens_lost / max(tokens, 1)
-        rows_unknown = self.dropped.total() - self.dropped["overlength"]
-        by_rows = rows_unknown / max(self.rows_kept + self.rows_dropped, 1)
-        return max(by_tokens, by_rows)
+        return self.trained_tokens_lost / max(tokens, 1)
+
+    @property
+    def _unverified_rows(self) -> int:
+        """The dropped rows whose tokens are not known."""
+        return self.dropped.total() - self.dropped["overlength"]
 
     def check(self, max_lost: float) -> None:
         """Raise InputError if nothing is left or more than `max_lost` is lost, with the reasons."""
@@ -113,13 +121,23 @@ class SourceLedger:
             what = f"no row is left to train ({reasons or 'no rows'})"
             fix = "look at rows with `sft-recipes inspect`; raise max_length if they are too long"
             raise InputError(Problem(self.source, "", what, fix))
-        lost = f"{self.lost_share:.1%} of the trained tokens or rows would be lost"
-        what = f"{lost}, max_lost is {max_lost:.1%} ({reasons})"
+        what = f"{self._loss()}, max_lost is {max_lost:.1%} ({reasons})"
         fix = (
             "raise max_length, change overlength or the rows named, "
             "or raise max_lost if this is intended"
         )
         raise InputError(Problem(self.source, "", what, fix))
+
+    def _loss(self) -> str:
+        """What of the data would be lost, and by how many rows."""
+        rows = self.rows_kept + self.rows_dropped
+        if self.lost_share > self._lost_tokens:
+            unverified = self._unverified_rows
+            return f"{unverified:,} of {rows:,} rows ({self.lost_share:.1%}) would be dropped"
+        too_long = self.dropped["overlength"] + self.rows_cut
+        verb = "holds" if too_long == 1 else "hold"
+        share = f"{verb} {self.lost_share:.1%} of the trained tokens, which would be lost"
+        return f"{too_long:,} of {rows:,} rows {share}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for `data.json`."""

@@ -166,8 +166,12 @@ class _SourceReader:
         recognised = self._recognise(values, where, self._format, is_first)
         format_here = dataclasses.replace(self._format, recognised=recognised)
         used = format_here.used_columns()
-        unused = self._rejects.unused_columns[name]
-        unused += [column for column in values if column not in used and column not in unused]
+        for column in values:
+            unused = self._rejects.unused_columns[name]
+            if column in EVALUATION_COLUMNS:
+                unused = self._rejects.evaluation_columns[name]
+            if column not in used and column not in unused:
+                unused.append(column)
         return RowConverter(tuple(values), format_here)
 
     def _recognise(

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft_recipes import run_folder
 from sft_recipes.crash import is_network_down
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
+from sft_recipes.data.first_rows import check_first_rows, check_recipe_rows
 from sft_recipes.data.labels import Labeller
 from sft_recipes.errors import HubUnavailable, InputError, Problem, SFTRecipesError
 from sft_recipes.plain_values import shown
@@ -68,9 +70,11 @@ def open_data(path: Path, tokenizer: str | None, options: Mapping[str, Any]) -> 
     `options` are recipe keys that override the recipe's. Raises as `open_labeller` does.
     """
     if path.suffix in (".yaml", ".yml"):
+        check_recipe_rows(path, options)
         recipe = load_recipe(path, options)
         return OpenedData(recipe, recipe, open_labeller(recipe, tokenizer))
     settings = make_data_recipe(str(path), options)
+    check_first_rows(settings.data.datasets[0], settings.data)
     labeller = None
     if tokenizer is not None:
         labeller = Labeller(open_renderer(tokenizer, settings.template), settings.labels)
@@ -86,8 +90,7 @@ def check_folder(
     name: str, fix: str = "check the path; ./ and ../ are relative to the recipe file"
 ) -> None:
     """Raise InputError, with this fix, for a name that looks like a folder and is none."""
-    looks_local = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if looks_local and not _is_folder(name):
+    if run_folder.looks_local(name) and not _is_folder(name):
         raise InputError(Problem(shown(name), "model_name_or_path", "no such folder", fix))
 
 

@@ -140,6 +140,7 @@ def _printed(content: Mapping[str, Any]) -> dict[str, Any]:
     places = list(dict.fromkeys(row["where"] for row in content["examples"]))
     return {
         "severity": content["severity"],
+        "check": content["check"],
         "title": content["title"],
         "rows": counted(content["count"], "row"),
         "share": f"{content['share']:.1%}",

@@ -17,7 +17,7 @@ import torch
 
 from sft_recipes import stop_request
 from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
-from sft_recipes.recipe import launch_config, parse_overrides
+from sft_recipes.recipe import launch_config, launch_names, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.checkpoints import check_same_run
 from sft_recipes.training.launch_config import read_launch_config
@@ -72,7 +72,10 @@ def _check_possible(config: Path, settings: Mapping[str, Any], processes: int) -
         raise InputError(Problem(str(config), "distributed_type", what, fix))
     if not alone and not settings.get("use_cpu") and not torch.cuda.is_available():
         what = f"{config.stem} launches on GPUs, and there is none here"
-        fix = "use --launch ddp_cpu, or zero2_cpu or zero3_cpu"
+        same_on_cpus = f"{config.stem}_cpu"
+        if same_on_cpus not in launch_names():
+            same_on_cpus = "ddp_cpu"
+        fix = f"add --launch {same_on_cpus} instead"
         raise InputError(Problem(str(config), "distributed_type", what, fix))
 
 

@@ -3,7 +3,9 @@
     sft-recipes train recipes/quickstart/full.yaml
     accelerate launch --config_file accelerate_configs/ddp.yaml -m sft_recipes.training.train --config RECIPE
 
-Both are the same run; `--key value` after either overrides a key of the recipe.
+Both are the same run; `--key value` after either overrides a key of the recipe. The second one takes, too:
+--allow_changed KEY,KEY (what may differ from the run that is resumed), --allow_hub_kernels (let attn_implementation
+download native code), --debug (show the traceback of an error).
 """
 
 import contextlib
@@ -18,6 +20,9 @@ from typing import Any
 from sft_recipes import stop_request
 
 if __name__ == "__main__":  # a rank: signals are heard while torch loads
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     stop_request.listen()
     if "LOCAL_RANK" in os.environ or stop_request.PARENT in os.environ:
         stop_request.listen_for_parent(signal.SIGTERM)
@@ -273,11 +278,7 @@ def run(recipe: Recipe, allow_changed: Sequence[str] = (), allow_hub_kernels: bo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m sft_recipes.training.train --config RECIPE [--key value]`; returns the exit code.
-
-    `--allow_changed KEY,KEY` lets a resumed run differ in these; `--allow_hub_kernels` lets the recipe name attention
-    that is downloaded.
-    """
+    """`python -m sft_recipes.training.train --config RECIPE [--key value]`; returns the exit code."""
     values = parse_overrides(list(sys.argv[1:] if arguments is None else arguments))
     if values.pop("debug", False):
         os.environ[crash.DEBUG] = "1"

@@ -68,7 +68,8 @@ class RejectLog:
     `rows`: of all sources the rejected rows that stand in no file; under `error` of each source the
     first 20, for a caller that stops before the last row.
 
-    By source, of the last pass: `rejected` (reason -> rows), `unused_columns`, `formats`,
+    By source, of the last pass: `rejected` (reason -> rows), `unused_columns`,
+    `evaluation_columns` (of no use in training, and not asked for in this pass), `formats`,
     `recognised` ({column: its name in the rows} where a column was recognised under another name
     unasked), `nulls_removed` (rows of a table that lost a null inside tool calls or tools, see
     `tables.py`).
@@ -80,6 +81,7 @@ class RejectLog:
         self._problems: list[Problem] = []
         self.rejected: dict[str, Counter[str]] = {}
         self.unused_columns: dict[str, list[str]] = {}
+        self.evaluation_columns: dict[str, list[str]] = {}
         self.formats: dict[str, str] = {}
         self.recognised: dict[str, Mapping[str, str]] = {}
         self.nulls_removed: dict[str, int] = {}
@@ -92,6 +94,7 @@ class RejectLog:
         self._problems = []
         self.rejected[source] = Counter()
         self.unused_columns[source] = []
+        self.evaluation_columns[source] = []
         self.recognised[source] = {}
         self.nulls_removed[source] = 0
 
@@ -152,6 +155,9 @@ class RejectLog:
         if mapping:
             pairs = ", ".join(f"{name} -> {column}" for column, name in mapping.items())
             notes.append(f"columns read as ours: {pairs}")
+        if self.evaluation_columns[source]:
+            used = ", ".join(self.evaluation_columns[source])
+            notes.append(f"columns for evaluation, which training does not need: {used}")
         if self.unused_columns[source]:
             notes.append(f"columns not used: {', '.join(self.unused_columns[source])}")
         if self.nulls_removed[source]:
