@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -320,3 +321,21 @@ def test_command_on_data(
     assert "error: " in out
     code, _ = run(monkeypatch, capsys, "audit", "missing.jsonl")
     assert code == 2
+
+
+def test_the_names_shown_are_those_to_drop(
+    write_rows: WriteRows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each check that the command prints is a word that `--drop` takes, and drops its rows."""
+    monkeypatch.chdir(tmp_path)
+    write_rows([*planted_rows(clean=100, each=2)], "rows.jsonl")
+    _, out = run(monkeypatch, capsys, "audit", "rows.jsonl")
+    names = re.findall(r"^(?:error|warning|info): (\w+): ", out, re.M)
+    assert len(names) == 5
+    for name in names:
+        options = ("--clean", name, "--drop", name)
+        _, out = run(monkeypatch, capsys, "audit", "rows.jsonl", *options)
+        assert f"dropped: {name} " in out

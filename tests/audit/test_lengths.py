@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from sft_recipes.audit.finding import AuditRow, audit_rows
 from sft_recipes.audit.lengths import (
     TokenLengths,
+    advice,
     forecast,
     measure_tokens,
     smallest_fitting,
@@ -157,3 +159,23 @@ def test_summary_of_one_row(rows: list[AuditRow]) -> None:
     """A single row has a distribution, too."""
     summary = summarise_lengths(rows[:1], None)
     assert summary["prompt_words"]["max"] == len(rows[0].prompt.split())
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "advised"),
+    [
+        ([100] * 295 + [5000], 128, [5000]),  # one long row: 100 would be no raise
+        ([100] * 90 + [300] * 9 + [900], 128, [900]),  # 1 % is not less than 1 %
+        ([100] * 900 + [300] * 99 + [900], 128, [300, 900]),
+        ([300] * 300, 128, [300]),
+    ],
+)
+def test_advised_lengths_lose_less_than_the_limit_set(
+    lengths: list[int], limit: int, advised: list[int]
+) -> None:
+    """Every length that the advice names is above the one that is set; the last loses no row."""
+    total = np.array(lengths)
+    masks = [np.ones(length, dtype=bool) for length in lengths]
+    text = advice(TokenLengths(np.arange(len(total)), total, total, masks), limit)
+    assert [int(number) for number in re.findall(r"(?:to|or) (\d+)", text)] == advised
+    assert all(length > limit for length in advised)

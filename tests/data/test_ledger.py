@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+import pytest
+
 from sft_recipes.data.ledger import SourceLedger, ledger_lines
+from sft_recipes.errors import InputError
 
 NO_LOSS = SourceLedger(
     "a.jsonl",
@@ -47,3 +51,38 @@ def test_every_loss_has_a_line() -> None:
         "  dropped, overlength: 3 (first: a:1 (long); a:2 (long))",
         "  columns not used: id, kind",
     ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        (
+            {"rows_kept": 295, "rows_dropped": 1, "dropped": {"overlength": 1}},
+            "1 of 296 rows holds 74.0% of the trained tokens, which would be lost",
+        ),
+        (
+            {"rows_kept": 299, "rows_cut": 2, "rows_dropped": 1, "dropped": {"overlength": 1}},
+            "3 of 300 rows hold 74.0% of the trained tokens, which would be lost",
+        ),
+        (
+            {"rows_kept": 1, "rows_dropped": 3, "dropped": {"overlength": 0, "unverified": 3}},
+            "3 of 4 rows (75.0%) would be dropped",
+        ),
+    ],
+)
+def test_a_refused_loss_says_how_many_rows_it_is(losses: dict[str, Any], words: str) -> None:
+    """A share of tokens may be one long row: the rows stand beside it."""
+    counts = {**losses, "dropped": Counter(losses["dropped"])}
+    places = {reason: ["a:1 (why)"] for reason in losses["dropped"]}
+    ledger = SourceLedger(
+        "a.jsonl",
+        "train",
+        training_rows=1,
+        trained_tokens_kept=26,
+        trained_tokens_lost=74,
+        places=places,
+        **counts,
+    )
+    with pytest.raises(InputError) as refused:
+        ledger.check(0.05)
+    assert words in str(refused.value)

@@ -14,7 +14,7 @@ import datasets
 import pyarrow
 import pytest
 
-from sft_recipes.data.loading import RejectLog, iter_examples, source_files
+from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples, source_files
 from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource, DataSettings
@@ -569,6 +569,20 @@ def test_columns_are_kept_listed_or_dropped() -> None:
         )
     )
     assert log.unused_columns == {"rows.jsonl": []}  # of this pass, though the path is the same
+
+
+def test_columns_that_evaluation_reads_are_not_called_unused() -> None:
+    """They are said apart from those that nothing reads; where they were asked for, not at all."""
+    rows = [row | {"id": 1, "task_type": "qa", "expected_format": None} for row in ROWS]
+    write("rows.jsonl", rows)
+    settings = DataSettings([DatasetSource("rows.jsonl")])
+    log = RejectLog(settings)
+    list(iter_examples(settings.datasets[0], settings, log))
+    said = "\n".join(log.notes("rows.jsonl"))
+    assert said.endswith("columns not used: id") and "evaluation" in said
+    assert said.index("task_type, expected_format") < said.index("not used")
+    list(iter_examples(settings.datasets[0], settings, log, columns=EVALUATION_COLUMNS))
+    assert log.notes("rows.jsonl") == ["columns not used: id"]
 
 
 def test_format_and_mapping_reach_the_rows() -> None:
