@@ -16,7 +16,7 @@ from sft_recipes import crash, run_folder
 from sft_recipes.cli_answers import chat, replay
 from sft_recipes.cli_benchmark import evaluate_benchmarks
 from sft_recipes.cli_examples import add_examples
-from sft_recipes.cli_options import data_options, held_out_sets
+from sft_recipes.cli_options import NOT_OF_THE_REQUEST, data_options, held_out_sets
 from sft_recipes.cli_output import (
     list_shipped,
     print_json,
@@ -302,9 +302,7 @@ def evaluate(
 
     quiet_libraries()
     # The request has the names of the options.
-    asked = {
-        key: context.params[key] for key in context.params if key not in opt.NOT_OF_THE_REQUEST
-    }
+    asked = {key: context.params[key] for key in context.params if key not in NOT_OF_THE_REQUEST}
     request = EvaluationRequest(data_options=data_options(context, "chat_template"), **asked)
     result = run_evaluation(request, progress=not as_json)
     if as_json and result.is_main:
