@@ -38,14 +38,18 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def systems_table(systems: Sequence[System]) -> str:
-    """A line a system."""
+    """A line a system; minutes only where no run shared the machine with another."""
+    head = ["", *COLUMNS.values(), "length ratio"]
+    timed = any(system.minutes is not None for system in systems)
     lines = []
     for system in systems:
-        cells = [estimate_text(estimate) for estimate in system.estimates().values()]
-        minutes = "" if system.minutes is None else f"{system.minutes:.1f}"
         ratio = system.length_ratio()
-        lines.append([system.name, *cells, "" if ratio is None else f"{ratio:.2f}", minutes])
-    return table(["", *COLUMNS.values(), "length ratio", "minutes to train"], lines)
+        cells = [estimate_text(estimate) for estimate in system.estimates().values()]
+        cells.append("" if ratio is None else f"{ratio:.2f}")
+        if timed:
+            cells.append("" if system.minutes is None else f"{system.minutes:.1f}")
+        lines.append([system.name, *cells])
+    return table([*head, "minutes to train"] if timed else head, lines)
 
 
 def families_table(systems: Sequence[System], held_out: Sequence[str]) -> str:
@@ -54,7 +58,8 @@ def families_table(systems: Sequence[System], held_out: Sequence[str]) -> str:
     families = sorted(by_family[0], key=lambda name: name in held_out)
     lines = []
     for family in families:
-        shown = f"{family} (held out)" if family in held_out else family
+        name = family.replace("_", " ")
+        shown = f"{name} (held out)" if family in held_out else name
         lines.append([shown, *(f"{values[family]:.2f}" for values in by_family)])
     return table(["exact match", *(system.name for system in systems)], lines)
 
@@ -140,12 +145,15 @@ def forgetting_table(results: Results) -> str:
         ]
         lines.append([f"{name}, {len(one.task.rows_by_seed)} seeds", *cells])
     head = ["", "general prompts passed", "less before, paired", "exact match of the task"]
+    account = read_json(results.work / "replay.json")["printed"]
+    rows, asked = account["asked"]["written"], sum(account["asked"].values())
     between = paired_difference(without.after, mixed.after)
     exact = [one.task.values("exact_match") for one in (without, mixed)]
     task = paired_difference(*exact)
     return (
         f"{table(head, lines)}\n\nWith replay less without, paired: general prompts {estimate_text(between, '+')}, "
-        f"exact match of the task {estimate_text(task, '+')}."
+        f"exact match of the task {estimate_text(task, '+')}. Mixed in were {rows} rows that the model wrote itself "
+        f"before it was tuned, to {asked} prompts; the other answers did not end within their budget or looped."
     )
 
 
@@ -209,7 +217,7 @@ def write_page(page: Path, works: Sequence[Path]) -> None:
     for work in works:
         for recipe, title in TITLES.items():
             results = Results(work / recipe)
-            if results.is_evaluated("ours-same-steps"):
+            if list(results.work.glob("evaluate-*.json")):
                 parts += [f"## {title}", machine_text(work), *sections(results)]
                 device = read_json(work / "machine.json")["device"]
                 content.setdefault(device, {})[recipe] = as_json(results)

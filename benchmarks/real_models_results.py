@@ -102,7 +102,9 @@ class Results:
 
     def held_out(self) -> list[str]:
         """The families that no training row shows."""
-        tasks = read_json(self.answers("ours-same-steps") / "metrics.json")["task_differences"]
+        evaluated = sorted(self.work.glob("evaluate-*.json"))
+        run = evaluated[0].stem.removeprefix("evaluate-")
+        tasks = read_json(self.answers(run) / "metrics.json")["task_differences"]
         return [name for name, task in tasks.items() if task["training_rows"] == 0]
 
     def systems(self) -> Iterator[System]:

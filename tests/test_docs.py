@@ -118,6 +118,15 @@ def test_files_that_are_named_are_there(path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tests_that_are_named_are_there() -> None:
+    """In docs/real-weights.md each fault is held by a test of the file and the name that stand beside it."""
+    page = (ROOT / "docs/real-weights.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)`(?:, `(test_\w+)`)?", page)
+    assert len(named) > 5
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=name_of)
 def test_commands_run(path: Path, tmp_path: Path) -> None:
     """The commands of a document, run in order from the root, exit 0 and print what the document shows."""

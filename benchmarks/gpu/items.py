@@ -37,6 +37,7 @@ ITEMS = (
     _item("lora", "8B LoRA, packed: tokens a second and MFU", "lora", 80),
     _item("qlora", "8B QLoRA, packed: tokens a second and memory", "lora", 70),
     _item("memory", "the estimate of `check` and the measured peak", "memory", 60),
+    _item("profile", "where the time of a step goes", "profile", 40),
     _item("costs", "numpy rows, workers, consumption counting: one off at a time", "costs", 45),
     _item("determinism", "a run twice and resumed: equal weights", "determinism", 40),
     _item("full_determinism", "the same under full_determinism: true", "determinism", 40),
