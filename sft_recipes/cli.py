@@ -41,6 +41,7 @@ PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 # Options of `evaluate` that say how rows are read or printed, or ask something else.
 NOT_OF_THE_REQUEST = (
     "examples",
+    "everything",
     "as_json",
     "format",
     "column_mapping",
@@ -296,6 +297,7 @@ def evaluate(
     suspects: opt.SuspectsOption = False,
     benchmark: opt.BenchmarkOption = None,
     benchmark_data: opt.BenchmarkDataOption = None,
+    everything: opt.EverythingOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.
@@ -317,7 +319,7 @@ def evaluate(
     if as_json and result.is_main:
         print_json(result.as_json())
     elif result.is_main:
-        result.print(examples)
+        result.print(examples, everything)
     raise typer.Exit(result.extra["gate"]["exit_code"] if gate else 0)
 
 

@@ -136,6 +136,7 @@ EvaluationFolderOption = Annotated[
     Path | None, typer.Option(help="Folder for metrics, samples and report")
 ]
 ExamplesOption = Annotated[int, typer.Option(help="Answers to print side by side")]
+EverythingOption = Annotated[bool, typer.Option("--all", help="Print every figure, not five")]
 GateOption = Annotated[
     str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")
 ]
