@@ -38,7 +38,8 @@ app = typer.Typer(
 )
 app.add_typer(review, name="review")
 PIPE_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
-# Options of `evaluate` that say how rows are read or printed, or ask something else.
+# Options of `evaluate` that say how rows are read or printed, or ask something else; its request has
+# the names of all others.
 NOT_OF_THE_REQUEST = (
     "examples",
     "everything",
@@ -312,7 +313,6 @@ def evaluate(
     from sft_recipes.upstream.quiet import quiet_libraries
 
     quiet_libraries()
-    # The request has the names of the options.
     asked = {key: context.params[key] for key in context.params if key not in NOT_OF_THE_REQUEST}
     request = EvaluationRequest(data_options=data_options(context, "chat_template"), **asked)
     result = run_evaluation(request, progress=not as_json)

@@ -2,22 +2,39 @@ const answers = [...document.querySelectorAll(".answer")];
 const filters = [...document.querySelectorAll("select[data-filter]")];
 const search = document.getElementById("search");
 const texts = answers.map((answer) => answer.textContent.toLowerCase());
-function applyFilters() {
+const more = document.getElementById("more");
+const step = 20;  // a page with all of them is a hundred screens long
+let limit = step;
+function show() {
   const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const fits = (answer, text) =>
+  const fits = (answer, place) =>
     filters.every((f) => !f.value || JSON.parse(answer.dataset[f.dataset.filter]).includes(f.value)) &&
-    wanted.every((word) => text.includes(word));
-  answers.forEach((answer, place) => { answer.hidden = !fits(answer, texts[place]); });
-  document.getElementById("shown").textContent = answers.filter((answer) => !answer.hidden).length;
+    wanted.every((word) => texts[place].includes(word));
+  const fitting = answers.filter(fits);
+  const shown = new Set(fitting.slice(0, limit));
+  answers.forEach((answer) => { answer.hidden = !shown.has(answer); });
+  document.getElementById("shown").textContent = shown.size;
+  more.hidden = shown.size === fitting.length;
+  more.textContent = `show ${Math.min(step, fitting.length - shown.size)} more of ${fitting.length}`;
+}
+function applyFilters() {
+  limit = step;
+  show();
+}
+function showMore() {
+  limit += step;
+  show();
 }
 function clearFilters() {
   [search, ...filters].forEach((field) => { field.value = ""; });
   applyFilters();
 }
-function move(step) {
-  const shown = answers.filter((answer) => !answer.hidden);
-  const place = shown.indexOf(document.activeElement.closest(".answer"));
-  const next = shown[place < 0 ? 0 : Math.min(Math.max(place + step, 0), shown.length - 1)];
+function move(by) {
+  const shown = () => answers.filter((answer) => !answer.hidden);
+  const place = shown().indexOf(document.activeElement.closest(".answer"));
+  const wanted = place < 0 ? 0 : Math.max(place + by, 0);
+  if (wanted === shown().length) showMore();
+  const next = shown()[wanted];
   if (next) { next.focus(); next.scrollIntoView({ block: "start" }); }
 }
 const keys = { j: () => move(1), k: () => move(-1), "/": () => search.focus() };
@@ -30,6 +47,7 @@ document.addEventListener("keydown", (event) => {
 });
 filters.forEach((f) => f.addEventListener("change", applyFilters));
 search.addEventListener("input", applyFilters);
+more.addEventListener("click", showMore);
 document.getElementById("clear").addEventListener("click", clearFilters);
 document.querySelectorAll("a[data-choose]").forEach((link) => link.addEventListener("click", () => {
   document.querySelector('select[data-filter="task"]').value = link.dataset.choose;

@@ -59,7 +59,7 @@ def order_rows(samples: Sequence[Row], base_samples: Sequence[Row] | None) -> li
 def question(row: Row) -> str:
     """The last thing that was asked, without the template around it, where that is recorded."""
     for turn in reversed(row.get("messages", ())):
-        if turn["role"] == "user" and isinstance(turn.get("content"), str):
+        if turn.get("role") == "user" and isinstance(turn.get("content"), str):
             return str(turn["content"])
     return str(row["prompt"])
 

@@ -52,10 +52,9 @@ def render_evaluation_report(
     answers = shown_answers(samples, base_samples)
     choices = filters_of(answers, base_samples is not None)
     formats = content.get("format_overfitting")
-    verdict = verdict_of(content, base, samples)
+    seen = content.get("training_rows", {}).get("shown", [])
     sections = {
-        "Verdict": first.verdict(verdict, content.get("warnings", []), _figures(content, base))
-        + texts.trained_rows(content.get("training_rows", {}).get("shown", [])),
+        "Verdict": _card(first, content, base, samples) + texts.trained_rows(seen),
         "Gate": _gate_section(texts, content, base),
         "Answers": first.answers(answers, choices, len(samples)),
         "What people preferred": first.review(_review(content)),
@@ -83,10 +82,17 @@ def render_evaluation_report(
         "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),
     }
-    model = content["info"].get("model", "model not recorded")
-    title = f"Evaluation of {model_name(str(model))}"
     summary = _summary(content["n"], len(samples))
-    return page.render_page(title, summary, sections, first.script(), first.style())
+    return page.render_page(_title(content), summary, sections, first.script(), first.style())
+
+
+def _title(content: Content) -> str:
+    return "Evaluation of " + model_name(content["info"].get("model") or "model not recorded")
+
+
+def _card(first: Any, content: Content, base: Content | None, samples: Sequence[Row]) -> Any:
+    verdict = verdict_of(content, base, samples)
+    return first.verdict(verdict, content.get("warnings", []), _figures(content, base))
 
 
 class _BigFigure(NamedTuple):

@@ -220,10 +220,10 @@ def retention_text(content: Content) -> str:
         difference = kind["difference"]
         cells = _metric_row(spaced(name), kind["tuned"], kind["base"], difference)
         rows.append([*cells, f"{difference['lost']}/{difference['gained']}"])
-    title = f"general prompts passed, {retention['base']['n']}"
-    header = [title, "n", "before tuning", "tuned", "tuned - before", "lost/gained"]
+    title = f"\ngeneral prompts passed, {retention['base']['n']}, 95 % intervals\n"
+    header = ["kind", "n", "before tuning", "tuned", "tuned - before", "lost/gained"]
     kept = format_estimate(retention["kept"])
-    text = "\n" + text_table(header, rows)
+    text = title + text_table(header, rows)
     text += paragraph(f"of what {retention['before']} passed, {kept} is still passed")
     for row in retention["lost"][:LOST_PROMPTS]:
         answer = _short_text(row["tuned"]) or "(nothing)"

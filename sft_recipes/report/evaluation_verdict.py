@@ -231,12 +231,14 @@ def _what_was_learned(content: Content, base: Content | None) -> str:
     form = _value(content, "completion_rate")
     before = 0.0 if base is None else _value(base, "completion_rate")
     trained = content.get("training", {}).get("rows")
+    if not trained:
+        return "the form is right, the facts are not" if form >= FORM_LEARNED else ""
     text = "it learned neither the form nor the facts"
     if form >= FORM_LEARNED:
         text = "the form is right, the facts are not"
-    if form >= FORM_LEARNED and form - before >= FORM_GAINED and trained:
+    if form >= FORM_LEARNED and form - before >= FORM_GAINED:
         text = "it learned the form, not the facts"
-    if trained and trained < FEW_TRAINED_ROWS:
+    if trained < FEW_TRAINED_ROWS:
         text += f"; {trained:,} training rows are few for this"
     return text
 

@@ -241,12 +241,13 @@ PARTS = [
     "retention",
 ]
 TITLES = (
+    "Verdict",
+    "Answers",
     "Differences",
     "Metrics",
     "Task types",
     "Format overfitting",
     "Health of the output",
-    "Answers",
     "Over training",
     "Safety",
     "Retention",
@@ -255,7 +256,8 @@ TITLES = (
 
 
 def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_path, capsys) -> None:
-    """The first line then says why, and there is no table of task types; asked for shots it is an error."""
+    """What is printed under the verdict says why, and there is no table of task types; asked for shots it is an
+    error."""
     (tmp_path / "train.jsonl").unlink()
     result = ask(run, mixed, tmp_path)
     assert result.extra["task_differences"]["low"] == {"training_rows": None}
@@ -264,7 +266,9 @@ def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_pa
     result.print(examples=0)
     said = capsys.readouterr().out
     assert "exact match by task type" not in said, "nothing to compare"
-    assert said.startswith("WARNING: whether these rows were trained on is not known: ")
+    verdict, warning = said.split("WARNING: ")
+    assert verdict.startswith("The tuned model ") and "\n\n" not in verdict
+    assert warning.startswith("whether these rows were trained on is not known: ")
     with pytest.raises(InputError, match=r"train\.jsonl"):
         ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots="1")
 

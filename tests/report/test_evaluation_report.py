@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from sft_recipes.evaluation.metrics import METRICS
+from sft_recipes.report.evaluation_answers import SHOWN_SAMPLES
 from sft_recipes.report.evaluation_parts import order_rows
-from sft_recipes.report.evaluation_report import SHOWN_SAMPLES, render_evaluation_report
+from sft_recipes.report.evaluation_report import render_evaluation_report
 from sft_recipes.response_patterns import opener
 
 HOSTILE = "</pre><script>alert(1)</script>\u202e"
@@ -44,6 +45,7 @@ def metrics(value: float = 0.5, **rest: Any) -> dict[str, Any]:
     return {
         "info": {"model": "tiny <b>", "decoding": {"do_sample": False}},
         "n": 4,
+        "rows": 4,
         "metrics": described(value),
         "flags": {"loop": estimate(0.25), "empty": estimate(0.0)},
         "stop_reasons": {"eos": 3, "length": 1},
@@ -134,7 +136,7 @@ def test_output_health_lists_stops_and_flags() -> None:
     """Stop reasons with counts and shares, the rate of each flag."""
     rows = " | ".join(both().rows)
     assert re.search(r"cut at max_new_tokens\s+1 \(0\.250\)\s+1 \(0\.250\)", rows)
-    assert re.search(r"loop\s+0\.250 \[0\.15, 0\.35\]", rows)
+    assert re.search(r"Loops\s+0\.250 \[0\.15, 0\.35\]", rows)
 
 
 def test_lost_rows_come_first_and_can_be_filtered() -> None:
@@ -250,25 +252,27 @@ def full(name: str = "other", task: str = "count") -> dict[str, Any]:
 
 
 ORDER = [
+    "Verdict",
     "Gate",
+    "Answers",
     "Differences",
     "Metrics",
     "Task types",
     "Format overfitting",
     "Health of the output",
 ]
-ORDER += ["Answers", "Over training", "Safety", "Provenance"]
+ORDER += ["Over training", "Safety", "Provenance"]
 
 
 def test_sections_stand_in_order_and_only_with_content() -> None:
-    """What was found decides what is shown; the gate comes first, provenance last."""
+    """What was found decides what is shown; the verdict comes first, provenance last."""
 
     def titles(html: str) -> list[str]:
         return re.findall(r"<h2>(.*?)</h2>", html)
 
     assert titles(render_evaluation_report(metrics(**full()), SAMPLES, metrics(), BASES)) == ORDER
     few = titles(render_evaluation_report(metrics(task_types={}), SAMPLES))
-    assert few == ["Metrics", "Health of the output", "Answers", "Provenance"]
+    assert few == ["Verdict", "Answers", "Metrics", "Health of the output", "Provenance"]
 
 
 def test_systems_stand_side_by_side_with_what_else_differs() -> None:
@@ -344,7 +348,8 @@ def test_no_rows_and_no_values_still_make_a_page() -> None:
     document = Document(
         render_evaluation_report(empty | {"differences": differences}, [], empty, [])
     )
-    assert any("Exact match" in row and "none" in row for row in document.rows)
+    assert "No rows were answered" in document.text
+    assert not any("Exact match" in row for row in document.rows if "Answers equal" in row)
 
 
 def test_many_rows_are_cut_and_said_so() -> None:

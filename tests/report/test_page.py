@@ -144,7 +144,7 @@ def test_missing_matplotlib_is_an_error_with_the_fix_and_a_note_in_the_page(monk
     ("value", "low", "high", "text"),
     [
         (0.875, 0.8149, 0.9251, "0.875 [0.81, 0.93]"),
-        (None, None, None, "none"),
+        (None, None, None, "no value"),
         (2.0, None, None, "2.000"),
         (34.56, 12.3, 100.0, "34.6 [12.3, 100.0]"),
     ],
@@ -160,4 +160,4 @@ def test_differences_carry_their_sign() -> None:
         format_estimate({"value": 0.125, "ci_low": -0.02, "ci_high": 0.23}, "+")
         == "+0.125 [-0.02, +0.23]"
     )
-    assert format_estimate({"value": None, "ci_low": None, "ci_high": None}, "+") == "none"
+    assert format_estimate({"value": None, "ci_low": None, "ci_high": None}, "+") == "no value"
