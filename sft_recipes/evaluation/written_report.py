@@ -9,6 +9,7 @@ from sft_recipes import run_folder
 from sft_recipes.evaluation.evaluator import METRICS_FILE, REPORT, read_evaluation
 from sft_recipes.evaluation.samples import SAMPLES
 from sft_recipes.report.evaluation_report import render_evaluation_report
+from sft_recipes.text_files import interpreting
 
 REVIEW = "review.json"
 _EVALUATE_AGAIN = "evaluate again"
@@ -23,7 +24,8 @@ def rewrite_report(folder: Path) -> Path:
     if (folder / REVIEW).is_file():
         content["review"] = run_folder.read_json(folder / REVIEW)
     tuned = read_evaluation(folder)
-    base = _base_folder(folder, content["info"])
+    with interpreting(folder / METRICS_FILE, _EVALUATE_AGAIN):
+        base = _base_folder(folder, content["info"])
     if base is None or "differences" not in content:
         page = render_evaluation_report(content, tuned.rows)
     else:

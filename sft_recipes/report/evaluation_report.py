@@ -29,7 +29,7 @@ _BIG_FIGURES = 4
 ENDINGS = {
     "eos": "stop token",
     "stop_string": "stop string",
-    "length": "cut at max_new_tokens",
+    "length": "cut at the token limit",
     "time": "time limit",
 }
 

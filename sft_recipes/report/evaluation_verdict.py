@@ -37,7 +37,10 @@ UNDECIDED = "undecided"
 _UNDECIDED_GATES = ("inconclusive", "insufficient_n")
 # What tells right from wrong, the strictest first.
 _COUNTED = ("exact_match", "tool_call_exact")
-_DOES = {"exact_match": "answers {} as expected", "tool_call_exact": "makes the calls of {}"}
+_DOES = {
+    "exact_match": "answers {} as expected",
+    "tool_call_exact": "makes the expected tool calls in {}",
+}
 _SHARED_WORDS = "token_f1"
 
 
@@ -255,7 +258,7 @@ def _doubts(content: Content, outcome: str, needed: int, is_few: bool) -> list[s
         doubts.append(f"about {needed:,} rows would decide it, if the difference stays")
     seen = content.get("training_rows", {}).get("rows")
     if seen:
-        doubts.append(f"{counted(seen, 'row')} of them were trained on, which flatters it")
+        doubts.append(f"{seen:,} of them trained on, which flatters it")
     return doubts
 
 

@@ -135,7 +135,7 @@ def test_one_model_needs_no_base() -> None:
 def test_output_health_lists_stops_and_flags() -> None:
     """Stop reasons with counts and shares, the rate of each flag."""
     rows = " | ".join(both().rows)
-    assert re.search(r"cut at max_new_tokens\s+1 \(0\.250\)\s+1 \(0\.250\)", rows)
+    assert re.search(r"cut at the token limit\s+1 \(0\.250\)\s+1 \(0\.250\)", rows)
     assert re.search(r"Loops\s+0\.250 \[0\.15, 0\.35\]", rows)
 
 
@@ -286,7 +286,7 @@ def test_systems_stand_side_by_side_with_what_else_differs() -> None:
     )
     for title in (
         "Learning curve",
-        "Loss; step of the best eval loss: 1",
+        "Loss; best on held-out rows at step 1",
         "Scores of the callback",
     ):
         assert title in document.text
