@@ -164,7 +164,7 @@ def over_training(curves: Mapping[str, Any], metrics: Estimates) -> Markup:
     for name, metric in metrics.items():
         if metric["headline"] and f"eval_{name}" in curves:
             scores[metric["label"]] = curves[f"eval_{name}"]
-    score_title = "Scores of the callback: a trend on few prompts, no verdict"
+    score_title = "Scores while training: a trend on few prompts, no verdict"
     return _curves(losses, "step", "loss", loss_title) + _curves(
         scores, "step", "score", score_title
     )

@@ -268,7 +268,7 @@ def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_pa
     assert "exact match by task type" not in said, "nothing to compare"
     verdict, warning = said.split("WARNING: ")
     assert verdict.startswith("The tuned model ") and "\n\n" not in verdict
-    assert warning.startswith("whether these rows were trained on is not known: ")
+    assert warning.startswith("whether these rows were trained on is not known:")
     with pytest.raises(InputError, match=r"train\.jsonl"):
         ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots="1")
 
@@ -281,7 +281,7 @@ def test_the_number_of_shots_is_chosen_and_said(run, mixed, tmp_path, capsys) ->
     tried = [entry["shots"] for entry in prompting["shots"]["tried"]]
     assert tried[:2] == [0, 2] and prompting["shots"]["shots"] in tried
     assert 0 < prompting["shots"]["rows"] <= 15
-    result.print(examples=0)
+    result.print(examples=0, everything=True)
     assert "tuning beat a prompt" in capsys.readouterr().out
     assert "uning beat a prompt" in (tmp_path / "out" / "report.html").read_text("utf-8")
 

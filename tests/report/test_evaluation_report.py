@@ -287,7 +287,7 @@ def test_systems_stand_side_by_side_with_what_else_differs() -> None:
     for title in (
         "Learning curve",
         "Loss; best on held-out rows at step 1",
-        "Scores of the callback",
+        "Scores while training",
     ):
         assert title in document.text
     # Forest plot, learning curve, formats, lengths, losses, scores; one bar of the gate.
