@@ -22,7 +22,6 @@ from sft_recipes.evaluation.samples import SAMPLES, read_samples
 from sft_recipes.messages import Example
 from sft_recipes.report.evaluation_parts import order_rows
 from sft_recipes.report.evaluation_report import render_evaluation_report
-from sft_recipes.report.evaluation_tables import metrics_text
 from sft_recipes.report.evaluation_text import answers_text
 from sft_recipes.run_folder import SCHEMA_VERSION
 from sft_recipes.statistics import Estimate, PairedDifference, paired_difference
@@ -176,13 +175,6 @@ def write_evaluation(
     for name, text in files.items():
         # JSON can carry half a surrogate pair that UTF-8 cannot; escaped it stays the same JSON.
         (folder / name).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-
-
-def as_text(tuned: Evaluation, base: Evaluation | None = None, *, examples: int = 3) -> str:
-    """For the terminal: which rows were answered, every metric, and `examples` answers."""
-    base_content = None if base is None else base.as_json()
-    tables = metrics_text(tuned.as_json(base), base_content, tuned.rows)
-    return tables + examples_text(tuned, base, examples)
 
 
 def examples_text(tuned: Evaluation, base: Evaluation | None, examples: int) -> str:

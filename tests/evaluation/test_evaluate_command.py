@@ -417,3 +417,24 @@ def test_retention_needs_the_model_before_tuning(
     shutil.move(tmp_path / "base", tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"no such folder. Fix: .*--base MODEL"):
         ask(run, rows, tmp_path, retention_data=general)
+
+
+def test_the_verdict_is_said_first_and_all_only_when_asked(save, rows, tmp_path, capsys) -> None:
+    """One sentence, the same in `--json` and `metrics.json`; five figures and what to do next; every figure with
+    `--all`. Three rows decide nothing, so the next step is no chat."""
+    result = ask(save("tuned", seed=1), rows, tmp_path, base=save("base"))
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    sentence = result.as_json()["verdict"]
+    assert stored["verdict"] == sentence and sentence.startswith("The tuned model answers 0 of 3 ")
+    capsys.readouterr()
+    printed = {}
+    for everything in (False, True):
+        result.print(examples=1, everything=everything)
+        printed[everything] = capsys.readouterr().out
+        assert " ".join(printed[everything].split()).startswith(sentence)
+        assert printed[everything].count("---- ") == 1
+        assert "\nnext: hold out more rows" in printed[everything]
+        assert f"report: {tmp_path / 'out'}/report.html" in printed[everything]
+    assert "ROUGE-L" not in printed[False] and "add --all" in printed[False]
+    assert "ROUGE-L" in printed[True] and "add --all" not in printed[True]
+    assert "Chapter: completion rate: Share of the instruction's words" in printed[True]

@@ -368,3 +368,70 @@ def test_without_matplotlib_the_report_is_written_with_notes(monkeypatch) -> Non
     assert document.text.count("pip install 'sft-recipes[report]'") == 2
     assert "svg" not in document.tags
     assert "answer 2" in document.text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/home/me/runs/mine", "mine"),
+        ("../runs/mine/", "mine"),
+        ("C:\\runs\\mine", "mine"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("runs/mine", "runs/mine"),
+        ("/", "/"),
+    ],
+)
+def test_the_title_shows_no_path_of_a_machine(name: str, shown: str) -> None:
+    """Of a path the last part, a name of the Hub as it is."""
+    page = render_evaluation_report(metrics(info={"model": name}), SAMPLES)
+    assert f"<title>Evaluation of {shown}</title>" in page
+
+
+def test_the_card_shows_four_figures_of_base_and_tuned() -> None:
+    """With both intervals and n; the verdict's sentence and every warning stand above them."""
+    document = both(warnings=["a warning"], rows=4)
+    assert (
+        "The tuned model answers 2 of 4 rows as expected (50 %), the base 1 (30 %)" in document.text
+    )
+    words = " ".join(document.text.split())
+    assert "Answered as expected 30 % → 50 % 20 to 40 % → 40 to 60 %, n 4" in words
+    assert words.count("20 to 40 % → 40 to 60 %") == 4
+    assert words.index("a warning") < words.index("Answered as expected")
+
+
+def test_the_gate_shows_the_base_and_folds_what_was_not_judged() -> None:
+    """The base's own value of metric, flag or task type stands beside each bound."""
+    gate = full()["gate"]
+    line = gate["lines"][0]
+    lines = [
+        line | {"group": ""},
+        line,
+        line | {"name": "flag loop", "group": "", "verdict": "insufficient_n"},
+    ]
+    base = metrics(0.3)
+    page = render_evaluation_report(metrics(gate=gate | {"lines": lines}), SAMPLES, base, BASES)
+    section = page[page.index("<h2>Gate</h2>") : page.index("<h2>Answers</h2>")]
+    rows = [" ".join(row.split()) for row in Document(section).rows]
+    assert any(row.startswith("Exact match fail 0.300 0.500") for row in rows)
+    assert any(row.startswith("Exact match: count fail 0.750 0.500") for row in rows)
+    folded = section[section.index("<details") :]
+    assert "1 not judged" in folded and "Answer loops" in folded and "too few rows" in folded
+    assert "Exact match" not in folded
+
+
+def test_words_that_differ_are_marked() -> None:
+    """The surplus of an answer, and nothing in an answer that is what was expected."""
+    rows = [sample(0, False, reference="4, 20", response="4, 20, 20")]
+    page = render_evaluation_report(metrics(), rows)
+    assert "<pre>4, 20<mark>, 20</mark></pre>" in page
+    rows = [sample(0, True, reference="4, 20", response="4, 20")]
+    assert "<mark>" not in render_evaluation_report(metrics(), rows)
+
+
+def test_the_question_stands_without_the_template_around_it() -> None:
+    """What the model read is folded below it."""
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "yes"}]
+    rows = [sample(0, True, prompt="<s>### Instruction: Why?", messages=turns)]
+    page = render_evaluation_report(metrics(), rows)
+    assert "<h3>Question</h3><pre>Why?</pre>" in page
+    assert "<summary>as the model read it</summary><pre>&lt;s&gt;### Instruction: Why?" in page
