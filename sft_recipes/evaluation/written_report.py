@@ -21,8 +21,9 @@ def rewrite_report(folder: Path) -> Path:
     Raises InputError if one of these files is damaged.
     """
     content = run_folder.read_json(folder / METRICS_FILE, _EVALUATE_AGAIN)
-    if (folder / REVIEW).is_file():
-        content["review"] = run_folder.read_json(folder / REVIEW)
+    review = _votes_of(folder)
+    if review is not None:
+        content["review"] = review
     tuned = read_evaluation(folder)
     with interpreting(folder / METRICS_FILE, _EVALUATE_AGAIN):
         base = _base_folder(folder, content["info"])
@@ -43,17 +44,30 @@ def _base_folder(folder: Path, info: Mapping[str, Any]) -> Path | None:
     return None
 
 
+def _votes_of(folder: Path) -> dict[str, Any] | None:
+    """What people voted on these very answers: an evaluation may have been made again since."""
+    if not (folder / REVIEW).is_file():
+        return None
+    result = run_folder.read_json(folder / REVIEW)
+    return result if _is_about(result, folder) else None
+
+
+def _is_about(result: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a result of votes is about the answers in a folder."""
+    samples = folder / SAMPLES
+    if not samples.is_file() or not (folder / METRICS_FILE).is_file():
+        return False
+    judged = result["systems"]["samples_sha256"][0]
+    return bool(hashlib.sha256(samples.read_bytes()).hexdigest() == judged)
+
+
 def add_votes(result: Mapping[str, Any]) -> Path | None:
     """Put the result of `review score` into the candidate's report.
 
     None where its folder is elsewhere now, or holds other answers than those that were judged.
     """
     folder = Path(result["systems"]["candidate"])
-    samples = folder / SAMPLES
-    if not samples.is_file() or not (folder / METRICS_FILE).is_file():
-        return None
-    judged = result["systems"]["samples_sha256"][0]
-    if hashlib.sha256(samples.read_bytes()).hexdigest() != judged:
+    if not _is_about(result, folder):
         return None
     run_folder.write_json(folder / REVIEW, result)
     return rewrite_report(folder)

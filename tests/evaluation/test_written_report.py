@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sft_recipes.cli import run
 from sft_recipes.errors import InputError
+from sft_recipes.evaluation import review
 from sft_recipes.evaluation.answer import Answer
 from sft_recipes.evaluation.evaluator import (
     Evaluation,
@@ -99,6 +103,13 @@ def test_votes_on_other_answers_are_not_shown(folder: Path) -> None:
     assert (folder / "report.html").read_bytes() == before
 
 
+def test_votes_go_with_the_answers_that_were_judged(folder: Path) -> None:
+    """Made again with other answers, the evaluation shows none of the old votes."""
+    add_votes(result_for(folder))
+    write_evaluation(answered("c"), folder, info={"model": "me/tuned"})
+    assert "What people preferred" not in rewrite_report(folder).read_text(encoding="utf-8")
+
+
 def test_the_digest_is_the_one_of_the_review(folder: Path) -> None:
     """What `review build` seals in its key is what is compared here."""
     built = build(folder, folder / "base", folder / "page.html")
@@ -115,3 +126,25 @@ def test_a_damaged_folder_is_named(folder: Path) -> None:
     (folder / "metrics.json").write_text('{"schema_version": 1}', encoding="utf-8")
     with pytest.raises(InputError, match="evaluate again"):
         rewrite_report(folder)
+
+
+def test_the_command_says_where_the_votes_are_shown(folder: Path, capsys, monkeypatch) -> None:
+    """`review score` names the report, or says that none shows them; with `--json` only the result is printed."""
+    monkeypatch.setattr(review, "score", lambda *_: result_for(folder))
+    assert run(["review", "score", "page.key.json", "votes.json"]) == 0
+    assert f"report: {folder}/report.html" in capsys.readouterr().out
+    assert run(["review", "score", "page.key.json", "votes.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"]["won"] == 2
+    shutil.rmtree(folder)
+    monkeypatch.setattr(review, "score", lambda *_: result_of_nobody(folder))
+    assert run(["review", "score", "page.key.json", "votes.json"]) == 0
+    assert "no report shows this" in capsys.readouterr().out
+
+
+def result_of_nobody(folder: Path) -> dict[str, Any]:
+    """A result on a folder that is gone."""
+    folder.mkdir()
+    (folder / "samples.jsonl").touch()
+    result = result_for(folder)
+    shutil.rmtree(folder)
+    return result
