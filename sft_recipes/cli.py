@@ -287,6 +287,7 @@ def evaluate(
     suspects: opt.SuspectsOption = False,
     benchmark: opt.BenchmarkOption = None,
     benchmark_data: opt.BenchmarkDataOption = None,
+    everything: opt.EverythingOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.
@@ -301,14 +302,13 @@ def evaluate(
     from sft_recipes.upstream.quiet import quiet_libraries
 
     quiet_libraries()
-    # The request has the names of the options.
     asked = {key: context.params[key] for key in context.params if key not in NOT_OF_THE_REQUEST}
     request = EvaluationRequest(data_options=data_options(context, "chat_template"), **asked)
     result = run_evaluation(request, progress=not as_json)
     if as_json and result.is_main:
         print_json(result.as_json())
     elif result.is_main:
-        result.print(examples)
+        result.print(examples, everything)
     raise typer.Exit(result.extra["gate"]["exit_code"] if gate else 0)
 
 
