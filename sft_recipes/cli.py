@@ -25,8 +25,9 @@ from sft_recipes.cli_output import (
 )
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.recipe import copy_recipe, parse_overrides
+from sft_recipes.recipe import parse_overrides
 from sft_recipes.recipe_checks import rewrite
+from sft_recipes.recipe_copies import copy_recipe
 from sft_recipes.recipe_keys import load_recipe
 
 app = typer.Typer(
