@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sft_recipes.errors import InputError, Problem, suggest
+from sft_recipes.errors import InputError, Problem
 from sft_recipes.plain_values import is_file, shown
 from sft_recipes.yaml_reader import parse_word, read_yaml_file
 

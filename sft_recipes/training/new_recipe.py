@@ -12,14 +12,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.inspection import InspectedRow
 from sft_recipes.data.labels import LONGEST_MEASURED, LabelledRow, Labeller
 from sft_recipes.data.ledger import SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.opening import open_renderer
+from sft_recipes.data.opening import loading, open_renderer
 from sft_recipes.data.prepare import batches
 from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
@@ -28,6 +30,8 @@ from sft_recipes.messages import Example
 from sft_recipes.recipe import DataSettings, LabelSettings, relative_path
 from sft_recipes.recipe_keys import NAMES_INSIDE, SOURCE_KEYS, make_data_recipe
 from sft_recipes.training.announce import TEXTS
+from sft_recipes.training.construction import base_config
+from sft_recipes.training.rates import SMALL_MODEL, first_rates
 
 # More rows than this are not looked at; `sft-recipes check` reads them all.
 LOOKED_AT = 20_000
@@ -45,7 +49,8 @@ REASONING_SWITCHES = ("enable_thinking", "thinking")
 class RecipeRequest:
     """What `init` was asked for. `options`: recipe keys of the data set and the template.
 
-    `replay`: general rows that are mixed in, as `sft-recipes replay` writes them.
+    `replay`: general rows that are mixed in, as `sft-recipes replay` writes them. `full`: train all
+    weights.
     """
 
     model: str
@@ -54,6 +59,7 @@ class RecipeRequest:
     output: Path
     force: bool = False
     replay: str | None = None
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,8 @@ def _values(
     """What the recipe's text is made of; the first of the looks is that at the task's own data."""
     source = request.data
     look = looks[0]
+    parameters = parameter_count(request.model)
+    rates = first_rates(parameters)
     lengths = sorted(chain.from_iterable(own.lengths() for own in looks))
     # As many as fit of each set: the limits below are those of every single one.
     max_length = max(own.fitting_length() for own in looks)
@@ -196,6 +204,11 @@ def _values(
         "unused_columns": rejects.unused_columns[source],
         "model": _yaml_path(request.model, request.output),
         "own_template": renderer.has_own_template,
+        "full": request.full,
+        "learning_rate": rates.of(lora=not request.full),
+        "other_rate": rates.of(lora=request.full),
+        "parameters": parameters,
+        "is_small": is_small(parameters),
         "looked_at": f"{len(lengths):,}",
         "fitting": f"{sum(length <= max_length for length in lengths):,}",
         "unmeasured": sum(own.ledger.dropped["overlength"] for own in looks),
@@ -256,6 +269,13 @@ def _with_room(share: float) -> float:
 def _notes(values: Mapping[str, Any]) -> list[str]:
     """What a user has to know before training, in words."""
     notes: list[str] = []
+    if not values["own_template"] and "chat_template" not in values["options"]:
+        notes.append(
+            "the tokenizer has no chat template: rows are written in the instruction template "
+            "(another: --chat_template NAME)"
+        )
+    if values["is_small"] and not values["full"]:
+        notes.append(reasons_for_full(values["parameters"]))
     if values["rejected"]:
         notes.append(
             f"{values['rejected']} rows are broken: on_bad_rows: skip leaves them out and lists them"
@@ -280,6 +300,38 @@ def _smallest(lengths: Sequence[int], share: float, choices: Sequence[int]) -> i
     return choices[-1]
 
 
+def parameter_count(model: str) -> int | None:
+    """Of a model's config, without its weights; None for a folder that has no config."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return None
+    config = base_config(model)
+    with loading(model, "model"), torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in empty.parameters())
+
+
+def is_small(parameters: int | None) -> bool:
+    """Whether training all weights is worth a proposal."""
+    return parameters is not None and parameters < SMALL_MODEL
+
+
+def reasons_for_full(parameters: int | None) -> str:
+    """Why all weights of a small model may be trained as well, and at which rate."""
+    rates = first_rates(parameters)
+    # SmolLM2-135M, 60 steps, 160 validation rows: exact match 0.61 in full, 0.63 with LoRA.
+    return (
+        f"the model has {parameters or 0:,} parameters, few enough to train all of them, too (--full): "
+        "as good as LoRA on SmolLM2-135M and no adapter to merge, but more memory and more "
+        f"forgetting; learning_rate {rates.full:g} in full, {rates.lora:g} with LoRA"
+    )
+
+
 def _yaml_path(name: str, folder: Path) -> str:
-    """A path that exists here, relative to the recipe's folder; a Hub name as it is."""
+    """A path that exists here, relative to the recipe's folder unless it was given in full.
+
+    A Hub name stays as it is.
+    """
+    if Path(name).is_absolute():
+        return name
     return relative_path(Path(name), folder) if Path(name).exists() else name
