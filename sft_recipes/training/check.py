@@ -74,9 +74,7 @@ def check_recipe(
     `plan` by readable names, `notes`, `advice` where memory or time is short, and the command that
     comes `next`.
     """
-    strategy = Strategy(processes=launched_processes())
-    if launch:
-        strategy = read_strategy(launch_config(launch), processes)
+    strategy = _strategy(launch, processes)
     model = check_settings(
         recipe,
         strategy.processes,
@@ -96,10 +94,9 @@ def check_recipe(
         generation_metrics(recipe, labeller, data, model)
         config = sft_config(recipe, processes=strategy.processes)
         planned = make_plan(recipe, data, config, strategy, model)
-        advice: dict[str, str] = {}
         if launch is None and strategy.processes == 1:
             planned |= _on_this_machine(recipe, data, config, model, planned["steps"])
-            advice = _advice(recipe, data, config, planned)
+        advice = _advice(recipe, data, config, planned)
         if measure:
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"], progress)
     return {
@@ -112,6 +109,13 @@ def check_recipe(
         "advice": advice,
         "next": train_command(recipe, launch),
     }
+
+
+def _strategy(launch: Path | str | None, processes: int | None) -> Strategy:
+    """How the launch planned for spreads the model; without one, as this process was launched."""
+    if launch:
+        return read_strategy(launch_config(launch), processes)
+    return Strategy(processes=launched_processes())
 
 
 def _on_this_machine(
@@ -138,7 +142,7 @@ def _advice(
 ) -> dict[str, str]:
     """What to do where memory or time is short: `memory`, `time`, each a command or a sentence."""
     advice: dict[str, str] = {}
-    free = plan["bytes free on this machine"]
+    free = plan.get("bytes free on this machine")
     if isinstance(free, int) and plan["bytes at peak, estimated"] > free:
 
         def peak_of(changed: Recipe) -> int:

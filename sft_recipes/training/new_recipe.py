@@ -179,8 +179,6 @@ def _values(
     """What the recipe's text is made of; the first of the looks is that at the task's own data."""
     source = request.data
     look = looks[0]
-    parameters = parameter_count(request.model)
-    rates = first_rates(parameters)
     lengths = sorted(chain.from_iterable(own.lengths() for own in looks))
     # As many as fit of each set: the limits below are those of every single one.
     max_length = max(own.fitting_length() for own in looks)
@@ -204,11 +202,7 @@ def _values(
         "unused_columns": rejects.unused_columns[source],
         "model": _yaml_path(request.model, request.output),
         "own_template": renderer.has_own_template,
-        "full": request.full,
-        "learning_rate": rates.of(lora=not request.full),
-        "other_rate": rates.of(lora=request.full),
-        "parameters": parameters,
-        "is_small": is_small(parameters),
+        **_method_values(request),
         "looked_at": f"{len(lengths):,}",
         "fitting": f"{sum(length <= max_length for length in lengths):,}",
         "unmeasured": sum(own.ledger.dropped["overlength"] for own in looks),
@@ -226,6 +220,19 @@ def _values(
         "switch": switch[0] if switch else None,
         "reasoned": reasoned,
         "tools": sum(own.with_tools for own in looks),
+    }
+
+
+def _method_values(request: RecipeRequest) -> dict[str, Any]:
+    """What the recipe says of LoRA or full fine-tuning, by the size of the model."""
+    parameters = parameter_count(request.model)
+    rates = first_rates(parameters)
+    return {
+        "full": request.full,
+        "learning_rate": rates.of(lora=not request.full),
+        "other_rate": rates.of(lora=request.full),
+        "parameters": parameters,
+        "is_small": is_small(parameters),
     }
 
 

@@ -109,9 +109,10 @@ def _with_columns(
 
 def _choice(console: Console, what: str, choices: Sequence[str], default: str | None) -> str:
     """One of the choices; without a default that is among them the first."""
-    if default not in choices:
-        default = choices[0]
-    return Prompt.ask(Text(what), console=console, choices=list(choices), default=default)
+    preset = choices[0]
+    if default is not None and default in choices:
+        preset = default
+    return Prompt.ask(Text(what), console=console, choices=list(choices), default=preset)
 
 
 def _first_row(request: RecipeRequest) -> Mapping[str, Any]:
