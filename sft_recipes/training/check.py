@@ -71,8 +71,7 @@ def check_recipe(
     `launch` (an accelerate config, or the name of one that ships) and `processes` plan for another
     launch than this process. `measure` trains that many steps for their time and memory only.
     Returns plain data: `recipe`, `data` as in data.json, `checks` of `looked_at` conversations,
-    `plan` by readable names, `notes`, `advice` where memory or time is short, and the command that
-    comes `next`.
+    `plan` by readable names, `notes`, `advice` where memory or time is short, the `next` command.
     """
     strategy = _strategy(launch, processes)
     model = check_settings(
