@@ -20,7 +20,7 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.construction import adapted, base_config
 
 # One layer is tried at most so often and so long, after one round to warm up; the median counts.
-_ROUNDS = 5
+_ROUNDS = 9
 _SECONDS = 1.5
 # A round of more operations is made shorter: 0.3 s on two cores at 170 billion operations a second.
 _MOST_OPERATIONS = 5e10
