@@ -83,7 +83,9 @@ def init(
         from sft_recipes.training.recipe_questions import write_asking
 
         folder = output or Path(Path(data).stem)
-        request = RecipeRequest(model, data, data_options(context), folder, force, replay, full)
+        request = RecipeRequest(
+            model, data, data_options(context), folder, force, replay, full or None
+        )
         say_new_recipe(write_asking(request, progress=not as_json), as_json)
     elif model or data or replay or full:
         what = "--model and --data go together"

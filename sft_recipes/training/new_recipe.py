@@ -38,6 +38,9 @@ LOOKED_AT = 20_000
 NEW_TOKENS = (32, 64, 128, 256)
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 SHOWN_ROWS = 3
+# Rows up to here leave room for everything that the backward pass of a small model needs: four of
+# them take about 3 GB on SmolLM2-135M.
+SHORT_ROWS = 512
 # What a recipe loses without being asked (`max_lost`, `max_rejected`).
 DEFAULT_LOSS = 0.05
 # What templates of hybrid models call the switch between answering at once and reasoning first (Qwen3 and SmolLM3;
@@ -50,7 +53,7 @@ class RecipeRequest:
     """What `init` was asked for. `options`: recipe keys of the data set and the template.
 
     `replay`: general rows that are mixed in, as `sft-recipes replay` writes them. `full`: train all
-    weights.
+    weights; None if that was not said.
     """
 
     model: str
@@ -59,7 +62,7 @@ class RecipeRequest:
     output: Path
     force: bool = False
     replay: str | None = None
-    full: bool = False
+    full: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,7 @@ def _values(
         "unmeasured": sum(own.ledger.dropped["overlength"] for own in looks),
         "longest": lengths[-1],
         "max_length": max_length,
+        "short_rows": max_length <= SHORT_ROWS,
         "max_new_tokens": _smallest(answers, 0.95, NEW_TOKENS),
         "lost": lost,
         "max_lost": _with_room(lost) if lost > DEFAULT_LOSS else None,
@@ -228,9 +232,10 @@ def _method_values(request: RecipeRequest) -> dict[str, Any]:
     parameters = parameter_count(request.model)
     rates = first_rates(parameters)
     return {
-        "full": request.full,
+        "full": bool(request.full),
+        "method_is_open": request.full is None,
         "learning_rate": rates.of(lora=not request.full),
-        "other_rate": rates.of(lora=request.full),
+        "other_rate": rates.of(lora=bool(request.full)),
         "parameters": parameters,
         "is_small": is_small(parameters),
     }
@@ -281,7 +286,7 @@ def _notes(values: Mapping[str, Any]) -> list[str]:
             "the tokenizer has no chat template: rows are written in the instruction template "
             "(another: --chat_template NAME)"
         )
-    if values["is_small"] and not values["full"]:
+    if values["is_small"] and values["method_is_open"]:
         notes.append(reasons_for_full(values["parameters"]))
     if values["rejected"]:
         notes.append(

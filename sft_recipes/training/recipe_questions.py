@@ -76,7 +76,7 @@ def _with_template(console: Console, request: RecipeRequest) -> RecipeRequest:
 def _with_method(console: Console, request: RecipeRequest) -> RecipeRequest:
     """Asked of a small model: LoRA, or all weights?"""
     parameters = parameter_count(request.model)
-    if request.full or not is_small(parameters):
+    if request.full is not None or not is_small(parameters):
         return request
     console.print(Text(reasons_for_full(parameters)))
     chosen = _choice(console, "Train with", ["lora", "full"], "lora")
@@ -108,8 +108,11 @@ def _with_columns(
 
 
 def _choice(console: Console, what: str, choices: Sequence[str], default: str | None) -> str:
-    """One of the choices; without a default that is among them the first."""
+    """One of the choices; without a default that is among them the first, and nobody is asked for the only one."""
     preset = choices[0]
+    if len(choices) == 1:
+        console.print(Text(f"{what}: {preset}"))
+        return preset
     if default is not None and default in choices:
         preset = default
     return Prompt.ask(Text(what), console=console, choices=list(choices), default=preset)

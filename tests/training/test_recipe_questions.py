@@ -51,7 +51,7 @@ def test_enter_takes_every_default(
     their order; each question shows what it may be answered with.
     """
     data = write_rows(list(ODD_ROWS))
-    answer("", "", "", "")
+    answer("", "", "")
     made = write_asking(RecipeRequest(str(base_folder), str(data), {}, tmp_path / "mine"))
     recipe = load_recipe(made.path)
     assert recipe.template.chat_template == "instruction"
@@ -187,10 +187,10 @@ def type_into(command: Sequence[str], folder: Path, keys: str, seconds: float = 
 def test_on_a_real_terminal_the_command_asks(
     base_folder: Path, write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """`sft-recipes init` on a pseudo-terminal asks four questions and writes the recipe after four times Enter."""
+    """`sft-recipes init` on a pseudo-terminal asks three questions and writes the recipe after as many times Enter."""
     write_rows(list(ODD_ROWS), "rows.jsonl")
     command = [sys.executable, "-m", "sft_recipes", "init", "--model", str(base_folder)]
-    shown = type_into([*command, "--data", "rows.jsonl", "--output", "mine"], tmp_path, "\n" * 4)
+    shown = type_into([*command, "--data", "rows.jsonl", "--output", "mine"], tmp_path, "\n" * 3)
     for question in ("Chat template", "Train with", "Question or instruction", "Answer to be"):
         assert question in shown
     assert "wrote mine/recipe.yaml" in shown
