@@ -60,8 +60,7 @@ def say_new_recipe(new: "NewRecipe", as_json: bool) -> None:
     if not as_json:
         show_rows(new.renderer, new.rows)
         for note in new.notes:
-            print(note)
-        print()
+            print(f"{note}\n")
     say_written([new.path], as_json)
 
 

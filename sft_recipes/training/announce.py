@@ -17,8 +17,10 @@ from sft_recipes.training.rates import SMALL_MODEL, UsualRange, usual_rates
 
 def duration(seconds: float) -> str:
     """A time in the unit that a person would say it in."""
+    if seconds < 10:
+        return f"{seconds:.2g} seconds"
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return f"{round(seconds)} seconds"
     if seconds < 90 * 60:
         return f"{round(seconds / 60)} minutes"
     if seconds < 36 * 3600:

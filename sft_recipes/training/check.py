@@ -37,8 +37,8 @@ from sft_recipes.training.evaluate_while_training import generation_metrics
 from sft_recipes.training.fit import (
     free_bytes,
     memory_advice,
-    short_run,
     smallest_change,
+    time_advice,
     train_command,
 )
 from sft_recipes.training.launch_config import read_strategy
@@ -154,11 +154,10 @@ def _advice(
 
         smaller = smallest_change(recipe, config, plan["parameters"], free, peak_of)
         advice["memory"] = memory_advice(recipe, smaller, free)
-    seconds = plan.get("seconds a step, estimated")
-    if seconds is not None:
-        short = short_run(recipe, plan["steps"], seconds)
-        if short is not None:
-            advice["time"] = f"a short run first, 20 minutes: {train_command(recipe, None, short)}"
+    elif "seconds a step, estimated" in plan:
+        too_long = time_advice(recipe, plan["steps"], plan["seconds a step, estimated"])
+        if too_long is not None:
+            advice["time"] = too_long
     return advice
 
 

@@ -19,6 +19,8 @@ from sft_recipes.training.rates import first_rates
 # A run that takes longer is worth a short one first.
 LONG_SECONDS = 3600
 SHORT_SECONDS = 1200
+# A run of fewer steps shows nothing.
+_FEWEST_STEPS = 10
 
 
 def free_bytes(config: SFTConfig) -> int | None:
@@ -90,15 +92,16 @@ def memory_advice(recipe: Recipe, smaller: Smaller | None, free: int) -> str:
     return f"a smaller model, or more memory; {needed} with the smallest batch: {command}"
 
 
-def short_run(recipe: Recipe, steps: int, seconds_a_step: float) -> Mapping[str, Any] | None:
-    """Settings of a run of about 20 minutes, in a folder of its own; None for one that is short."""
+def time_advice(recipe: Recipe, steps: int, seconds_a_step: float) -> str | None:
+    """What to do before a run that takes over an hour, None for a shorter one."""
     if steps * seconds_a_step <= LONG_SECONDS:
         return None
+    fitting = round(SHORT_SECONDS / seconds_a_step)
+    if fitting < _FEWEST_STEPS:
+        return "too slow here for a try: a smaller model, shorter rows, or a machine with a GPU"
     folder = recipe.output_dir.with_name(f"{recipe.output_dir.name}-short")
-    return {
-        "max_steps": max(1, round(SHORT_SECONDS / seconds_a_step)),
-        "output_dir": _from_here(folder),
-    }
+    settings = {"max_steps": fitting, "output_dir": _from_here(folder)}
+    return f"20 minutes show whether it learns: {train_command(recipe, None, settings)}"
 
 
 def train_command(

@@ -14,7 +14,7 @@ from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training import check
 from sft_recipes.training.arguments import sft_config
 from sft_recipes.training.check import check_recipe
-from sft_recipes.training.fit import short_run, smallest_change, train_command
+from sft_recipes.training.fit import smallest_change, time_advice, train_command
 
 
 def recipe_of(command: str) -> Recipe:
@@ -79,13 +79,15 @@ def test_the_first_change_that_is_enough_is_taken(write_recipe: Callable[..., Pa
 
 
 def test_only_a_long_run_is_shortened(write_recipe: Callable[..., Path]) -> None:
-    """Up to an hour nothing is said; beyond it as many steps as take 20 minutes, in a folder of their own."""
+    """Up to an hour nothing is said; beyond it as many steps as take 20 minutes, in a folder of their own; where
+    those are a handful, that this is no machine for it.
+    """
     recipe = load_recipe(write_recipe())
-    assert short_run(recipe, steps=3600, seconds_a_step=1) is None
-    short = short_run(recipe, steps=3601, seconds_a_step=1)
-    assert short is not None and short["max_steps"] == 1200
-    changed = recipe_of(train_command(recipe, None, short))
+    assert time_advice(recipe, steps=3600, seconds_a_step=1) is None
+    changed = recipe_of(str(time_advice(recipe, steps=3601, seconds_a_step=1)).partition(": ")[2])
+    assert changed.training["max_steps"] == 1200
     assert changed.output_dir.resolve() == recipe.output_dir.with_name("run-short").resolve()
+    assert "a machine with a GPU" in str(time_advice(recipe, steps=100, seconds_a_step=200))
 
 
 def test_the_command_trains_the_recipe_as_it_was_given(
