@@ -21,13 +21,14 @@ from sft_recipes.cli_output import (
     list_shipped,
     print_json,
     print_rows,
+    say_new_recipe,
     say_written,
     speaking_on_stderr,
 )
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.recipe import copy_recipe
 from sft_recipes.recipe_checks import rewrite
+from sft_recipes.recipe_copies import copy_recipe
 
 app = typer.Typer(
     name="sft-recipes",
@@ -61,23 +62,22 @@ def init(
     consecutive_turns: opt.TurnsOption = None,
     chat_template: opt.TemplateOption = None,
     replay: opt.OwnReplayOption = None,
+    full: opt.FullOption = False,
     output: opt.RecipeFolderOption = None,
     force: opt.OverwriteOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """List the shipped recipes, copy one, or write one for your model and data."""
     if model and data and not recipe:
-        from sft_recipes.data.inspection import show_rows
-        from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
+        from sft_recipes.training.new_recipe import RecipeRequest
+        from sft_recipes.training.recipe_questions import write_asking
 
         folder = output or Path(Path(data).stem)
-        request = RecipeRequest(model, data, data_options(context), folder, force, replay)
-        new_recipe = write_recipe(request, progress=not as_json)
-        if not as_json:
-            show_rows(new_recipe.renderer, new_recipe.rows)
-            print(*new_recipe.notes, sep="\n", end="\n\n")
-        say_written([new_recipe.path], as_json)
-    elif model or data or replay:
+        request = RecipeRequest(
+            model, data, data_options(context), folder, force, replay, full or None
+        )
+        say_new_recipe(write_asking(request, progress=not as_json), as_json)
+    elif model or data or replay or full:
         what = "--model and --data go together"
         if recipe:
             what = "a shipped recipe is copied as it is"

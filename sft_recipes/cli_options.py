@@ -119,6 +119,10 @@ OwnReplayOption = Annotated[
     typer.Option("--replay", help="Rows of `replay` (or other general ones) to mix in"),
 ]
 
+FullOption = Annotated[
+    bool, typer.Option("--full", help="Train all weights of your model instead of LoRA")
+]
+
 # replay
 PromptsOption = Annotated[
     str, typer.Option(help="Data with prompts: file, folder or Hub name; answers are ignored")

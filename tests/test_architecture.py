@@ -34,6 +34,7 @@ FOUNDATION = (
     "recipe",
     "recipe_keys",
     "recipe_checks",
+    "recipe_copies",
     "messages",
     "run_folder",
     "path_contents",

@@ -110,23 +110,25 @@ def meta_model(recipe: Recipe) -> Any:
     Raises InputError if its config cannot be read, or if the adapter does not fit it.
     """
     check_base_folder(recipe)
-    revision = recipe.model.get("model_revision", "main")
-    with loading(recipe.model_name, "config"):
-        config = AutoConfig.from_pretrained(
-            recipe.model_name, revision=revision, trust_remote_code=False
-        )
+    config = base_config(recipe.model_name, recipe.model.get("model_revision", "main"))
     with loading(recipe.model_name, "model"), torch.device("meta"):
         dtype = getattr(torch, model_dtype(recipe))
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         freeze_unfed_encoders(model)
     _set_attention(recipe, model)
-    model = _adapted(recipe, model)
+    model = adapted(recipe, model)
     if recipe.model.get("load_in_8bit") or recipe.model.get("load_in_4bit"):
         # TRL trains adapters on quantized weights in bfloat16, others in float32.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
+
+
+def base_config(model: str, revision: str = "main") -> Any:
+    """A model's config, from its folder or the Hub."""
+    with loading(model, "config"):
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
 
 
 def _set_attention(recipe: Recipe, model: Any) -> None:
@@ -149,13 +151,13 @@ def _set_attention(recipe: Recipe, model: Any) -> None:
         )
 
 
-def _adapted(recipe: Recipe, model: Any) -> Any:
-    """The model with the recipe's adapter, if it has one."""
+def adapted(recipe: Recipe, model: Any, device: str = "meta") -> Any:
+    """The model with the recipe's adapter, if it has one, made on `device`."""
     try:
         lora = lora_config(recipe, model)
         if lora is None:
             return model
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device(device), warnings.catch_warnings():
             # peft warns of names that match nothing; they are looked for below, and refused.
             warnings.simplefilter("ignore")
             return get_peft_model(model, lora)
