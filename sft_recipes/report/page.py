@@ -36,15 +36,19 @@ _STYLE: Any = {
 
 
 def render_page(
-    title: str, summary: str, sections: Mapping[str, Markup], script: Markup | None = None
+    title: str,
+    summary: str,
+    sections: Mapping[str, Markup],
+    script: Markup | None = None,
+    kind: str = "",
 ) -> str:
     """A whole HTML document from the bodies of its sections by title; an empty one is left out.
 
-    `script` is our own code, never data.
+    `script` is our own code, never data; `kind` is a class of the style sheet.
     """
     filled = {name: body for name, body in sections.items() if body.strip()}
     return _ENVIRONMENT.get_template("page.html").render(
-        title=title, summary=summary, sections=filled, script=script
+        title=title, summary=summary, sections=filled, script=script, kind=kind
     )
 
 

@@ -55,9 +55,7 @@ class GenerationWhileTraining:
         batch = self.settings.batch_size or default_batch_size()
         return list(self._evaluate(model, self.examples[:batch], REHEARSED_TOKENS).metrics)
 
-    def _evaluate(
-        self, model: Any, examples: Sequence[Example], max_new_tokens: int
-    ) -> Evaluation:
+    def _evaluate(self, model: Any, examples: Sequence[Example], max_new_tokens: int) -> Evaluation:
         return evaluate(
             model,
             self.renderer,
