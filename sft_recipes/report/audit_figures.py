@@ -45,7 +45,7 @@ _CURVES = {
 def _reach(audit: Audit) -> Markup:
     if not audit["truncation"]:
         return Markup()
-    figure, axes = page.new_figure(7.2, 2.8)
+    figure, axes = page.new_figure(9.6, 3.2)
     lengths: list[float] = []
     for name, curve in _CURVES.items():
         histogram = audit["lengths"][name]["histogram"]
@@ -109,7 +109,7 @@ def _alike(audit: Audit) -> Markup:
     near = audit["duplicates"]["near"]
     if not any(near["histogram"]["counts"]):
         return Markup()
-    figure, axes = page.new_figure(7.2, 2.3)
+    figure, axes = page.new_figure(9.6, 2.6)
     _draw_histogram(axes, near["histogram"], "pairs of rows")
     threshold = near["threshold"]
     axes.axvline(threshold, color=page.INK, linestyle=":", label=f"threshold {threshold:.0%}")
