@@ -1,7 +1,7 @@
 """What the commands say of changed recipes, data and runs, for automation: one summary, one exit code.
 
     python -m sft_recipes.verdicts changed [FILE ...]      `check` and `audit`; names on stdin end in NUL
-    python -m sft_recipes.verdicts gate RUN --data D --gate G [--base B]      `evaluate --gate`
+    python -m sft_recipes.verdicts gate RUN --data D --gate G [--base B] [-- OPTIONS]      `evaluate --gate`
 
 `action.yaml` and `.pre-commit-hooks.yaml` run these. The commands are those that a person types, with
 `--json`; what they say is written as Markdown to stdout and, on GitHub, into the job's summary.
@@ -189,7 +189,10 @@ def publish(reached: Sequence[Verdict]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The two commands of this module; an option of `gate` that is empty counts as not given."""
+    """The two commands of this module; an option of `gate` that is empty counts as not given.
+
+    What stands behind `--` are further options of `evaluate`.
+    """
     parser = argparse.ArgumentParser(prog="python -m sft_recipes.verdicts")
     commands = parser.add_subparsers(dest="command", required=True)
     changed = commands.add_parser("changed", help="check and audit changed recipes and data")
@@ -198,14 +201,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gate.add_argument("run")
     for name in ("data", "gate", "base"):
         gate.add_argument(f"--{name}", default="")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options: list[str] = []
+    if "--" in words:
+        end = words.index("--")
+        options = words[end + 1 :]
+        words = words[:end]
     try:
-        return publish(_reached(parser.parse_args(arguments)))
+        return publish(_reached(parser.parse_args(words), options))
     except SFTRecipesError as error:
         print(error, file=sys.stderr)
         return error.exit_code
 
 
-def _reached(given: argparse.Namespace) -> list[Verdict]:
+def _reached(given: argparse.Namespace, options: Sequence[str]) -> list[Verdict]:
     if given.command == "changed":
         files = given.files
         if not files:
@@ -215,7 +224,7 @@ def _reached(given: argparse.Namespace) -> list[Verdict]:
     for name in ("data", "gate", "base"):
         if getattr(given, name):
             words += [f"--{name}", getattr(given, name)]
-    return [verdict("evaluate", *words)]
+    return [verdict("evaluate", *words, *options)]
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ import sys
 names = sys.stdin.read().split("\\0") if "changed" in sys.argv else []
 print([*sys.argv[1:], *filter(None, names)])
 """
+PYTHON = """#!/bin/sh
+exec "{python}" "$@"
+"""
 
 
 def steps() -> dict[str, dict[str, Any]]:
@@ -50,17 +53,21 @@ def steps() -> dict[str, dict[str, Any]]:
     return {step["name"]: step for step in load(ACTION)["runs"]["steps"]}
 
 
+def add_program(folder: Path, script: str) -> Path:
+    """A folder beside `folder` with a program called python."""
+    programs = folder.parent / "programs"
+    programs.mkdir(exist_ok=True)
+    python = programs / "python"
+    python.write_text(script.format(python=sys.executable), encoding="utf-8")
+    python.chmod(0o755)
+    return programs
+
+
 def run_step(
     name: str, folder: Path, inputs: Mapping[str, str], before: str = "", echo: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run the script of a step as a runner does: expressions fill its variables, bash stops at a failure."""
-    programs = folder.parent / "programs"
-    programs.mkdir(exist_ok=True)
-    python = programs / "python"
-    python.write_text(ECHO.format(python=sys.executable), encoding="utf-8")
-    if not echo:
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
-    python.chmod(0o755)
+    programs = add_program(folder, ECHO if echo else PYTHON)
     step = steps()[name]
     environment = {
         **os.environ,
@@ -167,8 +174,9 @@ def test_no_text_of_others_is_run(repository: Path, text: str) -> None:
     assert changed.stdout.strip().endswith(f"{f'{text}.csv'!r}]")
     run_step(LOOK, repository, {}, text)
     run_step(LOOK, repository, {"files": text}, before)
-    judged = run_step(JUDGE, repository, dict.fromkeys(("run", "data", "gate", "base"), text))
-    assert judged.stdout.count(repr(text)[1:-1]) == 4
+    inputs = dict.fromkeys(("run", "data", "gate", "base", "options"), text)
+    judged = run_step(JUDGE, repository, inputs)
+    assert judged.stdout.count(repr(text)[1:-1]) == len(inputs)
     assert not list(repository.rglob("pwned"))
 
 
@@ -184,7 +192,12 @@ def test_the_scripts_check_audit_and_judge(repository: Path) -> None:
     (repository / "gate.yaml").write_text(gate, encoding="utf-8")
     model = re.search(r"model_name_or_path: (.*)", (repository / "recipe.yaml").read_text())
     assert model is not None
-    inputs = {"run": model[1], "data": "train.jsonl", "gate": "gate.yaml"}
+    inputs = {
+        "run": model[1],
+        "data": "train.jsonl",
+        "gate": "gate.yaml",
+        "options": "--max_new_tokens\n8\n",
+    }
     judged = run_step(JUDGE, repository, inputs, echo=False)
     assert judged.returncode == 1, judged.stdout + judged.stderr
     summary = (repository.parent / "summary.md").read_text(encoding="utf-8")
@@ -205,9 +218,7 @@ def test_pre_commit_runs_the_hook(repository: Path) -> None:
     (hooks / HOOKS.name).write_text(HOOKS.read_text(encoding="utf-8"), encoding="utf-8")
     git(hooks, "init", "-q")
     commit(hooks)
-    programs = repository.parent / "programs"
-    programs.mkdir()
-    (programs / "python").symlink_to(sys.executable)
+    programs = add_program(repository, PYTHON)
     environment = {
         **os.environ,
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",

@@ -112,7 +112,8 @@ def test_a_file_that_is_not_there_is_refused(
 def test_empty_options_of_a_gate_are_not_given(asked: list[str]) -> None:
     """The inputs of an action that nobody filled in are empty texts."""
     assert main(["gate", "runs/mine", "--data=", "--gate=recipe", "--base="]) == 0
-    assert asked == ["evaluate runs/mine --gate recipe"]
+    assert main(["gate", "runs/mine", "--base=b", "--", "--max_rows", "8"]) == 0
+    assert asked == ["evaluate runs/mine --gate recipe", "evaluate runs/mine --base b --max_rows 8"]
 
 
 def verdict_with(**content: Any) -> Verdict:

@@ -5,7 +5,7 @@ is `model_card.md.jinja`; the metadata, with every metric as `model-index`, foll
 https://huggingface.co/docs/hub/model-cards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from sft_recipes.release.finished_run import (
     finished_run,
 )
 from sft_recipes.release.local_paths import LOCAL_PATH, is_hub_name, public, recipe_text
-from sft_recipes.release.markdown import CARDS
+from sft_recipes.release.markdown import CARDS, inline
 from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.report.benchmark_report import fewer_rows, longest_answer, settings_in_words
-from sft_recipes.report.number_texts import format_estimate
+from sft_recipes.report.number_texts import format_estimate, sentence, spaced, thousands
 from sft_recipes.response_patterns import mask
 from sft_recipes.text_files import interpreting, read_json_lines, read_text
 
@@ -43,17 +43,16 @@ _REPLACED = (
 SAMPLES = 4
 _UNKNOWN = "(version not recorded)"
 _EVALUATE_AGAIN = "evaluate it again, or delete its folder"
-_SAMPLE_TEXTS = ("prompt", "reference", "response")
 
-# Keys of the recipe that the card shows as set, and what it says of one that is not.
-_LORA_KEYS = {
-    "lora_r": "not set: TRL's default",
-    "lora_alpha": "not set: TRL's default",
-    "lora_dropout": "not set: TRL's default",
-    "lora_target_modules": "not set: all linear layers",
-    "use_dora": "not set: TRL's default",
-    "use_rslora": "not set: TRL's default",
-}
+# Keys of the recipe that the card shows as set, and names where they are not.
+_LORA_KEYS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "use_dora",
+    "use_rslora",
+)
 _TRAINING_KEYS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -132,6 +131,8 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
     export = {}
     if exported is not None:
         export = _read(exported / EXPORT)
+    hyperparameters = _hyperparameter_lines(recipe, run, has_lora, environment)
+    set_keys = {line.label for line in hyperparameters}
     base = public(recipe.model_name)
     datasets = recipe.data.datasets
     return Card(
@@ -152,7 +153,8 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         template_arguments=recipe.template.chat_template_kwargs,
         data=_read(run / run_folder.DATA),
         trained=_trained_lines(recipe.labels, recipe),
-        hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
+        hyperparameters=hyperparameters,
+        unset_keys=[key for key in _shown_keys(has_lora) if key not in set_keys],
         evaluations=[*_scored_evaluations(run, scored), *_benchmarks(benchmarks)],
         has_gate=bool(recipe.values.get("gate")),
         samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
@@ -187,6 +189,11 @@ def _trained_lines(labels: LabelSettings, recipe: Recipe) -> list[Line]:
     ]
 
 
+def _shown_keys(has_lora: bool) -> Sequence[str]:
+    """Keys of the recipe that belong to the method."""
+    return (*_LORA_KEYS, *_TRAINING_KEYS) if has_lora else _TRAINING_KEYS
+
+
 def _hyperparameter_lines(
     recipe: Recipe, run: Path, has_lora: bool, environment: Mapping[str, Any]
 ) -> list[Line]:
@@ -198,19 +205,24 @@ def _hyperparameter_lines(
     elif has_lora:
         method = "LoRA"
     lines = [Line("Method", method)]
-    if has_lora:
-        for key, unset in _LORA_KEYS.items():
-            lines.append(Line(key, values.get(key, unset)))
-    for key in _TRAINING_KEYS:
-        lines.append(Line(key, values.get(key, "not set")))
+    for key in _shown_keys(has_lora):
+        if key in values:
+            lines.append(Line(key, values[key]))
+        elif key == "lora_target_modules":
+            lines.append(Line(key, "all linear layers"))
     log = _last_logged(run / run_folder.LOG)
     return [
         *lines,
         Line("Processes", environment.get("processes")),
         Line("Optimizer steps", run_folder.read_state(run).get("step")),
-        Line("Mean training loss", log.get("train_loss")),
-        Line("Training time, seconds", log.get("train_runtime")),
+        Line("Mean training loss", _rounded(log.get("train_loss"), 4)),
+        Line("Training time, seconds", _rounded(log.get("train_runtime"), 0)),
     ]
+
+
+def _rounded(number: Any, digits: int) -> Any:
+    """A number with so many decimals; a log has names for those that are not finite."""
+    return f"{number:.{digits}f}" if isinstance(number, float) else number
 
 
 def _last_logged(path: Path) -> dict[str, Any]:
@@ -250,14 +262,14 @@ def _benchmark(content: Mapping[str, Any]) -> ScoredEvaluation:
         scores.append(
             Score(
                 metric=metric["metric"],
-                label=f"{metric['metric']}, {metric['filter']}",
+                label=f"{sentence(spaced(metric['metric']))}, {metric['filter']}",
                 definition="As lm-eval defines and scores it.",
                 n=metric["n"],
                 value=metric["value"],
                 ci_low=metric["ci_low"],
                 ci_high=metric["ci_high"],
                 estimate=format_estimate(metric),
-                difference="",
+                difference=None,
             )
         )
     asked = [f"lm-eval {content['versions']['lm_eval']}, shots: {content['shots']}"]
@@ -287,13 +299,13 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
             Score(
                 metric=metric,
                 label=estimate.get("label", metric),
-                definition=estimate.get("definition", ""),
+                definition=estimate.get("definition"),
                 n=estimate["n"],
                 value=estimate["value"],
                 ci_low=estimate["ci_low"],
                 ci_high=estimate["ci_high"],
                 estimate=format_estimate(estimate),
-                difference=format_estimate(difference, "+") if difference else "",
+                difference=format_estimate(difference, "+") if difference else None,
             )
         )
     return ScoredEvaluation(
@@ -326,8 +338,26 @@ def _samples(evaluation: Path) -> list[dict[str, str]]:
     samples = []
     with interpreting(path, _EVALUATE_AGAIN):
         for row in chosen:
-            samples.append({key: _masked(row[key]) for key in _SAMPLE_TEXTS})
+            sample = {
+                "prompt": _masked(_asked(row)),
+                "reference": _masked(row["reference"]),
+                "response": _masked(row["response"]),
+            }
+            samples.append(sample)
     return samples
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """What people read as the prompt: one message as it is, several behind their roles."""
+    asked = row.get("messages", ())[:-1]
+    if not asked:
+        return str(row["prompt"])
+    if len(asked) == 1:
+        return str(asked[0].get("content"))
+    turns = []
+    for message in asked:
+        turns.append(f"{message['role']}: {message.get('content') or ''}")
+    return "\n\n".join(turns)
 
 
 def _masked(text: str | None) -> str:
@@ -374,4 +404,30 @@ def _read(path: Path) -> dict[str, Any]:
     return run_folder.read_json(path) if path.is_file() else {}
 
 
-CARDS.filters["public"] = public
+def _left_out(source: Mapping[str, Any]) -> str:
+    """How many rows of a source were not trained, and why."""
+    reasons = []
+    if source["rows_rejected"]:
+        reasons.append(f"rejected {thousands(source['rows_rejected'])}")
+    for reason, count in source["dropped"].items():
+        reasons.append(f"{spaced(reason)} {thousands(count)}")
+    return ", ".join(reasons) or "none"
+
+
+def _unbroken(text: str) -> Markup:
+    """A number with its interval on one line, however narrow its column is."""
+    return Markup(str(inline(text)).replace(" ", "&nbsp;"))
+
+
+def _three_digits(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.3f}"
+
+
+CARDS.filters |= {
+    "public": public,
+    "number": thousands,
+    "spaced": spaced,
+    "left_out": _left_out,
+    "unbroken": _unbroken,
+    "three_digits": _three_digits,
+}

@@ -44,15 +44,15 @@ def test_the_card_says_what_the_run_wrote(make_run: Callable[..., Path]) -> None
     source = data["sources"][0]
     for text in (
         data["fingerprint"],
-        f"| train | {source['rows_in']} | 0 | {source['rows_kept']} | 0 | {source['tokens_kept']} |",
-        f"{data['train']['tokens']} tokens, {data['train']['trained_tokens']} of them trained",
+        f"| train | {source['rows_in']} | none | {source['tokens_kept']:,} |",
+        f"{data['train']['tokens']:,} tokens, {data['train']['trained_tokens']:,} of them trained",
         "| Loss covers | the assistant's turns with their end tokens, nothing else |",
         "| lora_r | 4 |",
         "| learning_rate | 0.01 |",
         "| Optimizer steps | 2 |",
-        "| Exact match | 0.750 [0.30, 0.95] | 4 |",
+        "| Exact match | 0.750&nbsp;[0.30,&nbsp;0.95] | 4 |",
         "eval: **fail**",
-        "| exact_match | 0.750 | 0.300 | at least 0.9 | 4 | fail |",
+        "| Exact match | 0.750 | 0.300 | at least 0.9 | 4 | fail |",
         "question 2",
         f"| transformers | {environment['versions']['transformers']} |",
         "Safety, bias and factual accuracy: not recorded.",
@@ -93,7 +93,7 @@ def test_what_is_unknown_says_so(make_run: Callable[..., Path]) -> None:
         (run / name).unlink()
     card = render_card(run)
     for text in (
-        "| not recorded | | | | | | | |",
+        "## Training data\n\nNot recorded.\n",
         "Fingerprint of the prepared data: `not recorded`",
         "| Processes | not recorded |",
         "| Mean training loss | not recorded |",
@@ -102,7 +102,9 @@ def test_what_is_unknown_says_so(make_run: Callable[..., Path]) -> None:
         "License: not recorded.",
     ):
         assert text in card, text
-    assert len(re.findall(r"^Not recorded", card, re.MULTILINE)) == 3  # evaluation, gate, samples
+    assert (
+        len(re.findall(r"^Not recorded", card, re.MULTILINE)) == 4
+    )  # data, evaluation, gate, samples
 
 
 def test_a_gate_without_a_verdict_is_named(make_run: Callable[..., Path]) -> None:
@@ -123,7 +125,7 @@ def test_samples_cannot_leave_their_block_and_are_masked(make_run: Callable[...,
     (folder / "samples.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     card = render_card(run)
     lines = ["```", "# out", "<script>alert(1)</script>⟨U+202E⟩ [email] [local path] [access key]"]
-    assert "answered\n\n" + "".join(f"    {line}\n" for line in lines) + "\n" in card
+    assert "**Answered**\n\n" + "".join(f"    {line}\n" for line in lines) + "\n" in card
 
 
 def test_wrong_answers_are_shown_first(make_run: Callable[..., Path]) -> None:
@@ -160,7 +162,7 @@ def test_only_cards_written_by_libraries_are_replaced(make_run: Callable[..., Pa
     write_card(run)
     assert MARK in (run / "README.md").read_text(encoding="utf-8")
     write_evaluation(run)
-    assert "0.750 [0.30, 0.95]" in write_card(run).read_text(encoding="utf-8")
+    assert "0.750&nbsp;[0.30,&nbsp;0.95]" in write_card(run).read_text(encoding="utf-8")
     (run / "README.md").write_text("mine", encoding="utf-8")
     write_card(run)
     assert (run / "README.md").read_text(encoding="utf-8") == "mine"
