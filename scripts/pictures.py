@@ -45,9 +45,10 @@ h1, h2 { padding-bottom: .3em; border-bottom: 1px solid var(--line); }
 table { display: block; max-width: 100%; overflow: auto; border-collapse: collapse; }
 th, td { padding: 6px 13px; border: 1px solid var(--line); }
 tr:nth-child(2n) { background: var(--soft); }
-code { padding: .2em .4em; border-radius: 6px; background: var(--soft); font-size: 85%; }
+code { padding: .2em .4em; border-radius: 6px; background: var(--soft); font-size: 85%;
+  white-space: break-spaces; overflow-wrap: anywhere; }
 pre { padding: 16px; border-radius: 6px; background: var(--soft); overflow: auto; }
-pre code { padding: 0; }
+pre code { padding: 0; white-space: pre; }
 """
 
 
@@ -123,11 +124,9 @@ def looks(narrow: bool, dark: bool) -> list[Look]:
 
 
 def without_local_paths(html: str) -> str:
-    """The page without folders of this machine: neither those that are known as such nor this one."""
-    here = {str(Path.cwd()), str(Path.home()), tempfile.gettempdir()}
-    for folder in sorted(here - {"/"}, key=len, reverse=True):
-        html = html.replace(f"{folder}/", "")
-    return LOCAL_PATH.sub("[local path]", html)
+    """The page with the last name alone of every path of this machine."""
+    html = html.replace(f"{Path.cwd()}/", "")
+    return LOCAL_PATH.sub(lambda path: re.split(r"[/\\]", path.group().rstrip("/\\"))[-1], html)
 
 
 def draw(drawn: Sequence[Page], asked: Sequence[Look], output: Path, height: int) -> None:
@@ -140,6 +139,7 @@ def draw(drawn: Sequence[Page], asked: Sequence[Look], output: Path, height: int
     folder = Path(tempfile.mkdtemp())
     try:
         with launched(folder / "profile", folder / "downloads") as browser:
+            browser.send("Emulation.setScrollbarsHidden", hidden=True)
             for page in drawn:
                 file = folder / f"{page.name}.html"
                 file.write_text(without_local_paths(page.html), encoding="utf-8")
