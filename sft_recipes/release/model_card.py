@@ -131,30 +131,27 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
     export = {}
     if exported is not None:
         export = _read(exported / EXPORT)
-    hyperparameters = _hyperparameter_lines(recipe, run, has_lora, environment)
-    set_keys = {line.label for line in hyperparameters}
-    base = public(recipe.model_name)
-    datasets = recipe.data.datasets
+    paths = [source.path for source in recipe.data.datasets]
     return Card(
         name=repo or run.resolve().name,
         library=library,
-        base=base,
-        base_on_hub=is_hub_name(base),
+        base=public(recipe.model_name),
+        base_on_hub=is_hub_name(public(recipe.model_name)),
         relation=relation,
         origin=origin,
         revision=recipe.model.get("model_revision"),
         quantized_bits=_quantized_bits(recipe),
         is_adapter=is_adapter,
         is_merged=is_merged,
-        datasets_on_hub=[source.path for source in datasets if is_hub_name(source.path)],
+        datasets_on_hub=list(filter(is_hub_name, paths)),
         sft_recipes=environment.get("sft_recipes", _UNKNOWN),
         trl=environment.get("versions", {}).get("trl", _UNKNOWN),
         system_prompt=recipe.labels.system_prompt,
         template_arguments=recipe.template.chat_template_kwargs,
         data=_read(run / run_folder.DATA),
         trained=_trained_lines(recipe.labels, recipe),
-        hyperparameters=hyperparameters,
-        unset_keys=[key for key in _shown_keys(has_lora) if key not in set_keys],
+        hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
+        unset_keys=[key for key in _shown_keys(has_lora) if key not in recipe.values],
         evaluations=[*_scored_evaluations(run, scored), *_benchmarks(benchmarks)],
         has_gate=bool(recipe.values.get("gate")),
         samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
@@ -208,8 +205,6 @@ def _hyperparameter_lines(
     for key in _shown_keys(has_lora):
         if key in values:
             lines.append(Line(key, values[key]))
-        elif key == "lora_target_modules":
-            lines.append(Line(key, "all linear layers"))
     log = _last_logged(run / run_folder.LOG)
     return [
         *lines,

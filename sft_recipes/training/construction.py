@@ -300,7 +300,7 @@ def _try_optimizer(model: Any, config: SFTConfig) -> None:
 def _tracker_problems(recipe: Recipe, config: SFTConfig) -> Iterator[Problem]:
     """Trackers that are unknown or not installed."""
     known = sorted(INTEGRATION_TO_CALLBACK)
-    yield from sending_problems(recipe, config.report_to)
+    yield from sending_problems(recipe, list(config.report_to or ()))
     for name in config.report_to or ():
         place = recipe.place("report_to")
         if name not in known:
