@@ -14,18 +14,18 @@ from markupsafe import Markup
 from sft_recipes import run_folder
 from sft_recipes.recipe import LabelSettings, Recipe
 from sft_recipes.release.card import Card, Line, Score, ScoredEvaluation, metadata, usage
+from sft_recipes.release.card_samples import EVALUATE_AGAIN, read_samples
 from sft_recipes.release.finished_run import (
     ADAPTER_CONFIG,
     EXPORT,
     evaluations,
     finished_run,
 )
-from sft_recipes.release.local_paths import LOCAL_PATH, is_hub_name, public, recipe_text
+from sft_recipes.release.local_paths import is_hub_name, public, recipe_text
 from sft_recipes.release.markdown import CARDS, inline
 from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.report.benchmark_report import fewer_rows, longest_answer, settings_in_words
 from sft_recipes.report.number_texts import format_estimate, sentence, spaced, thousands
-from sft_recipes.response_patterns import mask
 from sft_recipes.text_files import interpreting, read_json_lines, read_text
 
 CARD = "README.md"
@@ -40,9 +40,7 @@ _REPLACED = (
     "has been trained using [TRL]",
     "# Model Card for Model ID",
 )
-SAMPLES = 4
 _UNKNOWN = "(version not recorded)"
-_EVALUATE_AGAIN = "evaluate it again, or delete its folder"
 
 # Keys of the recipe that the card shows as set, and names where they are not.
 _LORA_KEYS = (
@@ -154,7 +152,7 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         unset_keys=[key for key in _shown_keys(has_lora) if key not in recipe.values],
         evaluations=[*_scored_evaluations(run, scored), *_benchmarks(benchmarks)],
         has_gate=bool(recipe.values.get("gate")),
-        samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
+        samples=read_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
         export=_export_lines(export),
         older_transformers=_needs_newer(export),
         versions=_version_lines(environment, run),
@@ -235,7 +233,7 @@ def _scored_evaluations(
     evaluations = []
     for name, content in contents.items():
         path = run / run_folder.EVALUATIONS / name / "metrics.json"
-        with interpreting(path, _EVALUATE_AGAIN):
+        with interpreting(path, EVALUATE_AGAIN):
             evaluations.append(_scored_evaluation(name, content))
     return evaluations
 
@@ -244,8 +242,8 @@ def _benchmarks(folder: Path) -> list[ScoredEvaluation]:
     """The public benchmarks that the run was measured on, by name."""
     benchmarks = []
     for path in sorted(folder.glob(run_folder.BENCHMARK_FILE)):
-        content = run_folder.read_json(path, _EVALUATE_AGAIN)
-        with interpreting(path, _EVALUATE_AGAIN):
+        content = run_folder.read_json(path, EVALUATE_AGAIN)
+        with interpreting(path, EVALUATE_AGAIN):
             benchmarks.append(_benchmark(content))
     return benchmarks
 
@@ -314,50 +312,6 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
         scores=scores,
         gate=content.get("gate"),
     )
-
-
-def _samples(evaluation: Path) -> list[dict[str, str]]:
-    """Some answers of an evaluation, half of them wrong where there are wrong ones, masked."""
-    path = evaluation / "samples.jsonl"
-    if not path.is_file():
-        return []
-    wrong: list[dict[str, Any]] = []
-    right: list[dict[str, Any]] = []
-    for line in read_json_lines(path, _EVALUATE_AGAIN):
-        if line.content.get("exact_match") is True:
-            right.append(line.content)
-        else:
-            wrong.append(line.content)
-    wrong_shown = max(SAMPLES // 2, SAMPLES - len(right))
-    chosen = [*wrong[:wrong_shown], *right][:SAMPLES]
-    samples = []
-    with interpreting(path, _EVALUATE_AGAIN):
-        for row in chosen:
-            sample = {
-                "prompt": _masked(_asked(row)),
-                "reference": _masked(row["reference"]),
-                "response": _masked(row["response"]),
-            }
-            samples.append(sample)
-    return samples
-
-
-def _asked(row: Mapping[str, Any]) -> str:
-    """What people read as the prompt: one message as it is, several behind their roles."""
-    asked = row.get("messages", ())[:-1]
-    if not asked:
-        return str(row["prompt"])
-    if len(asked) == 1:
-        return str(asked[0].get("content"))
-    turns = []
-    for message in asked:
-        turns.append(f"{message['role']}: {message.get('content') or ''}")
-    return "\n\n".join(turns)
-
-
-def _masked(text: str | None) -> str:
-    """Text of a sample without secrets, personal data and paths, as far as patterns know them."""
-    return LOCAL_PATH.sub("[local path]", mask(text or ""))
 
 
 def _export_lines(export: Mapping[str, Any]) -> list[Line]:
