@@ -60,6 +60,56 @@ def test_the_card_says_what_the_run_wrote(make_run: Callable[..., Path]) -> None
         assert text in card, text
 
 
+def test_tables_fit_the_hub_and_have_no_empty_cell(make_run: Callable[..., Path]) -> None:
+    """At most six columns, each with a heading; a cell says something, and no cell holds a long text."""
+    run = make_run("lora")
+    write_evaluation(run, gate=GATE)
+    rows = [line for line in render_card(run).splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) <= 6
+        assert all(cells), row
+        assert max(map(len, cells)) <= 100
+
+
+def test_what_was_not_measured_stands_in_no_table(make_run: Callable[..., Path]) -> None:
+    """A metric without a value is named in one line, and keys that were not set in another."""
+    run = make_run("lora")
+    folder = write_evaluation(run)
+    path = folder / "metrics.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    nothing = {"value": None, "n": 0, "ci_low": None, "ci_high": None}
+    content["metrics"]["tool_calls"] = {
+        **content["metrics"]["exact_match"],
+        **nothing,
+        "label": "Calls",
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    card = render_card(run)
+    assert "These rows say nothing of: Calls." in card
+    assert "| Calls |" not in card
+    assert re.search(r"^Not set, so left to .*`use_dora`.*`weight_decay`", card, re.MULTILINE)
+    assert "| weight_decay |" not in card
+
+
+def test_a_prompt_stands_as_people_read_it(make_run: Callable[..., Path]) -> None:
+    """One message is shown without the template around it, several with who said them."""
+    run = make_run("full")
+    folder = write_evaluation(run)
+    answer = {"role": "assistant", "content": "yes"}
+    system = {"role": "system", "content": "Be brief."}
+    user = {"role": "user", "content": "Is it?"}
+    row = {"prompt": "<|im_start|>", "reference": "yes", "response": "yes", "exact_match": True}
+    rows = [{**row, "messages": [user, answer]}, {**row, "messages": [system, user, answer]}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "samples.jsonl").write_text(lines, encoding="utf-8")
+    card = render_card(run)
+    assert "<|im_start|>" not in card
+    assert "**Asked**\n\n    Is it?\n\n" in card
+    assert "    system: Be brief.\n    \n    user: Is it?\n" in card
+
+
 def test_the_metadata_is_what_the_hub_reads(make_run: Callable[..., Path]) -> None:
     """The client parses the card; model-index holds every metric with its n and interval."""
     run = make_run("full")
