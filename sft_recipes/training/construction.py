@@ -41,6 +41,7 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import REFUSALS, reason, sft_config
 from sft_recipes.training.batching import check_stated_attention
 from sft_recipes.training.evaluate_while_training import possible_metrics, require_metric
+from sft_recipes.training.trackers import sending_problems
 from sft_recipes.training.varlen_attention import VARLEN
 
 # Where the run's length is not known yet the schedule is made for this many steps.
@@ -301,6 +302,7 @@ def _try_optimizer(model: Any, config: SFTConfig) -> None:
 def _tracker_problems(recipe: Recipe, config: SFTConfig) -> Iterator[Problem]:
     """Trackers that are unknown or not installed."""
     known = sorted(INTEGRATION_TO_CALLBACK)
+    yield from sending_problems(recipe, list(config.report_to or ()))
     for name in config.report_to or ():
         place = recipe.place("report_to")
         if name not in known:
