@@ -16,6 +16,7 @@ from sft_recipes.report.number_texts import counted
 
 __all__ = ["render", "verdict", "write_audit_report"]
 
+_STYLE = Path(__file__).with_name("audit.css")
 _PRINTED_FINDINGS = 5
 _PRINTED_PLACES = 3
 
@@ -85,7 +86,8 @@ def render(audit: Audit) -> str:
     sections = {}
     for section in _SECTIONS:
         sections[section.title] = _render_section(section, audit)
-    return page.render_page("Data quality", summary, sections, kind="column")
+    style = Markup(_STYLE.read_text(encoding="utf-8"))
+    return page.render_page("Data quality", summary, sections, style=style)
 
 
 def _render_section(section: _Section, audit: Audit) -> Markup:

@@ -43,21 +43,14 @@ def render_page(
     sections: Mapping[str, Markup],
     script: Markup | None = None,
     style: Markup | str = "",
-    kind: str = "",
 ) -> str:
     """A whole HTML document from the bodies of its sections by title; an empty one is left out.
 
-    `script` and `style`, what the sections need beside the page's own, are our code, never data;
-    `kind` is a class of the style sheet.
+    `script` and `style`, what the sections need beside the page's own, are our code, never data.
     """
     filled = {name: body for name, body in sections.items() if body.strip()}
     return _ENVIRONMENT.get_template("page.html").render(
-        title=title,
-        summary=summary,
-        sections=filled,
-        script=script,
-        style=style,
-        kind=kind,
+        title=title, summary=summary, sections=filled, script=script, style=style
     )
 
 
