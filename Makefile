@@ -7,6 +7,7 @@ export TOKENIZERS_PARALLELISM ?= true
 .PHONY: install quickstart real test test-slow test-browser test-gpu check bench bench-gate format docs clean
 
 install: $(VENV)/.installed
+	@echo 'installed; to activate it in this shell: . $(BIN)/activate'
 
 # torch first and by its exact version: the range in pyproject.toml would fetch a build for other hardware.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -16,32 +17,32 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-quickstart: install
+quickstart: $(VENV)/.installed
 	$(BIN)/python scripts/quickstart/run.py
 
 # The whole loop on real weights: make real MODEL=DIR, a folder or Hub name (SmolLM2-135M-Instruct or Gemma-3-270m).
-real: install
+real: $(VENV)/.installed
 	$(BIN)/python scripts/real_run.py $(MODEL) $(if $(OUTPUT),--output $(OUTPUT))
 
-test: install
+test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
 
-test-slow: install
+test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-test-browser: install
+test-browser: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "browser and not gpu"
 
 # On a machine with one or more GPUs; elsewhere the table says that everything was skipped.
-test-gpu: install
+test-gpu: $(VENV)/.installed
 	$(BIN)/python scripts/gpu_tests.py
 
-check: install
+check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
+bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.preparation $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 	$(BIN)/python -m benchmarks.first_step
 	$(BIN)/python -m benchmarks.near_duplicates
@@ -50,15 +51,15 @@ bench: install
 	$(BIN)/python -m benchmarks.training_step $(if $(DATA),--data $(DATA)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER))
 
 # Over an hour: twenty faults and twenty healthy seeds of the quickstart. Stopped, it goes on where it was.
-bench-gate: install
+bench-gate: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.gate_faults --jobs 2 --work $(or $(WORK),.bench-gate)
 
-format: install
+format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # The pages that follow from the code; a test fails where they are not up to date.
-docs: install
+docs: $(VENV)/.installed
 	$(BIN)/python scripts/reference.py
 
 clean:

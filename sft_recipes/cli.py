@@ -21,13 +21,14 @@ from sft_recipes.cli_output import (
     list_shipped,
     print_json,
     print_rows,
+    say_new_recipe,
     say_written,
     speaking_on_stderr,
 )
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.recipe import copy_recipe
 from sft_recipes.recipe_checks import rewrite
+from sft_recipes.recipe_copies import copy_recipe
 
 app = typer.Typer(
     name="sft-recipes",
@@ -61,23 +62,22 @@ def init(
     consecutive_turns: opt.TurnsOption = None,
     chat_template: opt.TemplateOption = None,
     replay: opt.OwnReplayOption = None,
+    full: opt.FullOption = False,
     output: opt.RecipeFolderOption = None,
     force: opt.OverwriteOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """List the shipped recipes, copy one, or write one for your model and data."""
     if model and data and not recipe:
-        from sft_recipes.data.inspection import show_rows
-        from sft_recipes.training.new_recipe import RecipeRequest, write_recipe
+        from sft_recipes.training.new_recipe import RecipeRequest
+        from sft_recipes.training.recipe_questions import write_asking
 
         folder = output or Path(Path(data).stem)
-        request = RecipeRequest(model, data, data_options(context), folder, force, replay)
-        new_recipe = write_recipe(request, progress=not as_json)
-        if not as_json:
-            show_rows(new_recipe.renderer, new_recipe.rows)
-            print(*new_recipe.notes, sep="\n", end="\n\n")
-        say_written([new_recipe.path], as_json)
-    elif model or data or replay:
+        request = RecipeRequest(
+            model, data, data_options(context), folder, force, replay, full or None
+        )
+        say_new_recipe(write_asking(request, progress=not as_json), as_json)
+    elif model or data or replay or full:
         what = "--model and --data go together"
         if recipe:
             what = "a shipped recipe is copied as it is"
@@ -287,6 +287,7 @@ def evaluate(
     suspects: opt.SuspectsOption = False,
     benchmark: opt.BenchmarkOption = None,
     benchmark_data: opt.BenchmarkDataOption = None,
+    everything: opt.EverythingOption = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate answers, score them, compare with others, write metrics, samples and an HTML report.
@@ -301,14 +302,13 @@ def evaluate(
     from sft_recipes.upstream.quiet import quiet_libraries
 
     quiet_libraries()
-    # The request has the names of the options.
     asked = {key: context.params[key] for key in context.params if key not in NOT_OF_THE_REQUEST}
     request = EvaluationRequest(data_options=data_options(context, "chat_template"), **asked)
     result = run_evaluation(request, progress=not as_json)
     if as_json and result.is_main:
         print_json(result.as_json())
     elif result.is_main:
-        result.print(examples)
+        result.print(examples, everything)
     raise typer.Exit(result.extra["gate"]["exit_code"] if gate else 0)
 
 

@@ -119,6 +119,10 @@ OwnReplayOption = Annotated[
     typer.Option("--replay", help="Rows of `replay` (or other general ones) to mix in"),
 ]
 
+FullOption = Annotated[
+    bool, typer.Option("--full", help="Train all weights of your model instead of LoRA")
+]
+
 # replay
 PromptsOption = Annotated[
     str, typer.Option(help="Data with prompts: file, folder or Hub name; answers are ignored")
@@ -179,6 +183,7 @@ EvaluationFolderOption = Annotated[
     Path | None, typer.Option(help="Folder for metrics, samples and report")
 ]
 ExamplesOption = Annotated[int, typer.Option(help="Answers to print side by side")]
+EverythingOption = Annotated[bool, typer.Option("--all", help="Print every figure, not five")]
 GateOption = Annotated[
     str | None, typer.Option(help="File with `gate:`, or `recipe`; sets the exit code")
 ]
@@ -260,6 +265,7 @@ VotesArgument = Annotated[
 # Options of `evaluate` that say how rows are read or printed, or ask something else.
 NOT_OF_THE_REQUEST = (
     "examples",
+    "everything",
     "as_json",
     "format",
     "column_mapping",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sft_recipes.data.chat_templates import ChatRenderer
     from sft_recipes.data.inspection import InspectedRow
     from sft_recipes.data.loading import RejectLog
+    from sft_recipes.training.new_recipe import NewRecipe
 
 
 def speaking_on_stderr(as_json: bool) -> contextlib.AbstractContextManager[Any]:
@@ -50,6 +51,17 @@ def say_written(files: Sequence[Path], as_json: bool) -> None:
     print("\nnext:")
     for verb in ("inspect", "check", "train"):
         print(f"  sft-recipes {verb} {recipe}")
+
+
+def say_new_recipe(new: "NewRecipe", as_json: bool) -> None:
+    """Show rows of a recipe that `init` wrote, what has to be known of it, and what comes next."""
+    from sft_recipes.data.inspection import show_rows
+
+    if not as_json:
+        show_rows(new.renderer, new.rows)
+        for note in new.notes:
+            print(f"{note}\n")
+    say_written([new.path], as_json)
 
 
 def print_rows(

@@ -39,10 +39,16 @@ def review_score(
 ) -> None:
     """Resolve the votes: win rate, agreement, consistency, position and length."""
     from sft_recipes.evaluation.review import score
+    from sft_recipes.evaluation.written_report import add_votes
     from sft_recipes.report.review_text import review_text
 
     result = score(key, votes)
+    report = add_votes(result)
     if as_json:
         print_json(result)
+        return
+    print(review_text(result))
+    if report is None:
+        print("The candidate's folder is not there or has other answers: no report shows this.")
     else:
-        print(review_text(result))
+        print(f"report: {report}")

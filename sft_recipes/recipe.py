@@ -7,13 +7,12 @@ them); the keys below are this project's own or TRL's data keys, which this proj
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sft_recipes.errors import InputError, Problem, suggest
+from sft_recipes.errors import InputError, Problem
 from sft_recipes.plain_values import is_file, shown
 from sft_recipes.yaml_reader import parse_word, read_yaml_file
 
@@ -294,38 +293,3 @@ def launch_config(name: Path | str) -> Path:
     what = f"there is no accelerate config {str(name)!r}"
     fix = f"use one of {', '.join(known)}, or a file"
     raise InputError(Problem("command line", "--launch", what, fix))
-
-
-def copy_recipe(name: str, output: Path, force: bool = False) -> list[Path]:
-    """Copy a shipped recipe and what belongs to it into `output`; returns the files written.
-
-    Raises InputError, with nothing written, for an unknown or unsafe name and for files that exist
-    already (unless `force`) or would lie outside of `output`.
-    """
-    recipes = {recipe.name: recipe.path for recipe in shipped_recipes()}
-    if name not in recipes:
-        what = f"there is no shipped recipe {name!r}"
-        raise InputError(Problem("command line", "RECIPE", what, suggest(name, recipes)))
-    chosen = recipes[name]
-    others = set(recipes.values())
-    sources = [chosen]
-    for path in sorted(chosen.parent.rglob("*")):
-        if path.is_file() and path not in others:
-            sources.append(path)
-    targets = [output / source.relative_to(chosen.parent) for source in sources]
-    for target in targets:
-        _check_target(target, output, force)
-    for source, target in zip(sources, targets, strict=True):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    return targets
-
-
-def _check_target(target: Path, output: Path, force: bool) -> None:
-    """Raise InputError for a file that must not be written."""
-    if not target.resolve().is_relative_to(output.resolve()) or target.is_symlink():
-        what = "lies outside the output folder"
-        raise InputError(Problem(str(target), "", what, "choose another --output"))
-    if target.exists() and not force:
-        fix = "choose another --output, or add --force"
-        raise InputError(Problem(str(target), "", "exists already", fix))

@@ -147,4 +147,5 @@ def missing_lines(shown: Block, printed: str) -> list[str]:
 
 
 def _without_numbers(line: str) -> str:
-    return re.sub(r"[+-]?\d[\d.,e-]*", "#", line.rstrip())
+    # A number of other length moves what stands beside it in a table.
+    return re.sub(" +", " ", re.sub(r"[+-]?\d[\d.,e-]*", "#", line.rstrip()))

@@ -21,7 +21,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("cli_answers", "cli_benchmark", "cli_review"),
+    ("cli_answers", "cli_benchmark", "cli_review", "verdicts"),
     ("cli_examples", "cli_options", "cli_output"),
     ("chapter",),
     ("training",),
@@ -34,6 +34,7 @@ FOUNDATION = (
     "recipe",
     "recipe_keys",
     "recipe_checks",
+    "recipe_copies",
     "messages",
     "run_folder",
     "path_contents",

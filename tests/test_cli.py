@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sft_recipes import cli
-from sft_recipes.recipe import copy_recipe, shipped_recipes
+from sft_recipes.recipe import shipped_recipes
+from sft_recipes.recipe_copies import copy_recipe
 
 
 def run(

@@ -35,6 +35,7 @@ ROOM_TESTS = {
     "add-a-format.md": "tests/data",
     "add-a-metric.md": "tests/evaluation/test_metrics.py",
     "add-a-recipe.md": "tests/test_shipped_recipes.py",
+    "check-in-ci.md": "tests/test_verdicts.py",
 }
 LONGEST = 400
 # What a how-to page works on: the package and its tests, without what was installed or trained.

@@ -22,7 +22,7 @@ from sft_recipes import cli
 from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.errors import InputError
 from sft_recipes.models import load_for_inference
-from sft_recipes.recipe import copy_recipe
+from sft_recipes.recipe_copies import copy_recipe
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training import checkpoints
 from sft_recipes.training.train import main as train_main

@@ -19,6 +19,7 @@ import sft_recipes
 from sft_recipes import run_folder
 from sft_recipes.audit import cleaning, contamination, diversity, duplicates, lengths
 from sft_recipes.audit.finding import (
+    CHECKS,
     SEVERITIES,
     AuditRow,
     Finding,
@@ -159,7 +160,12 @@ def _waterfall(
     rows = dict.fromkeys(drop, 0)
     for first_reason, *_ in reasons.values():
         rows[first_reason] += 1
-    return [{"reason": check, "rows": count} for check, count in rows.items()]
+    steps: list[dict[str, str | int]] = []
+    for check, count in rows.items():
+        # A check that did not run has not filled in its title either.
+        title = CHECKS[check]["title"].split(" {")[0]
+        steps.append({"reason": check, "title": title, "rows": count})
+    return steps
 
 
 def _write(folder: Path, content: Mapping[str, Any], findings: Sequence[Finding]) -> None:

@@ -67,7 +67,7 @@ def _all_trained(labeller: Labeller) -> Verdict | None:
 
 
 def _count(rows: Sequence[CheckedRow]) -> str:
-    return f"checked {len(rows)} of {len(rows)} rows"
+    return f"checked {len(rows)} rows"
 
 
 def stop_token_trained(
@@ -186,7 +186,7 @@ def ids_as_served(
     if not compared:
         return Verdict("unseen", "every row looked at spells control tokens")
     answers = f"{joined} with an answer that a token would join"
-    return Verdict("ok", f"checked {compared} of {compared} rows, {answers}")
+    return Verdict("ok", f"checked {compared} rows, {answers}")
 
 
 def _is_as_served(renderer: ChatRenderer, checked: CheckedRow) -> bool:

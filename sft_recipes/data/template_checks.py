@@ -223,4 +223,4 @@ def _end_texts(labeller: Labeller, examples: Sequence[Example]) -> Verdict:
         which = f"{len(ending)} of {answers} answers end in the text {ending[0]!r}"
         what = f"{which}, which is trained as text"
         return Verdict("note", f"{what}; control_tokens: strip_end takes it off")
-    return Verdict("ok", f"checked {answers} of {answers} answers")
+    return Verdict("ok", f"checked {answers} answers")

@@ -4,6 +4,7 @@ import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,17 @@ from sft_recipes.evaluation.suspects import Suspects, find_suspects
 from sft_recipes.evaluation.training_rows import TrainingRows, read_training_rows
 from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel
-from sft_recipes.report import evaluation_text
+from sft_recipes.report import evaluation_tables, evaluation_text
+from sft_recipes.report.evaluation_verdict import Verdict, next_step, verdict_of
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
     """An evaluation, the base's where one was asked for, and the folder both were written to.
 
-    `extra` holds what else is known, as plain data: `warnings`, `training_rows`, `comparisons`,
-    `task_differences`, `training_curves`, with a base `prompting`, and where asked for `suspects`,
-    `format_overfitting`, `safety`, `retention`, `gate`.
+    `extra` holds what else is known, as plain data: `verdict`, `warnings`, `training_rows`,
+    `training`, `comparisons`, `task_differences`, `training_curves`, with a base `prompting`, and
+    where asked for `suspects`, `format_overfitting`, `safety`, `retention`, `gate`.
     """
 
     request: EvaluationRequest
@@ -71,22 +73,59 @@ class EvaluationResult:
         """Whether this process is the one to print, of several with the same result."""
         return bool(PartialState().is_main_process)
 
+    @cached_property
+    def base_content(self) -> dict[str, Any] | None:
+        """What the base's `metrics.json` holds."""
+        return None if self.base is None else self.base.as_json()
+
+    @cached_property
+    def _figures(self) -> dict[str, Any]:
+        return {**self.evaluation.as_json(self.base), **self.extra}
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What all of it comes to, in one sentence."""
+        return verdict_of(self._figures, self.base_content, self.evaluation.rows)
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What `metrics.json` holds, without where the numbers come from."""
+        return {**self._figures, "verdict": self.verdict.sentence}
+
     def as_json(self) -> dict[str, Any]:
         """Plain data for `evaluate --json`."""
-        content = {"folder": str(self.folder), **self.evaluation.as_json(self.base)}
-        if self.base is not None:
-            content["base"] = self.base.as_json()
-        return {**content, **self.extra}
+        content = {"folder": str(self.folder), **self.content}
+        if self.base_content is not None:
+            content["base"] = self.base_content
+        return content
 
-    def print(self, examples: int) -> None:
-        """The table, some answers, and where the rest is."""
-        print(evaluation_text.warnings_text(self.extra["warnings"]), end="")
-        print(evaluator.as_text(self.evaluation, self.base, examples=examples))
-        for part, as_text in evaluation_text.PARTS.items():
-            if part in self.extra:
-                print(as_text(self.extra[part]), end="")
+    def print(self, examples: int, everything: bool = False) -> None:
+        """The verdict, five figures, some answers, and where the rest is; or every figure."""
+        content = self.content
+        rows = self.evaluation.rows
+        print(evaluation_text.verdict_text(content))
+        if everything:
+            parts = list(evaluation_tables.PARTS)
+            print(evaluation_tables.metrics_text(content, self.base_content, rows), end="")
+        else:
+            parts = self._parts_asked_for()
+            print(evaluation_text.rows_text(content, rows), end="")
+            print(evaluation_text.figures_text(content, self.base_content), end="")
+            print(evaluation_text.task_types_text(content), end="")
+        print(evaluator.examples_text(self.evaluation, self.base, examples), end="")
+        for part in parts:
+            if part in content:
+                print(evaluation_tables.PARTS[part](content), end="")
+        print(evaluation_text.where_the_rest_is(self.folder, everything), end="")
         base = self.request.base if self.request.base_is_model else None
-        print(evaluation_text.next_steps(self.request.model_or_run, base, self.folder))
+        print(f"next: {next_step(self.verdict, content, self.request.model_or_run, base)}")
+
+    def _parts_asked_for(self) -> list[str]:
+        """What is said without `--all`, too: whoever names an option wants its answer."""
+        parts = list(evaluation_tables.ASKED_FOR)
+        if self.request.compare:
+            parts.insert(0, "comparisons")
+        return parts
 
 
 def run_evaluation(request: EvaluationRequest, progress: bool = True) -> EvaluationResult:
@@ -222,7 +261,14 @@ def _compare(
     """The evaluation beside others, by task type, and over the steps of training."""
     run = Path(request.model_or_run)
     this = System("tuned", tuned, facts_of(run, info))
+    content: dict[str, Any] = {}
+    if "recipe" in this.facts:
+        content["training"] = {
+            "rows": this.facts["data"]["rows"],
+            "model": this.facts["recipe"]["model_name_or_path"],
+        }
     return {
+        **content,
         "comparisons": compare_all(this, systems),
         "task_differences": task_table(tuned, base, training.task_types),
         "training_curves": training_curves(run / run_folder.LOG),
@@ -241,8 +287,9 @@ def _write(
     if not result.is_main:
         return
     request = result.request
+    extra = {**result.extra, "verdict": result.verdict.sentence}
     evaluator.write_evaluation(
-        result.evaluation, result.folder, info=info, base=result.base, extra=result.extra
+        result.evaluation, result.folder, info=info, base=result.base, extra=extra
     )
     if suspects is not None:
         suspects.write(result.folder)

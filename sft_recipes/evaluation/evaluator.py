@@ -22,7 +22,7 @@ from sft_recipes.evaluation.samples import SAMPLES, read_samples
 from sft_recipes.messages import Example
 from sft_recipes.report.evaluation_parts import order_rows
 from sft_recipes.report.evaluation_report import render_evaluation_report
-from sft_recipes.report.evaluation_text import evaluation_text
+from sft_recipes.report.evaluation_text import answers_text
 from sft_recipes.run_folder import SCHEMA_VERSION
 from sft_recipes.statistics import Estimate, PairedDifference, paired_difference
 from sft_recipes.text_files import interpreting
@@ -177,12 +177,7 @@ def write_evaluation(
         (folder / name).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def as_text(tuned: Evaluation, base: Evaluation | None = None, *, examples: int = 3) -> str:
-    """For the terminal: which rows were answered, the metrics, exact match by task type, answers.
-
-    At most `examples` answers are shown; those that became wrong come first.
-    """
-    sources = Counter(map(itemgetter("source"), tuned.rows))
-    base_content = None if base is None else base.as_json()
+def examples_text(tuned: Evaluation, base: Evaluation | None, examples: int) -> str:
+    """At most so many answers side by side; those that became wrong come first."""
     pairs = order_rows(tuned.rows, None if base is None else base.rows)
-    return evaluation_text(tuned.as_json(base), base_content, sources, pairs[:examples])
+    return answers_text(pairs[:examples])

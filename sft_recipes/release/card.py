@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from sft_recipes.report.number_texts import sentence, spaced
+
 _DIGITS = 6  # of a metric
 
 
@@ -23,17 +25,17 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of an evaluation. `estimate` and `difference` to the base are in words."""
+    """One metric of an evaluation. `estimate` and `difference` to the base are in words; None where there is none."""
 
     metric: str
     label: str
-    definition: str
+    definition: str | None
     n: int
     value: float | None
     ci_low: float | None
     ci_high: float | None
     estimate: str
-    difference: str
+    difference: str | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,13 @@ class ScoredEvaluation:
     base: str | None
     scores: Sequence[Score]
     gate: Mapping[str, Any] | None
+
+    def label(self, metric: str) -> str:
+        """What a metric or flag that a bound names is called in the tables."""
+        for score in self.scores:
+            if score.metric == metric:
+                return score.label
+        return sentence(spaced(metric))
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class Card:
     data: Mapping[str, Any]
     trained: Sequence[Line]
     hyperparameters: Sequence[Line]
+    unset_keys: Sequence[str]
     evaluations: Sequence[ScoredEvaluation]
     has_gate: bool
     samples: Sequence[Mapping[str, str]]
@@ -139,13 +149,17 @@ def usage(card: Card) -> str:
     arguments = ["chat", "add_generation_prompt=True", 'return_tensors="pt"']
     if card.template_arguments:
         arguments.append(_keywords(card.template_arguments))
+    # A line each: the Hub shows about 80 characters of code beside one another.
+    shown_arguments = "".join(f"    {argument},\n" for argument in arguments)
     return f"""{imports}
 
 model = {model_class}.from_pretrained({name})
 tokenizer = AutoTokenizer.from_pretrained({name})
 chat = [{", ".join(chat)}]
-inputs = tokenizer.apply_chat_template({", ".join(arguments)})
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))
+inputs = tokenizer.apply_chat_template(
+{shown_arguments})
+answer = model.generate(**inputs, max_new_tokens=256)
+print(tokenizer.decode(answer[0]))
 """
 
 

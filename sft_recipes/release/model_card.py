@@ -5,7 +5,7 @@ is `model_card.md.jinja`; the metadata, with every metric as `model-index`, foll
 https://huggingface.co/docs/hub/model-cards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,18 @@ from markupsafe import Markup
 from sft_recipes import run_folder
 from sft_recipes.recipe import LabelSettings, Recipe
 from sft_recipes.release.card import Card, Line, Score, ScoredEvaluation, metadata, usage
+from sft_recipes.release.card_samples import EVALUATE_AGAIN, read_samples
 from sft_recipes.release.finished_run import (
     ADAPTER_CONFIG,
     EXPORT,
     evaluations,
     finished_run,
 )
-from sft_recipes.release.local_paths import LOCAL_PATH, is_hub_name, public, recipe_text
-from sft_recipes.release.markdown import CARDS
+from sft_recipes.release.local_paths import is_hub_name, public, recipe_text
+from sft_recipes.release.markdown import CARDS, inline
 from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.report.benchmark_report import fewer_rows, longest_answer, settings_in_words
-from sft_recipes.report.number_texts import format_estimate
-from sft_recipes.response_patterns import mask
+from sft_recipes.report.number_texts import format_estimate, sentence, spaced, thousands
 from sft_recipes.text_files import interpreting, read_json_lines, read_text
 
 CARD = "README.md"
@@ -40,20 +40,17 @@ _REPLACED = (
     "has been trained using [TRL]",
     "# Model Card for Model ID",
 )
-SAMPLES = 4
 _UNKNOWN = "(version not recorded)"
-_EVALUATE_AGAIN = "evaluate it again, or delete its folder"
-_SAMPLE_TEXTS = ("prompt", "reference", "response")
 
-# Keys of the recipe that the card shows as set, and what it says of one that is not.
-_LORA_KEYS = {
-    "lora_r": "not set: TRL's default",
-    "lora_alpha": "not set: TRL's default",
-    "lora_dropout": "not set: TRL's default",
-    "lora_target_modules": "not set: all linear layers",
-    "use_dora": "not set: TRL's default",
-    "use_rslora": "not set: TRL's default",
-}
+# Keys of the recipe that the card shows as set, and names where they are not.
+_LORA_KEYS = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "use_dora",
+    "use_rslora",
+)
 _TRAINING_KEYS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -132,20 +129,19 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
     export = {}
     if exported is not None:
         export = _read(exported / EXPORT)
-    base = public(recipe.model_name)
-    datasets = recipe.data.datasets
+    paths = [source.path for source in recipe.data.datasets]
     return Card(
         name=repo or run.resolve().name,
         library=library,
-        base=base,
-        base_on_hub=is_hub_name(base),
+        base=public(recipe.model_name),
+        base_on_hub=is_hub_name(public(recipe.model_name)),
         relation=relation,
         origin=origin,
         revision=recipe.model.get("model_revision"),
         quantized_bits=_quantized_bits(recipe),
         is_adapter=is_adapter,
         is_merged=is_merged,
-        datasets_on_hub=[source.path for source in datasets if is_hub_name(source.path)],
+        datasets_on_hub=list(filter(is_hub_name, paths)),
         sft_recipes=environment.get("sft_recipes", _UNKNOWN),
         trl=environment.get("versions", {}).get("trl", _UNKNOWN),
         system_prompt=recipe.labels.system_prompt,
@@ -153,9 +149,10 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         data=_read(run / run_folder.DATA),
         trained=_trained_lines(recipe.labels, recipe),
         hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
+        unset_keys=[key for key in _shown_keys(has_lora) if key not in recipe.values],
         evaluations=[*_scored_evaluations(run, scored), *_benchmarks(benchmarks)],
         has_gate=bool(recipe.values.get("gate")),
-        samples=_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
+        samples=read_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
         export=_export_lines(export),
         older_transformers=_needs_newer(export),
         versions=_version_lines(environment, run),
@@ -187,6 +184,11 @@ def _trained_lines(labels: LabelSettings, recipe: Recipe) -> list[Line]:
     ]
 
 
+def _shown_keys(has_lora: bool) -> Sequence[str]:
+    """Keys of the recipe that belong to the method."""
+    return (*_LORA_KEYS, *_TRAINING_KEYS) if has_lora else _TRAINING_KEYS
+
+
 def _hyperparameter_lines(
     recipe: Recipe, run: Path, has_lora: bool, environment: Mapping[str, Any]
 ) -> list[Line]:
@@ -198,19 +200,22 @@ def _hyperparameter_lines(
     elif has_lora:
         method = "LoRA"
     lines = [Line("Method", method)]
-    if has_lora:
-        for key, unset in _LORA_KEYS.items():
-            lines.append(Line(key, values.get(key, unset)))
-    for key in _TRAINING_KEYS:
-        lines.append(Line(key, values.get(key, "not set")))
+    for key in _shown_keys(has_lora):
+        if key in values:
+            lines.append(Line(key, values[key]))
     log = _last_logged(run / run_folder.LOG)
     return [
         *lines,
         Line("Processes", environment.get("processes")),
         Line("Optimizer steps", run_folder.read_state(run).get("step")),
-        Line("Mean training loss", log.get("train_loss")),
-        Line("Training time, seconds", log.get("train_runtime")),
+        Line("Mean training loss", _rounded(log.get("train_loss"), 4)),
+        Line("Training time, seconds", _rounded(log.get("train_runtime"), 0)),
     ]
+
+
+def _rounded(number: Any, digits: int) -> Any:
+    """A number with so many decimals; a log has names for those that are not finite."""
+    return f"{number:.{digits}f}" if isinstance(number, float) else number
 
 
 def _last_logged(path: Path) -> dict[str, Any]:
@@ -228,7 +233,7 @@ def _scored_evaluations(
     evaluations = []
     for name, content in contents.items():
         path = run / run_folder.EVALUATIONS / name / "metrics.json"
-        with interpreting(path, _EVALUATE_AGAIN):
+        with interpreting(path, EVALUATE_AGAIN):
             evaluations.append(_scored_evaluation(name, content))
     return evaluations
 
@@ -237,8 +242,8 @@ def _benchmarks(folder: Path) -> list[ScoredEvaluation]:
     """The public benchmarks that the run was measured on, by name."""
     benchmarks = []
     for path in sorted(folder.glob(run_folder.BENCHMARK_FILE)):
-        content = run_folder.read_json(path, _EVALUATE_AGAIN)
-        with interpreting(path, _EVALUATE_AGAIN):
+        content = run_folder.read_json(path, EVALUATE_AGAIN)
+        with interpreting(path, EVALUATE_AGAIN):
             benchmarks.append(_benchmark(content))
     return benchmarks
 
@@ -250,14 +255,14 @@ def _benchmark(content: Mapping[str, Any]) -> ScoredEvaluation:
         scores.append(
             Score(
                 metric=metric["metric"],
-                label=f"{metric['metric']}, {metric['filter']}",
+                label=f"{sentence(spaced(metric['metric']))}, {metric['filter']}",
                 definition="As lm-eval defines and scores it.",
                 n=metric["n"],
                 value=metric["value"],
                 ci_low=metric["ci_low"],
                 ci_high=metric["ci_high"],
                 estimate=format_estimate(metric),
-                difference="",
+                difference=None,
             )
         )
     asked = [f"lm-eval {content['versions']['lm_eval']}, shots: {content['shots']}"]
@@ -287,13 +292,13 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
             Score(
                 metric=metric,
                 label=estimate.get("label", metric),
-                definition=estimate.get("definition", ""),
+                definition=estimate.get("definition"),
                 n=estimate["n"],
                 value=estimate["value"],
                 ci_low=estimate["ci_low"],
                 ci_high=estimate["ci_high"],
                 estimate=format_estimate(estimate),
-                difference=format_estimate(difference, "+") if difference else "",
+                difference=format_estimate(difference, "+") if difference else None,
             )
         )
     return ScoredEvaluation(
@@ -307,32 +312,6 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
         scores=scores,
         gate=content.get("gate"),
     )
-
-
-def _samples(evaluation: Path) -> list[dict[str, str]]:
-    """Some answers of an evaluation, half of them wrong where there are wrong ones, masked."""
-    path = evaluation / "samples.jsonl"
-    if not path.is_file():
-        return []
-    wrong: list[dict[str, Any]] = []
-    right: list[dict[str, Any]] = []
-    for line in read_json_lines(path, _EVALUATE_AGAIN):
-        if line.content.get("exact_match") is True:
-            right.append(line.content)
-        else:
-            wrong.append(line.content)
-    wrong_shown = max(SAMPLES // 2, SAMPLES - len(right))
-    chosen = [*wrong[:wrong_shown], *right][:SAMPLES]
-    samples = []
-    with interpreting(path, _EVALUATE_AGAIN):
-        for row in chosen:
-            samples.append({key: _masked(row[key]) for key in _SAMPLE_TEXTS})
-    return samples
-
-
-def _masked(text: str | None) -> str:
-    """Text of a sample without secrets, personal data and paths, as far as patterns know them."""
-    return LOCAL_PATH.sub("[local path]", mask(text or ""))
 
 
 def _export_lines(export: Mapping[str, Any]) -> list[Line]:
@@ -374,4 +353,30 @@ def _read(path: Path) -> dict[str, Any]:
     return run_folder.read_json(path) if path.is_file() else {}
 
 
-CARDS.filters["public"] = public
+def _left_out(source: Mapping[str, Any]) -> str:
+    """How many rows of a source were not trained, and why."""
+    reasons = []
+    if source["rows_rejected"]:
+        reasons.append(f"rejected {thousands(source['rows_rejected'])}")
+    for reason, count in source["dropped"].items():
+        reasons.append(f"{spaced(reason)} {thousands(count)}")
+    return ", ".join(reasons) or "none"
+
+
+def _unbroken(text: str) -> Markup:
+    """A number with its interval on one line, however narrow its column is."""
+    return Markup(str(inline(text)).replace(" ", "&nbsp;"))
+
+
+def _three_digits(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.3f}"
+
+
+CARDS.filters |= {
+    "public": public,
+    "number": thousands,
+    "spaced": spaced,
+    "left_out": _left_out,
+    "unbroken": _unbroken,
+    "three_digits": _three_digits,
+}

@@ -14,6 +14,9 @@ Audit = Mapping[str, Any]
 _MANY_POINTS = 100
 # From this ratio of the ends on, ticks at 1, 2 and 5 stand too close.
 _WIDE_AXIS = 1000
+# Below it the ticks at 1, 2 and 5 say too little of an axis.
+_FEWEST_TICKS = 3
+_LABEL_GAP = 4  # in pixels, on each side of a label
 
 
 def draw_figures(section: str, audit: Audit) -> list[Markup]:
@@ -42,7 +45,7 @@ _CURVES = {
 def _reach(audit: Audit) -> Markup:
     if not audit["truncation"]:
         return Markup()
-    figure, axes = page.new_figure(7.2, 2.8)
+    figure, axes = page.new_figure(9.6, 3.2)
     lengths: list[float] = []
     for name, curve in _CURVES.items():
         histogram = audit["lengths"][name]["histogram"]
@@ -106,7 +109,7 @@ def _alike(audit: Audit) -> Markup:
     near = audit["duplicates"]["near"]
     if not any(near["histogram"]["counts"]):
         return Markup()
-    figure, axes = page.new_figure(7.2, 2.3)
+    figure, axes = page.new_figure(9.6, 2.6)
     _draw_histogram(axes, near["histogram"], "pairs of rows")
     threshold = near["threshold"]
     axes.axvline(threshold, color=page.INK, linestyle=":", label=f"threshold {threshold:.0%}")
@@ -129,14 +132,16 @@ def _count_axis(axes: Any, name: str, values: Sequence[float], label: str) -> No
     low = max(min(values), 1)
     high = max(*values, 2)
     ticks = _ticks(low, high)
-    if len(ticks) < 2:
-        ticks = [low, high]
+    if len(ticks) < _FEWEST_TICKS:
+        ticks = _even_ticks(low, high)
     getattr(axes, f"set_{name}scale")("symlog", linthresh=1)
     getattr(axes, f"set_{name}lim")(min(values) / 1.1, high * 1.1)
     getattr(axes, f"set_{name}ticks")(ticks)
     getattr(axes, f"set_{name}label")(f"{label} (logarithmic)")
     axes.minorticks_off()
-    getattr(axes, f"{name}axis").set_major_formatter("{x:,.0f}")
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_formatter("{x:,.0f}")
+    axis.set_ticks(_ticks_apart(axis))
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -149,6 +154,32 @@ def _ticks(low: float, high: float) -> list[float]:
             tick = digit * 10**power
             if low <= tick <= high:
                 ticks.append(tick)
+    return ticks
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Whole numbers at even distances, for an axis that is too short for 1, 2 and 5."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = []
+    for tick in MaxNLocator(nbins=4, integer=True).tick_values(low, high):
+        if low <= tick <= high:
+            ticks.append(float(tick))
+    return ticks or [low]
+
+
+def _ticks_apart(axis: Any) -> list[float]:
+    """The ticks of an axis whose labels, as they are drawn, stay apart from the one before."""
+    axis.figure.draw_without_rendering()
+    ticks: list[float] = []
+    box_before = None
+    for tick, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True):
+        box = label.get_window_extent()
+        # A browser's letters are wider than those that were measured, and need a gap.
+        padded = box.padded(_LABEL_GAP)
+        if box_before is None or not padded.overlaps(box_before):
+            ticks.append(float(tick))
+            box_before = padded
     return ticks
 
 

@@ -10,6 +10,7 @@ from sft_recipes.report.number_texts import (
     counted,
     percent,
     shortened,
+    spaced,
     thousands,
 )
 
@@ -140,6 +141,9 @@ def _example(audit: Audit, check: str, row: Mapping[str, Any]) -> View:
     # The token itself is marked.
     if check == "control_tokens":
         speaker, _, detail = detail.partition(": ")
+    # What is seen there is masked; the kind of it is shown.
+    if check in ("secret", "personal_data"):
+        detail = spaced(detail)
     related = [place(audit, where) for where in row["related"][:_RELATED]]
     more = len(row["related"]) - len(related)
     return {

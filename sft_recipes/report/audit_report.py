@@ -85,7 +85,7 @@ def render(audit: Audit) -> str:
     sections = {}
     for section in _SECTIONS:
         sections[section.title] = _render_section(section, audit)
-    return page.render_page("Data quality", summary, sections)
+    return page.render_page("Data quality", summary, sections, kind="column")
 
 
 def _render_section(section: _Section, audit: Audit) -> Markup:

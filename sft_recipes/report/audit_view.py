@@ -6,8 +6,12 @@ where they are not only counted. Long texts are shortened here, so that a page's
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from sft_recipes.data.reading.row_files import file_kind
 from sft_recipes.report.audit_parts import (
     Audit,
     Bar,
@@ -38,6 +42,22 @@ _PASSAGES = 12
 _TURN_COUNTS = 20
 _OVERLAPS = 5
 _TEMPLATE_DIGITS = 16
+_FILE_KINDS = {
+    "jsonl": "JSON Lines",
+    "json": "JSON",
+    "csv": "CSV",
+    "tsv": "TSV",
+    "parquet": "Parquet",
+    "arrow": "Arrow",
+}
+_FORMATS = {
+    "instruction": "instructions with their outputs",
+    "messages": "conversations (role, content)",
+    "sharegpt": "conversations (from, value)",
+    "prompt_completion": "prompts with their completions",
+    "raw": "plain text",
+    "rendered": "text as a chat template wrote it",
+}
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 
 
@@ -66,7 +86,7 @@ def _verdict(audit: Audit) -> View:
         "top": top,
         "more": counted(more, "more finding") if more else "",
         "checks": len(audit["passed"]),
-        "files": audit["files"],
+        "files": list(map(_file, audit["files"])),
         "has_tokens": bool(audit["truncation"]),
         "tokenizer": settings["tokenizer"],
         "template": template[:_TEMPLATE_DIGITS] if template else "",
@@ -75,6 +95,13 @@ def _verdict(audit: Audit) -> View:
         "versions": ", ".join(versions),
         "seconds": audit["seconds"],
     }
+
+
+def _file(file: Mapping[str, Any]) -> View:
+    """A file with what it is and what its rows are, in words."""
+    kind = file_kind(Path(file["path"]))
+    rows = _FORMATS.get(file["format"], spaced(file["format"]))
+    return {**file, "format": f"{_FILE_KINDS[kind]}: {rows}" if kind else sentence(rows)}
 
 
 def _rows_kept(audit: Audit) -> int:
@@ -89,7 +116,7 @@ def _rows(audit: Audit) -> View:
         left -= dropped["rows"]
         content = checks.get(dropped["reason"])
         step = {
-            "title": sentence(content["title"]) if content else spaced(dropped["reason"]),
+            "title": sentence(content["title"] if content else dropped["title"]),
             "is_checked": content is not None,
             "rows": dropped["rows"],
             "offset": bar_width(left, audit["rows_in"]),
@@ -327,15 +354,18 @@ def _samples(audit: Audit) -> View:
 def _sample(audit: Audit, sample: Mapping[str, Any]) -> View:
     checks = checks_by_name(audit)
     passages = []
-    for text, is_trained in sample["text"][:_PASSAGES]:
-        passages.append({"text": shortened(text, _PASSAGE_CHARACTERS), "is_trained": is_trained})
+    # The audit tells control tokens from text; here only what is trained is told from the rest.
+    for is_trained, parts in groupby(sample["text"], key=itemgetter(1)):
+        text = shortened("".join(map(itemgetter(0), parts)), _PASSAGE_CHARACTERS)
+        passages.append({"text": text, "is_trained": is_trained})
+    more = max(len(passages) - _PASSAGES, 0)
     first_text = sample["text"][0][0] if sample["text"] else ""
     return {
         "where": place(audit, sample["where"]),
         "reasons": [checks[check]["title"] for check in sample["reasons"]],
-        "passages": passages,
+        "passages": passages[:_PASSAGES],
         "begins_with_newline": first_text.startswith("\n"),
-        "more": max(len(sample["text"]) - _PASSAGES, 0),
+        "more": counted(more, "more part") if more else "",
     }
 
 

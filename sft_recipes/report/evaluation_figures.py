@@ -29,6 +29,7 @@ _STYLES = (
     _Style(page.ACCENT, "D"),
 )
 _LINES = ("-", "--", ":")
+_MARKED_POINTS = 25
 # On the learning curve; more lines than two are not told apart.
 _SCORES_ON_CURVE = 2
 _RATIO_TICKS = {
@@ -152,18 +153,18 @@ def _ends(estimate: Content) -> list[Any]:
 def over_training(curves: Mapping[str, Any], metrics: Estimates) -> Markup:
     """Losses, then what the callback scored."""
     losses = {}
-    for name in ("loss", "eval_loss"):
+    for name, label in (("loss", "training rows"), ("eval_loss", "held-out rows")):
         if name in curves:
-            losses[name] = curves[name]
-    best_step = "none"
+            losses[label] = curves[name]
+    loss_title = "Loss"
     if curves.get("eval_loss"):
         best_step, _ = min(curves["eval_loss"], key=lambda point: point[1])
+        loss_title += f"; best on held-out rows at step {best_step}"
     scores = {}
     for name, metric in metrics.items():
         if metric["headline"] and f"eval_{name}" in curves:
             scores[metric["label"]] = curves[f"eval_{name}"]
-    loss_title = f"Loss; step of the best eval loss: {best_step}"
-    score_title = "Scores of the callback: a trend on few prompts, no verdict"
+    score_title = "Scores while training: a trend on few prompts, no verdict"
     return _curves(losses, "step", "loss", loss_title) + _curves(
         scores, "step", "score", score_title
     )
@@ -176,9 +177,11 @@ def _curves(curves: Mapping[str, Sequence[Sequence[float]]], x: str, y: str, tit
     styles = zip(curves.items(), cycle(_STYLES), cycle(_LINES), strict=False)
     for (label, points), style, line in styles:
         columns = list(zip(*points, strict=True))
+        # Evaluations are few and stand out as points; a loss of every step is a line.
+        mark = style.mark if len(points) <= _MARKED_POINTS else ""
         axes.plot(
             *columns[:2],
-            style.mark + line,
+            mark + line,
             color=style.colour,
             markersize=4,
             label=label,

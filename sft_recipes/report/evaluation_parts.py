@@ -12,6 +12,12 @@ SHOWN_OPENERS = 8
 LOST = "lost"
 GAINED = "gained"
 SAME = "same"
+# What each comes to in words.
+CHANGES: Mapping[str, str] = {
+    LOST: "lost: right in the base, wrong now",
+    GAINED: "won: wrong in the base, right now",
+    SAME: "as right or wrong as the base",
+}
 
 
 class RowPair(NamedTuple):
@@ -31,6 +37,17 @@ class RowPair(NamedTuple):
             return SAME
         return GAINED if after else LOST
 
+    @property
+    def outcome(self) -> str:
+        """Right or wrong, and beside the base; empty where nothing was expected."""
+        is_right = self.row["exact_match"]
+        if is_right is None:
+            return ""
+        if self.change in (LOST, GAINED):
+            return CHANGES[self.change]
+        text = "right" if is_right else "wrong"
+        return text if self.base is None else f"both {text}"
+
 
 def order_rows(samples: Sequence[Row], base_samples: Sequence[Row] | None) -> list[RowPair]:
     """Rows with their base rows: those that became wrong first, the rest in data order."""
@@ -39,14 +56,17 @@ def order_rows(samples: Sequence[Row], base_samples: Sequence[Row] | None) -> li
     return sorted(pairs, key=lambda pair: pair.change != LOST)
 
 
-def line_name(line: Content) -> str:
-    """What a line of the gate is about: metric or flag, the comparison, the group."""
-    name = str(line["name"])
-    if line["compared_with"]:
-        name += ", tuned - base"
-    if line["group"]:
-        name += f": {line['group']}"
-    return name
+def question(row: Row) -> str:
+    """The last thing that was asked, without the template around it, where that is recorded."""
+    for turn in reversed(row.get("messages", ())):
+        if turn.get("role") == "user" and isinstance(turn.get("content"), str):
+            return str(turn["content"])
+    return str(row["prompt"])
+
+
+def metric_names(content: Content) -> dict[str, str]:
+    """What each metric is called."""
+    return {name: metric["label"] for name, metric in content["metrics"].items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,35 +1,35 @@
 """The evaluation report: made from the content of `metrics.json` and `samples.jsonl`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sft_recipes.messages import visible
 from sft_recipes.report import evaluation_figures as figures
-from sft_recipes.report import page
+from sft_recipes.report import page, plain_words
+from sft_recipes.report.evaluation_answers import filters_of, shown_answers, task_types_of
 from sft_recipes.report.evaluation_parts import (
-    GAINED,
-    LOST,
-    SAME,
     Content,
+    IntervalBar,
     Row,
     differing_keys,
     endings,
     frequent_openers,
     interval_bar,
-    order_rows,
+    metric_names,
     refusals_by_format,
     refused_count,
     too_few_prompts,
 )
-from sft_recipes.report.evaluation_text import prompting_sentences
+from sft_recipes.report.evaluation_tables import prompting_sentences
+from sft_recipes.report.evaluation_text import main_figures
+from sft_recipes.report.evaluation_verdict import verdict_of
+from sft_recipes.report.plain_words import model_name
+from sft_recipes.report.review_text import ReviewLine, review_lines
 
-# Samples beyond this many stay in samples.jsonl: a page has to open on a phone.
-SHOWN_SAMPLES = 200
+_BIG_FIGURES = 4
 ENDINGS = {
     "eos": "stop token",
     "stop_string": "stop string",
-    "length": "cut at max_new_tokens",
+    "length": "cut at the token limit",
     "time": "time limit",
 }
 
@@ -46,16 +46,18 @@ def render_evaluation_report(
     was measured. `samples` are the rows of `samples.jsonl`; the base's are in the same order.
     """
     texts = page.macros("evaluation.html")
+    first = page.macros("answers.html")
     metrics = content["metrics"]
     systems = _systems(content)
-    answers = _shown_answers(samples, base_samples)
-    choices = _choices(answers, base_samples is not None)
+    answers = shown_answers(samples, base_samples)
+    choices = filters_of(answers, base_samples is not None)
     formats = content.get("format_overfitting")
+    seen = content.get("training_rows", {}).get("shown", [])
     sections = {
-        "Read this first": texts.warnings(
-            content.get("warnings", []), content.get("training_rows", {})
-        ),
-        "Gate": texts.gate(content.get("gate"), interval_bar),
+        "Verdict": _card(first, content, base, samples) + texts.trained_rows(seen),
+        "Gate": _gate_section(texts, content, base),
+        "Answers": first.answers(answers, choices, len(samples)),
+        "What people preferred": first.review(_review(content)),
         "Differences": texts.differences(
             systems,
             _compared_metrics(systems, metrics),
@@ -64,25 +66,98 @@ def render_evaluation_report(
             figures.forest(systems, metrics),
             figures.learning_curve(content, systems),
         ),
-        "Metrics": texts.metrics(content, base, _by_group(metrics)),
+        "Metrics": texts.metrics(content, base, _by_group(metrics, base)),
         "Task types": texts.task_types(
-            content, base, content.get("task_differences", {}), choices["task"]
+            content, base, content.get("task_differences", {}), task_types_of(answers)
         ),
         "Format overfitting": texts.format_overfitting(
-            formats, content["n"], figures.formats(formats, metrics)
+            formats, content["n"], metrics, figures.formats(formats, metrics)
         ),
         "Health of the output": texts.health(content, base, _health(content, base))
         + texts.openers(_openers(samples, base_samples))
         + figures.length_histogram(samples, base_samples),
-        "Answers": texts.answers(answers, choices, len(samples)),
         "Training rows that the model finds hardest": texts.suspects(content.get("suspects")),
         "Over training": figures.over_training(content.get("training_curves", {}), metrics),
         "Safety": _safety_section(texts, content.get("safety")),
         "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),
     }
-    title = f"Evaluation of {content['info'].get('model', 'model not recorded')}"
-    return page.render_page(title, _summary(content["n"], len(samples)), sections, texts.script())
+    summary = _summary(content["n"], len(samples))
+    return page.render_page(_title(content), summary, sections, first.script(), first.style())
+
+
+def _title(content: Content) -> str:
+    return "Evaluation of " + model_name(content["info"].get("model") or "model not recorded")
+
+
+def _card(first: Any, content: Content, base: Content | None, samples: Sequence[Row]) -> Any:
+    verdict = verdict_of(content, base, samples)
+    return first.verdict(verdict, content.get("warnings", []), _figures(content, base))
+
+
+class _BigFigure(NamedTuple):
+    """A figure of the card; `base` is None without one."""
+
+    words: str
+    base: Content | None
+    tuned: Content
+
+
+def _figures(content: Content, base: Content | None) -> list[_BigFigure]:
+    shown = []
+    for figure in main_figures(content, _BIG_FIGURES):
+        of_base = base and base["metrics"][figure.metric]
+        shown.append(_BigFigure(figure.words, of_base, content["metrics"][figure.metric]))
+    return shown
+
+
+class _JudgedBound(NamedTuple):
+    """A line of the gate; `base`: the base's value of the same, where it was measured."""
+
+    line: Content
+    name: str
+    verdict: str
+    base: float | None
+    bar: IntervalBar | None
+
+
+def _gate_section(texts: Any, content: Content, base: Content | None) -> Any:
+    gate = content.get("gate")
+    if not gate:
+        return texts.nothing()
+    judged = []
+    unjudged = []
+    for line in gate["lines"]:
+        bound = _JudgedBound(
+            line,
+            plain_words.bound_name(line, metric_names(content)),
+            plain_words.gate_verdict(line["verdict"]),
+            _value_in_base(line, base),
+            interval_bar(line),
+        )
+        if plain_words.is_judged(line):
+            judged.append(bound)
+        else:
+            unjudged.append(bound)
+    verdict = plain_words.gate_verdict(gate["verdict"])
+    return texts.gate(gate, verdict, judged, unjudged, base is not None)
+
+
+def _value_in_base(line: Content, base: Content | None) -> float | None:
+    """What the base has there: of task types only exact match is known."""
+    if base is None:
+        return None
+    name = str(line["name"])
+    estimates = {**base["metrics"]}
+    estimates |= {f"flag {flag}": estimate for flag, estimate in base["flags"].items()}
+    if line["group"]:
+        estimates = {"exact_match": base["task_types"].get(line["group"], {})}
+    value: float | None = estimates.get(name, {}).get("value")
+    return value
+
+
+def _review(content: Content) -> list[ReviewLine]:
+    return review_lines(content["review"]) if "review" in content else []
 
 
 def _prompting(content: Content) -> list[str]:
@@ -124,10 +199,14 @@ def _compared_metrics(
     return lines
 
 
-def _by_group(metrics: Mapping[str, Content]) -> dict[str, dict[str, Content]]:
-    """The metrics by the heading that they stand under."""
+def _by_group(
+    metrics: Mapping[str, Content], base: Content | None
+) -> dict[str, dict[str, Content]]:
+    """The metrics by the heading that they stand under, without those that no answer has."""
     groups: dict[str, dict[str, Content]] = {}
     for name, metric in metrics.items():
+        if not metric["n"] and not (base and base["metrics"][name]["n"]):
+            continue
         groups.setdefault(metric["group"], {})[name] = metric
     return groups
 
@@ -158,51 +237,6 @@ def _openers(samples: Sequence[Row], base_samples: Sequence[Row] | None) -> dict
         "Tuned": frequent_openers(samples),
     }
     return {model: openers for model, openers in models.items() if openers}
-
-
-@dataclass(frozen=True, slots=True)
-class _ShownAnswer:
-    """An answer beside its reference and the base's, and what the page's filters know of it."""
-
-    row: Row
-    base: Row | None
-    change: str
-
-    @property
-    def task(self) -> list[str]:
-        """Its task type, if it has one."""
-        task = self.row["task_type"]
-        return [] if task is None else [str(task)]
-
-    @property
-    def filters(self) -> dict[str, Sequence[str]]:
-        """The values by which it can be chosen."""
-        return {
-            "task": [visible(task) for task in self.task],
-            "flag": self.row["flags"],
-            "change": [self.change],
-        }
-
-
-def _shown_answers(
-    samples: Sequence[Row], base_samples: Sequence[Row] | None
-) -> list[_ShownAnswer]:
-    pairs = order_rows(samples, base_samples)[:SHOWN_SAMPLES]
-    return [_ShownAnswer(pair.row, pair.base, pair.change) for pair in pairs]
-
-
-def _choices(answers: Sequence[_ShownAnswer], has_base: bool) -> dict[str, list[str]]:
-    """What each filter of the page offers."""
-    tasks: set[str] = set()
-    flags: set[str] = set()
-    for answer in answers:
-        tasks.update(answer.task)
-        flags.update(answer.row["flags"])
-    return {
-        "task": sorted(tasks),
-        "flag": sorted(flags),
-        "change": [LOST, GAINED, SAME] if has_base else [],
-    }
 
 
 def _safety_section(texts: Any, safety: Content | None) -> Any:

@@ -8,10 +8,15 @@ from sft_recipes.messages import place
 # Below it a share is said to be small, not rounded to 0.0 %.
 SMALL_SHARE = 0.001
 SMALL_P = 0.001
+LEAST_PERCENT = 0.005
+# Units of which a hundredth is a percent.
+SHARES = ("proportion", "score 0 to 1")
 # A value that is longer is cut, unless by a few characters.
 VALUE_CHARACTERS = 24
 LEEWAY = 5
 ELLIPSIS = "..."
+# What stands where nothing was measured.
+NO_VALUE = "no value"
 
 
 def format_estimate(estimate: Mapping[str, Any], sign: str = "") -> str:
@@ -23,7 +28,7 @@ def format_estimate(estimate: Mapping[str, Any], sign: str = "") -> str:
     low = estimate["ci_low"]
     high = estimate["ci_high"]
     if value is None:
-        return "none"
+        return NO_VALUE
     digits = 3 if abs(value) < 10 else 1
     number = f"{value:{sign}.{digits}f}"
     if low is None or high is None:
@@ -34,7 +39,7 @@ def format_estimate(estimate: Mapping[str, Any], sign: str = "") -> str:
 
 def decimals(value: float | None) -> str:
     """`0.125`, or a word where there is no value."""
-    return "none" if value is None else f"{value:.3f}"
+    return NO_VALUE if value is None else f"{value:.3f}"
 
 
 def p_value(value: float | None, unknown: str = "") -> str:
@@ -49,10 +54,48 @@ def p_value(value: float | None, unknown: str = "") -> str:
 def percent(share: float | None) -> str:
     """`12.3 %`; shares that would be rounded to nothing are said to be small."""
     if share is None:
-        return "none"
+        return NO_VALUE
     if 0 < share < SMALL_SHARE:
         return f"below {100 * SMALL_SHARE:.1f} %"
     return f"{100 * share:.1f} %"
+
+
+def whole_percent(share: float | None) -> str:
+    """`53 %`; what is not nothing is not called so, and what is not all is not called all."""
+    if share is None:
+        return NO_VALUE
+    if 0 < share < LEAST_PERCENT:
+        return "< 1 %"
+    if 1 - LEAST_PERCENT < share < 1:
+        return "> 99 %"
+    return f"{100 * share:.0f} %"
+
+
+def ends(estimate: Mapping[str, Any]) -> str:
+    """`46 to 61 %`: the interval of a share alone."""
+    if estimate["ci_low"] is None:
+        return NO_VALUE
+    return f"{100 * estimate['ci_low']:.0f} to {100 * estimate['ci_high']:.0f} %"
+
+
+def in_percent(estimate: Mapping[str, Any]) -> str:
+    """`53 % [46, 61]` of a share or of a score from 0 to 1; other units as `format_estimate`."""
+    if estimate["unit"] not in SHARES or estimate["value"] is None:
+        return format_estimate(estimate)
+    text = whole_percent(estimate["value"])
+    if estimate["ci_low"] is None:
+        return text
+    return f"{text} [{100 * estimate['ci_low']:.0f}, {100 * estimate['ci_high']:.0f}]"
+
+
+def in_points(difference: Mapping[str, Any]) -> str:
+    """`+53 [+45, +60]`: the same of a difference, in percentage points."""
+    if difference["unit"] not in SHARES or difference["value"] is None:
+        return format_estimate(difference, "+")
+    text = f"{100 * difference['value']:+.0f}"
+    if difference["ci_low"] is None:
+        return text
+    return f"{text} [{100 * difference['ci_low']:+.0f}, {100 * difference['ci_high']:+.0f}]"
 
 
 def thousands(number: float) -> str:
@@ -131,6 +174,8 @@ FILTERS = {
     "decimals": decimals,
     "p_value": p_value,
     "percent": percent,
+    "whole": whole_percent,
+    "ends": ends,
     "thousands": thousands,
     "rounded": rounded,
     "counted": counted,

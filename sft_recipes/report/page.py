@@ -1,8 +1,9 @@
 """The HTML shell of every report: one file without network, light and dark, for paper and phone.
 
 Data enters only through jinja2 with autoescape on, and only as text: `visible` shows what would
-otherwise hide or reorder it. A content security policy forbids the page to load anything. Templates
-hold words and markup; what they say of numbers is worked out in the modules beside them.
+otherwise hide or reorder it. A `.txt` is for a terminal, where nothing is markup. A content
+security policy forbids the page to load anything. Templates hold words and markup; what they say of
+numbers is worked out in the modules beside them.
 """
 
 import io
@@ -15,6 +16,7 @@ from markupsafe import Markup
 
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import visible
+from sft_recipes.report import plain_words
 from sft_recipes.report.number_texts import FILTERS
 
 # Colours that figures draw with; the page's own take their place, so that figures follow light and
@@ -36,20 +38,31 @@ _STYLE: Any = {
 
 
 def render_page(
-    title: str, summary: str, sections: Mapping[str, Markup], script: Markup | None = None
+    title: str,
+    summary: str,
+    sections: Mapping[str, Markup],
+    script: Markup | None = None,
+    style: Markup | str = "",
+    kind: str = "",
 ) -> str:
     """A whole HTML document from the bodies of its sections by title; an empty one is left out.
 
-    `script` is our own code, never data.
+    `script` and `style`, what the sections need beside the page's own, are our code, never data;
+    `kind` is a class of the style sheet.
     """
     filled = {name: body for name, body in sections.items() if body.strip()}
     return _ENVIRONMENT.get_template("page.html").render(
-        title=title, summary=summary, sections=filled, script=script
+        title=title,
+        summary=summary,
+        sections=filled,
+        script=script,
+        style=style,
+        kind=kind,
     )
 
 
 def macros(file: str) -> Any:
-    """The macros of a template beside this module, as functions that return Markup."""
+    """The macros of a template beside this module, as functions that return Markup, of a `.txt` text."""
     return _ENVIRONMENT.get_template(file).module
 
 
@@ -104,6 +117,11 @@ def figure_or_note(draw: Callable[[], Markup]) -> Markup:
         return Markup(macros("parts.html").note(error))
 
 
+def _is_html(template: str | None) -> bool:
+    """Whether what enters a template is escaped: by the ending, so that no template can forget."""
+    return template is None or not template.endswith(".txt")
+
+
 def _shown(value: object) -> Markup | str:
     """What enters a page: text is made visible there, so that no caller can forget it."""
     return value if isinstance(value, Markup) else visible(str(value))
@@ -111,10 +129,10 @@ def _shown(value: object) -> Markup | str:
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
+    autoescape=_is_html,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
     finalize=_shown,
 )
-_ENVIRONMENT.filters |= {"visible": visible, **FILTERS}
+_ENVIRONMENT.filters |= {"visible": visible, **FILTERS, **plain_words.FILTERS}

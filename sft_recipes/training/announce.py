@@ -1,39 +1,41 @@
 """What a run says before it starts and after it ends, in plain words; the words are in the `.jinja` files here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from transformers.trainer_pt_utils import get_model_param_count
 
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import TemplateCheck
 from sft_recipes.recipe import Recipe
+from sft_recipes.training.rates import SMALL_MODEL, UsualRange, usual_rates
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a person would say it in."""
+    if seconds < 10:
+        return f"{seconds:.2g} seconds"
+    if seconds < 90:
+        return f"{round(seconds)} seconds"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} minutes"
+    if seconds < 36 * 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 86400:.1f} days"
+
 
 TEXTS = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
 )
 TEXTS.filters["repr"] = repr
+TEXTS.filters["duration"] = duration
 
 
-@dataclass(frozen=True, slots=True)
-class UsualRange:
-    """What a number usually is, both ends included."""
-
-    low: float
-    high: float
-
-    def holds(self, value: float) -> bool:
-        """Whether it lies within."""
-        return self.low <= value <= self.high
-
-
-# The chapter's ranges; LoRA takes about ten times the rate of full fine-tuning (TRL docs, peft_integration; "LoRA
-# Without Regret", Thinking Machines 2025).
-LEARNING_RATE = {"full fine-tuning": UsualRange(1e-5, 5e-5), "LoRA": UsualRange(1e-4, 5e-4)}
+# The chapter's.
 EPOCHS = UsualRange(1, 3)
 
 
@@ -49,6 +51,8 @@ def banner(
     rows = data.summary["train"]
     context = getattr(config, "max_position_embeddings", None)
     args = trainer.args
+    # Under ZeRO-3 a parameter's own size is that of a share.
+    parameters = get_model_param_count(trainer.model)
     values = {
         "recipe": recipe,
         "renderer": renderer,
@@ -58,7 +62,7 @@ def banner(
         "rows": rows,
         "eval": data.summary["eval"],
         "checks": checks,
-        "notes": unusual(recipe, args, rows["longest"], context),
+        "notes": unusual(recipe, args, rows["longest"], context, parameters),
         "method": training_method(recipe),
         "template": template_name(recipe, renderer),
         "steps": planned_steps(args, len(trainer.train_dataset)),
@@ -104,13 +108,16 @@ def autocast_name(args: Any) -> str:
     return "fp16" if args.fp16 else "no"
 
 
-def unusual(recipe: Recipe, args: Any, longest: int, context: Any) -> list[str]:
+def unusual(recipe: Recipe, args: Any, longest: int, context: Any, parameters: int) -> list[str]:
     """What lies outside the usual ranges or the model's `context` (None or text: not known), in words."""
-    method = "LoRA" if recipe.model.get("use_peft") else "full fine-tuning"
-    usual_rate = LEARNING_RATE[method]
+    uses_lora = bool(recipe.model.get("use_peft"))
+    method = "LoRA" if uses_lora else "full fine-tuning"
+    usual_rate = usual_rates(uses_lora, parameters)
     notes = []
     if not usual_rate.holds(args.learning_rate):
         usual = f"outside the usual {usual_rate.low:g} to {usual_rate.high:g} for {method}"
+        if parameters < SMALL_MODEL:
+            usual += " of a model this small"
         notes.append(f"learning_rate {args.learning_rate:g} is {usual}")
     if args.max_steps <= 0 and not EPOCHS.holds(args.num_train_epochs):
         usual = f"outside the usual {EPOCHS.low:g} to {EPOCHS.high:g}"

@@ -46,6 +46,10 @@ def sft_config(
         "bf16": accelerator_has_bf16(recipe) and not given.get("fp16", False),
         # A first loss is what tells within seconds that something is wrong.
         "logging_first_step": True,
+        # A run is called in a tracker as its folder is, so that a resumed one goes on there.
+        "run_name": recipe.output_dir.resolve().name,
+        # Without it transformers would copy what trackio keeps here to a Space of the Hub.
+        "trackio_static_space_id": False,
         "data_seed": given.get("seed", SFTConfig.seed),
         "dataloader_pin_memory": not use_cpu,
         "dataloader_num_workers": 0 if use_cpu else LOADER_WORKERS,

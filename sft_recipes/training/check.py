@@ -21,16 +21,31 @@ from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
 from sft_recipes.devices import computes_on_cpu
+from sft_recipes.errors import InputError
 from sft_recipes.models import check_vocabulary
 from sft_recipes.recipe import Recipe, launch_config
 from sft_recipes.training.announce import TEXTS, unusual
-from sft_recipes.training.arguments import batch_per_device, launched_processes, sft_config
+from sft_recipes.training.arguments import (
+    REFUSALS,
+    batch_per_device,
+    launched_processes,
+    reason,
+    sft_config,
+)
 from sft_recipes.training.construction import generation_notes, meta_model
 from sft_recipes.training.evaluate_while_training import generation_metrics
+from sft_recipes.training.fit import (
+    free_bytes,
+    memory_advice,
+    smallest_change,
+    time_advice,
+    train_command,
+)
 from sft_recipes.training.launch_config import read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
 from sft_recipes.training.settings_checks import check_settings
+from sft_recipes.training.step_time import MeanBatch, estimate_step_time
 from sft_recipes.training.varlen_attention import supports_varlen
 
 # bitsandbytes NF4: half a byte a weight and a float32 scale for 64 of them, or that scale in 8 bits
@@ -55,12 +70,10 @@ def check_recipe(
 
     `launch` (an accelerate config, or the name of one that ships) and `processes` plan for another
     launch than this process. `measure` trains that many steps for their time and memory only.
-    Returns plain data: `recipe`, `data` as in data.json, `checks`, `plan` by readable names and
-    `notes`.
+    Returns plain data: `recipe`, `data` as in data.json, `checks` of `looked_at` conversations,
+    `plan` by readable names, `notes`, `advice` where memory or time is short, the `next` command.
     """
-    strategy = Strategy(processes=launched_processes())
-    if launch:
-        strategy = read_strategy(launch_config(launch), processes)
+    strategy = _strategy(launch, processes)
     model = check_settings(
         recipe,
         strategy.processes,
@@ -80,20 +93,78 @@ def check_recipe(
         generation_metrics(recipe, labeller, data, model)
         config = sft_config(recipe, processes=strategy.processes)
         planned = make_plan(recipe, data, config, strategy, model)
+        if launch is None and strategy.processes == 1:
+            planned |= _on_this_machine(recipe, data, config, model, planned["steps"])
+        advice = _advice(recipe, data, config, planned)
         if measure:
-            planned |= measure_steps(recipe, labeller, data, measure, planned["steps"])
+            planned |= measure_steps(recipe, labeller, data, measure, planned["steps"], progress)
     return {
         "recipe": str(recipe.path or recipe.name),
         "data": data.summary,
         "checks": [asdict(check) for check in checks],
+        "looked_at": len(data.check_examples),
         "plan": planned,
         "notes": _notes(recipe, config, planned),
+        "advice": advice,
+        "next": train_command(recipe, launch),
     }
+
+
+def _strategy(launch: Path | str | None, processes: int | None) -> Strategy:
+    """How the launch planned for spreads the model; without one, as this process was launched."""
+    if launch:
+        return read_strategy(launch_config(launch), processes)
+    return Strategy(processes=launched_processes())
+
+
+def _on_this_machine(
+    recipe: Recipe, data: PreparedData, config: SFTConfig, model: Any, steps: int
+) -> dict[str, Any]:
+    """What this machine needs for a step and for all, and its free memory, by the plan's names."""
+    facts: dict[str, Any] = {"bytes free on this machine": free_bytes(config) or "not known"}
+    batch = mean_batch(data.train, config, plan_layout(recipe, model))
+    try:
+        step = estimate_step_time(recipe, model, config, batch)
+    except (InputError, *REFUSALS) as error:
+        # Some models are not made with one layer, or not without their words.
+        facts["time on this machine"] = f"not estimated ({reason(error)})"
+        return facts
+    facts["operations a step"] = round(step.operations)
+    facts["operations a second here"] = round(step.operations_a_second)
+    facts["seconds a step, estimated"] = step.seconds
+    facts["seconds for all steps, estimated"] = step.seconds * steps
+    return facts
+
+
+def _advice(
+    recipe: Recipe, data: PreparedData, config: SFTConfig, plan: Mapping[str, Any]
+) -> dict[str, str]:
+    """What to do where memory or time is short: `memory`, `time`, each a command or a sentence."""
+    advice: dict[str, str] = {}
+    free = plan.get("bytes free on this machine")
+    if isinstance(free, int) and plan["bytes at peak, estimated"] > free:
+
+        def peak_of(changed: Recipe) -> int:
+            model = meta_model(changed)
+            changed_config = sft_config(changed)
+            layout = plan_layout(changed, model)
+            batch = largest_batch(data.train, plan["longest row"], changed_config, layout)
+            width = quantized_width(changed)
+            return estimate_memory(model, changed_config, batch, quantized=width).peak
+
+        smaller = smallest_change(recipe, config, plan["parameters"], free, peak_of)
+        advice["memory"] = memory_advice(recipe, smaller, free)
+    elif "seconds a step, estimated" in plan:
+        too_long = time_advice(recipe, plan["steps"], plan["seconds a step, estimated"])
+        if too_long is not None:
+            advice["time"] = too_long
+    return advice
 
 
 def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any]) -> list[str]:
     """What a person should know before the run, a line each."""
-    notes = unusual(recipe, config, planned["longest row"], planned["model context"])
+    longest = planned["longest row"]
+    notes = unusual(recipe, config, longest, planned["model context"], planned["parameters"])
     notes += generation_notes(recipe)
     if planned.get("trained in experts") == 0:
         notes.append(
@@ -188,12 +259,10 @@ def largest_batch(rows: Dataset, longest: int, config: SFTConfig, layout: Layout
     Padded it is known; else it is the largest of a fixed sample of shuffled batches.
     """
     size = min(config.per_device_train_batch_size, len(rows))
-    order = np.random.default_rng(0).permutation(len(rows))[: _SAMPLED_BATCHES * size]
-    sample = rows.select(order).with_format("arrow")[:]
-    lengths = np.asarray(sample.column("input_ids").combine_chunks().value_lengths())
-    labels = np.asarray(sample.column("labels").combine_chunks().flatten())
-    trained = np.add.reduceat(labels != IGNORE_INDEX, np.cumsum(lengths) - lengths, dtype=np.int64)
-    batch_starts = np.arange(0, len(order), size)
+    sample = _sample(rows, size)
+    lengths = sample.lengths
+    trained = sample.trained
+    batch_starts = np.arange(0, len(lengths), size)
     trained_tokens = int(np.add.reduceat(trained, batch_starts).max())
     if not layout.flattened:
         padded = Batch(size * longest, trained_tokens)
@@ -208,6 +277,44 @@ def largest_batch(rows: Dataset, longest: int, config: SFTConfig, layout: Layout
     if layout.masked:
         return Batch(tokens, trained_tokens, tokens**2)
     return Batch(tokens, trained_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Tokens and trained tokens of rows in the order in which they fill batches."""
+
+    lengths: np.ndarray
+    trained: np.ndarray
+
+
+def _sample(rows: Dataset, size: int) -> _Sample:
+    """A fixed sample of shuffled rows, enough for `_SAMPLED_BATCHES` batches of `size`."""
+    order = np.random.default_rng(0).permutation(len(rows))[: _SAMPLED_BATCHES * size]
+    sample = rows.select(order).with_format("arrow")[:]
+    lengths = np.asarray(sample.column("input_ids").combine_chunks().value_lengths())
+    labels = np.asarray(sample.column("labels").combine_chunks().flatten())
+    row_starts = np.cumsum(lengths) - lengths
+    trained = np.add.reduceat(labels != IGNORE_INDEX, row_starts, dtype=np.int64)
+    return _Sample(lengths, trained)
+
+
+def mean_batch(rows: Dataset, config: SFTConfig, layout: Layout) -> MeanBatch:
+    """The micro-batch of `rows` as most of them are, of the same fixed sample."""
+    size = min(config.per_device_train_batch_size, len(rows))
+    sample = _sample(rows, size)
+    length = round(float(sample.lengths.mean()))
+    tokens = size * length
+    if config.packing:
+        tokens = config.per_device_train_batch_size * int(config.max_length or 0)
+    elif not layout.flattened:
+        # Each batch is padded to its own longest row.
+        batch_starts = np.arange(0, len(sample.lengths), size)
+        length = round(float(np.maximum.reduceat(sample.lengths, batch_starts).mean()))
+        tokens = size * length
+    trained_tokens = size * float(sample.trained.mean())
+    if config.packing:
+        trained_tokens = tokens * float(sample.trained.sum() / sample.lengths.sum())
+    return MeanBatch(tokens, length, round(trained_tokens))
 
 
 def _parameters(model: Any) -> dict[str, Any]:

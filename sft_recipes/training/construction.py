@@ -41,6 +41,7 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import REFUSALS, reason, sft_config
 from sft_recipes.training.batching import check_stated_attention
 from sft_recipes.training.evaluate_while_training import possible_metrics, require_metric
+from sft_recipes.training.trackers import sending_problems
 from sft_recipes.training.varlen_attention import VARLEN
 
 # Where the run's length is not known yet the schedule is made for this many steps.
@@ -110,23 +111,25 @@ def meta_model(recipe: Recipe) -> Any:
     Raises InputError if its config cannot be read, or if the adapter does not fit it.
     """
     check_base_folder(recipe)
-    revision = recipe.model.get("model_revision", "main")
-    with loading(recipe.model_name, "config"):
-        config = AutoConfig.from_pretrained(
-            recipe.model_name, revision=revision, trust_remote_code=False
-        )
+    config = base_config(recipe.model_name, recipe.model.get("model_revision", "main"))
     with loading(recipe.model_name, "model"), torch.device("meta"):
         dtype = getattr(torch, model_dtype(recipe))
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         freeze_unfed_encoders(model)
     _set_attention(recipe, model)
-    model = _adapted(recipe, model)
+    model = adapted(recipe, model)
     if recipe.model.get("load_in_8bit") or recipe.model.get("load_in_4bit"):
         # TRL trains adapters on quantized weights in bfloat16, others in float32.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
+
+
+def base_config(model: str, revision: str = "main") -> Any:
+    """A model's config, from its folder or the Hub."""
+    with loading(model, "config"):
+        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
 
 
 def _set_attention(recipe: Recipe, model: Any) -> None:
@@ -149,13 +152,13 @@ def _set_attention(recipe: Recipe, model: Any) -> None:
         )
 
 
-def _adapted(recipe: Recipe, model: Any) -> Any:
-    """The model with the recipe's adapter, if it has one."""
+def adapted(recipe: Recipe, model: Any, device: str = "meta") -> Any:
+    """The model with the recipe's adapter, if it has one, made on `device`."""
     try:
         lora = lora_config(recipe, model)
         if lora is None:
             return model
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device(device), warnings.catch_warnings():
             # peft warns of names that match nothing; they are looked for below, and refused.
             warnings.simplefilter("ignore")
             return get_peft_model(model, lora)
@@ -299,6 +302,7 @@ def _try_optimizer(model: Any, config: SFTConfig) -> None:
 def _tracker_problems(recipe: Recipe, config: SFTConfig) -> Iterator[Problem]:
     """Trackers that are unknown or not installed."""
     known = sorted(INTEGRATION_TO_CALLBACK)
+    yield from sending_problems(recipe, list(config.report_to or ()))
     for name in config.report_to or ():
         place = recipe.place("report_to")
         if name not in known:

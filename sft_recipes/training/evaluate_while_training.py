@@ -1,7 +1,7 @@
 """Generation metrics inside `trainer.evaluate()`: the same evaluation as the command, on a few fixed prompts."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import read_held_out
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.evaluation.evaluator import evaluate
+from sft_recipes.evaluation.evaluator import Evaluation, evaluate
 from sft_recipes.evaluation.generation import check_prompts, default_batch_size
 from sft_recipes.evaluation.metrics import METRICS
 from sft_recipes.messages import Example
@@ -32,21 +32,31 @@ class GenerationWhileTraining:
     renderer: ChatRenderer
     examples: Sequence[Example]
     settings: EvaluationSettings
+    _answered: list[Mapping[str, Any]] = field(default_factory=list)
 
     def __call__(self, model: Any) -> Mapping[str, float]:
         """Metrics by name; those that nothing could be said of are left out."""
-        metrics = self._evaluate(model, self.examples, self.settings.max_new_tokens)
-        return {name: float(value) for name, value in metrics.items() if value is not None}
+        evaluation = self._evaluate(model, self.examples, self.settings.max_new_tokens)
+        self._answered[:] = evaluation.rows
+        metrics = {}
+        for name, metric in evaluation.metrics.items():
+            if metric.value is not None:
+                metrics[name] = float(metric.value)
+        return metrics
+
+    def take_rows(self) -> Sequence[Mapping[str, Any]]:
+        """The scored rows of the last evaluation, once."""
+        rows = list(self._answered)
+        self._answered.clear()
+        return rows
 
     def rehearse(self, model: Any) -> Sequence[str]:
         """Answer one batch with two tokens each; returns the names of the metrics that will come."""
         batch = self.settings.batch_size or default_batch_size()
-        return list(self._evaluate(model, self.examples[:batch], REHEARSED_TOKENS))
+        return list(self._evaluate(model, self.examples[:batch], REHEARSED_TOKENS).metrics)
 
-    def _evaluate(
-        self, model: Any, examples: Sequence[Example], max_new_tokens: int
-    ) -> dict[str, float | None]:
-        evaluation = evaluate(
+    def _evaluate(self, model: Any, examples: Sequence[Example], max_new_tokens: int) -> Evaluation:
+        return evaluate(
             model,
             self.renderer,
             examples,
@@ -55,7 +65,6 @@ class GenerationWhileTraining:
             template_segments=self.renderer.template_segments,
             progress=False,
         )
-        return {name: metric.value for name, metric in evaluation.metrics.items()}
 
 
 def generation_metrics(

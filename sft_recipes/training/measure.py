@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -57,27 +58,43 @@ def resident_bytes(name: str) -> int:
 
 
 class _Clock(TrainerCallback):
-    """When each optimizer step ended."""
+    """When each optimizer step ended; `progress` says so at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: bool) -> None:
         self.ends: list[float] = []
+        self._progress = progress
+        self._begin = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Note the time."""
+        self._begin = time.perf_counter()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Note the time, with the device's work done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        if self._progress:
+            number = len(self.ends)
+            purpose = "to warm up" if number <= WARM_UP else "measured"
+            took = self.ends[-1] - self._begin
+            print(f"step {number} {purpose}: {took:.3g} s", file=sys.stderr, flush=True)
 
 
 def measure_steps(
-    recipe: Recipe, labeller: Labeller, data: PreparedData, steps: int, planned: int
+    recipe: Recipe,
+    labeller: Labeller,
+    data: PreparedData,
+    steps: int,
+    planned: int,
+    progress: bool = False,
 ) -> Mapping[str, Any]:
     """Train `steps` steps after two to warm up, in a folder that is thrown away; nothing of the run is touched.
 
     Returns seconds a step (mean), hours for the `planned` steps, and the peak bytes of the device (on a CPU: by how
     much this process grew, where that can be seen), by the plan's names. Raises what training raises.
     """
-    clock = _Clock()
+    clock = _Clock(progress)
     memory = PeakMemory()
     with tempfile.TemporaryDirectory() as folder:
         quiet = {

@@ -12,14 +12,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.inspection import InspectedRow
 from sft_recipes.data.labels import LONGEST_MEASURED, LabelledRow, Labeller
 from sft_recipes.data.ledger import SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.opening import open_renderer
+from sft_recipes.data.opening import loading, open_renderer
 from sft_recipes.data.prepare import batches
 from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
@@ -28,12 +30,17 @@ from sft_recipes.messages import Example
 from sft_recipes.recipe import DataSettings, LabelSettings, relative_path
 from sft_recipes.recipe_keys import NAMES_INSIDE, SOURCE_KEYS, make_data_recipe
 from sft_recipes.training.announce import TEXTS
+from sft_recipes.training.construction import base_config
+from sft_recipes.training.rates import SMALL_MODEL, first_rates
 
 # More rows than this are not looked at; `sft-recipes check` reads them all.
 LOOKED_AT = 20_000
 NEW_TOKENS = (32, 64, 128, 256)
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 SHOWN_ROWS = 3
+# Rows up to here leave room for everything that the backward pass of a small model needs: four of
+# them take about 3 GB on SmolLM2-135M.
+SHORT_ROWS = 512
 # What a recipe loses without being asked (`max_lost`, `max_rejected`).
 DEFAULT_LOSS = 0.05
 # What templates of hybrid models call the switch between answering at once and reasoning first (Qwen3 and SmolLM3;
@@ -45,7 +52,8 @@ REASONING_SWITCHES = ("enable_thinking", "thinking")
 class RecipeRequest:
     """What `init` was asked for. `options`: recipe keys of the data set and the template.
 
-    `replay`: general rows that are mixed in, as `sft-recipes replay` writes them.
+    `replay`: general rows that are mixed in, as `sft-recipes replay` writes them. `full`: train all
+    weights; None if that was not said.
     """
 
     model: str
@@ -54,6 +62,7 @@ class RecipeRequest:
     output: Path
     force: bool = False
     replay: str | None = None
+    full: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -196,11 +205,13 @@ def _values(
         "unused_columns": rejects.unused_columns[source],
         "model": _yaml_path(request.model, request.output),
         "own_template": renderer.has_own_template,
+        **_method_values(request),
         "looked_at": f"{len(lengths):,}",
         "fitting": f"{sum(length <= max_length for length in lengths):,}",
         "unmeasured": sum(own.ledger.dropped["overlength"] for own in looks),
         "longest": lengths[-1],
         "max_length": max_length,
+        "short_rows": max_length <= SHORT_ROWS,
         "max_new_tokens": _smallest(answers, 0.95, NEW_TOKENS),
         "lost": lost,
         "max_lost": _with_room(lost) if lost > DEFAULT_LOSS else None,
@@ -213,6 +224,20 @@ def _values(
         "switch": switch[0] if switch else None,
         "reasoned": reasoned,
         "tools": sum(own.with_tools for own in looks),
+    }
+
+
+def _method_values(request: RecipeRequest) -> dict[str, Any]:
+    """What the recipe says of LoRA or full fine-tuning, by the size of the model."""
+    parameters = parameter_count(request.model)
+    rates = first_rates(parameters)
+    return {
+        "full": bool(request.full),
+        "method_is_open": request.full is None,
+        "learning_rate": rates.of(lora=not request.full),
+        "other_rate": rates.of(lora=bool(request.full)),
+        "parameters": parameters,
+        "is_small": is_small(parameters),
     }
 
 
@@ -256,6 +281,13 @@ def _with_room(share: float) -> float:
 def _notes(values: Mapping[str, Any]) -> list[str]:
     """What a user has to know before training, in words."""
     notes: list[str] = []
+    if not values["own_template"] and "chat_template" not in values["options"]:
+        notes.append(
+            "the tokenizer has no chat template: rows are written in the instruction template "
+            "(another: --chat_template NAME)"
+        )
+    if values["is_small"] and values["method_is_open"]:
+        notes.append(reasons_for_full(values["parameters"]))
     if values["rejected"]:
         notes.append(
             f"{values['rejected']} rows are broken: on_bad_rows: skip leaves them out and lists them"
@@ -280,6 +312,38 @@ def _smallest(lengths: Sequence[int], share: float, choices: Sequence[int]) -> i
     return choices[-1]
 
 
+def parameter_count(model: str) -> int | None:
+    """Of a model's config, without its weights; None for a folder that has no config."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return None
+    config = base_config(model)
+    with loading(model, "model"), torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in empty.parameters())
+
+
+def is_small(parameters: int | None) -> bool:
+    """Whether training all weights is worth a proposal."""
+    return parameters is not None and parameters < SMALL_MODEL
+
+
+def reasons_for_full(parameters: int | None) -> str:
+    """Why all weights of a small model may be trained as well, and at which rate."""
+    rates = first_rates(parameters)
+    # SmolLM2-135M, 60 steps, 160 validation rows: exact match 0.61 in full, 0.63 with LoRA.
+    return (
+        f"the model has {parameters or 0:,} parameters, few enough to train all of them, too (--full): "
+        "as good as LoRA on SmolLM2-135M and no adapter to merge, but more memory and more "
+        f"forgetting; learning_rate {rates.full:g} in full, {rates.lora:g} with LoRA"
+    )
+
+
 def _yaml_path(name: str, folder: Path) -> str:
-    """A path that exists here, relative to the recipe's folder; a Hub name as it is."""
+    """A path that exists here, relative to the recipe's folder unless it was given in full.
+
+    A Hub name stays as it is.
+    """
+    if Path(name).is_absolute():
+        return name
     return relative_path(Path(name), folder) if Path(name).exists() else name

@@ -72,6 +72,7 @@ from sft_recipes.training.record import (
 )
 from sft_recipes.training.run_lock import run_lock
 from sft_recipes.training.settings_checks import check_settings
+from sft_recipes.training.trackers import SampleAnswers
 from sft_recipes.training.trainer import Guards, RecipeTrainer
 from sft_recipes.upstream.quiet import quiet_libraries
 
@@ -194,6 +195,7 @@ def build_trainer(
     del arguments
     config = sft_config(recipe, decided=decided)
 
+    generation = generation_metrics(recipe, labeller, data, model)
     chosen_by_loss = str(config.metric_for_best_model or "loss").endswith("loss")
     trainer = RecipeTrainer(
         model=model,
@@ -204,9 +206,11 @@ def build_trainer(
         peft_config=lora_config(recipe, model),
         callbacks=[LogWriter(recipe.output_dir / run_folder.LOG)],
         guards=guards,
-        generation_metrics=generation_metrics(recipe, labeller, data, model),
+        generation_metrics=generation,
         generation_share=recipe.evaluation.max_share if chosen_by_loss else None,
     )
+    if generation is not None:
+        trainer.add_callback(SampleAnswers(trainer, generation.take_rows))
     # TRL mirrors its own idea of EOS and PAD onto the model while it is built; ours is the one that is served.
     agree_on_special_tokens(model, tokenizer, renderer.stop_ids)
     return trainer

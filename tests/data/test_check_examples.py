@@ -52,6 +52,6 @@ def test_checks_see_training_rows_without_any_split(
     data = prepare(recipe, labeller, recipe.output_dir / "prepared", progress=False)
     assert data.eval is None and len(data.check_examples) == 40
     checks = {check.name: check for check in check_template(labeller, data.check_examples)}
-    assert "41 of 41 rows" in checks["stop token trained"].detail  # and the probe
+    assert "checked 41 rows" in checks["stop token trained"].detail  # and the probe
     assert checks["reasoning rendered"].outcome == checks["tools rendered"].outcome == "unseen"
     assert "none of 40" in checks["reasoning rendered"].detail

@@ -241,12 +241,13 @@ PARTS = [
     "retention",
 ]
 TITLES = (
+    "Verdict",
+    "Answers",
     "Differences",
     "Metrics",
     "Task types",
     "Format overfitting",
     "Health of the output",
-    "Answers",
     "Over training",
     "Safety",
     "Retention",
@@ -255,7 +256,8 @@ TITLES = (
 
 
 def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_path, capsys) -> None:
-    """The first line then says why, and there is no table of task types; asked for shots it is an error."""
+    """What is printed under the verdict says why, and there is no table of task types; asked for shots it is an
+    error."""
     (tmp_path / "train.jsonl").unlink()
     result = ask(run, mixed, tmp_path)
     assert result.extra["task_differences"]["low"] == {"training_rows": None}
@@ -264,7 +266,9 @@ def test_a_run_whose_training_data_is_gone_is_still_evaluated(run, mixed, tmp_pa
     result.print(examples=0)
     said = capsys.readouterr().out
     assert "exact match by task type" not in said, "nothing to compare"
-    assert said.startswith("WARNING: whether these rows were trained on is not known: ")
+    verdict, warning = said.split("WARNING: ")
+    assert verdict.startswith("The tuned model ") and "\n\n" not in verdict
+    assert warning.startswith("whether these rows were trained on is not known:")
     with pytest.raises(InputError, match=r"train\.jsonl"):
         ask(run, mixed, tmp_path, base=str(tmp_path / "base"), shots="1")
 
@@ -277,7 +281,7 @@ def test_the_number_of_shots_is_chosen_and_said(run, mixed, tmp_path, capsys) ->
     tried = [entry["shots"] for entry in prompting["shots"]["tried"]]
     assert tried[:2] == [0, 2] and prompting["shots"]["shots"] in tried
     assert 0 < prompting["shots"]["rows"] <= 15
-    result.print(examples=0)
+    result.print(examples=0, everything=True)
     assert "tuning beat a prompt" in capsys.readouterr().out
     assert "uning beat a prompt" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
@@ -413,3 +417,24 @@ def test_retention_needs_the_model_before_tuning(
     shutil.move(tmp_path / "base", tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"no such folder. Fix: .*--base MODEL"):
         ask(run, rows, tmp_path, retention_data=general)
+
+
+def test_the_verdict_is_said_first_and_all_only_when_asked(save, rows, tmp_path, capsys) -> None:
+    """One sentence, the same in `--json` and `metrics.json`; five figures and what to do next; every figure with
+    `--all`. Three rows decide nothing, so the next step is no chat."""
+    result = ask(save("tuned", seed=1), rows, tmp_path, base=save("base"))
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    sentence = result.as_json()["verdict"]
+    assert stored["verdict"] == sentence and sentence.startswith("The tuned model answers 0 of 3 ")
+    capsys.readouterr()
+    printed = {}
+    for everything in (False, True):
+        result.print(examples=1, everything=everything)
+        printed[everything] = capsys.readouterr().out
+        assert " ".join(printed[everything].split()).startswith(sentence)
+        assert printed[everything].count("---- ") == 1
+        assert "\nnext: hold out more rows" in printed[everything]
+        assert f"report: {tmp_path / 'out'}/report.html" in printed[everything]
+    assert "ROUGE-L" not in printed[False] and "add --all" in printed[False]
+    assert "ROUGE-L" in printed[True] and "add --all" not in printed[True]
+    assert "Chapter: completion rate: Share of the instruction's words" in printed[True]

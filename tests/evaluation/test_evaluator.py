@@ -13,16 +13,24 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluation.answering import control_tokens
 from sft_recipes.evaluation.evaluator import (
     Evaluation,
-    as_text,
     compare,
     evaluate,
     evaluation_from_rows,
+    examples_text,
     read_evaluation,
     write_evaluation,
 )
 from sft_recipes.evaluation.metrics import HEADLINES, METRICS
 from sft_recipes.messages import Example
+from sft_recipes.report.evaluation_tables import metrics_text
 from tests.data.template_tokenizers import tokenizer_for
+
+
+def as_text(tuned: Evaluation, base: Evaluation | None = None, examples: int = 3) -> str:
+    """What `evaluate --all` prints of both: the tables, then some answers."""
+    of_base = None if base is None else base.as_json()
+    tables = metrics_text(tuned.as_json(base), of_base, tuned.rows)
+    return tables + examples_text(tuned, base, examples)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +230,8 @@ def test_no_rows(make_model, renderer) -> None:
     """An empty data set has every metric without a value."""
     evaluation = evaluate(make_model(), renderer, [], max_new_tokens=4, batch_size=2)
     assert evaluation.metrics["exact_match"].value is None
-    assert "none" in as_text(evaluation)
+    assert as_text(evaluation).startswith("no rows answered")
+    assert "none" not in as_text(evaluation).lower()
 
 
 def test_the_table_shows_both_models_and_what_was_lost(tuned) -> None:

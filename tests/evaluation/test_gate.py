@@ -22,7 +22,7 @@ from sft_recipes.evaluation.evaluator import Evaluation, evaluation_from_rows, w
 from sft_recipes.evaluation.gate import check_possible, judge, parse_gate, read_gate
 from sft_recipes.evaluation.gate_bounds import Bound, least_rows
 from sft_recipes.evaluation.metrics import score_row
-from sft_recipes.report.evaluation_text import gate_text
+from sft_recipes.report.evaluation_tables import gate_text
 from sft_recipes.statistics import mean_of_differences, proportion_of
 from tests.conftest import build_model, build_tokenizer
 
@@ -413,21 +413,22 @@ def test_the_card_comes_first_and_says_the_verdict_in_words(tmp_path: Path) -> N
     assert page.index("<h2>Gate</h2>") < page.index("<h2>Metrics</h2>")
     card = page[page.index("<h2>Gate</h2>") : page.index("<h2>Metrics</h2>")]
     for text in (
-        "INSUFFICIENT N",
+        "TOO FEW ROWS",
         "exit code 4",
         "inconclusive",
         "pass",
-        "exact_match: &lt;i&gt;a",
+        "Exact match: &lt;i&gt;a",
         "at least 0.8",
         "0.624",
     ):
         assert text in card
-    terminal = gate_text(gate)
-    assert "\nexact_match: <i>a " in terminal
-    assert "gate: INSUFFICIENT_N" in terminal and "smoke" not in terminal
-    row = next(line for line in terminal.splitlines() if line.startswith("exact_match: b"))
+    terminal = gate_text({"gate": gate, **evaluation.as_json()})
+    assert "\nExact match: <i>a " in terminal
+    assert "gate: TOO FEW ROWS" in terminal and "smoke" not in terminal
+    row = next(line for line in terminal.splitlines() if line.startswith("Exact match: b"))
     assert row.split() == [
-        "exact_match:",
+        "Exact",
+        "match:",
         "b",
         "1.000",
         "0.937",
@@ -505,11 +506,12 @@ def test_exit_codes(
     gate = run_folder / "gate.yaml"
     gate.write_text(yaml.safe_dump({"gate": [line]}))
     ended, out, _ = evaluate_at(run_folder, capsys, monkeypatch, str(gate) if line else "recipe")
-    assert ended == code and f"gate: {verdict.upper()}" in out
+    said = "too few rows" if verdict == "insufficient_n" else verdict
+    assert ended == code and f"gate: {said.upper()}" in out
     assert (
         json.loads((run_folder / "out" / "metrics.json").read_text())["gate"]["verdict"] == verdict
     )
-    assert verdict.replace("_", " ").upper() in (run_folder / "out" / "report.html").read_text()
+    assert said.upper() in (run_folder / "out" / "report.html").read_text()
 
 
 def test_the_command_prints_json_and_asks_other_formats_for_their_bounds(

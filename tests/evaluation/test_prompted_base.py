@@ -23,7 +23,7 @@ from sft_recipes.evaluation.prompted_base import (
 from sft_recipes.evaluation.questions import Question
 from sft_recipes.evaluation.training_rows import TrainingRows
 from sft_recipes.messages import Example
-from sft_recipes.report.evaluation_text import prompting_sentences
+from sft_recipes.report.evaluation_tables import prompting_sentences
 
 TURNS = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]
 

@@ -13,7 +13,6 @@ from sft_recipes.evaluation.answer import Answer
 from sft_recipes.evaluation.comparison import task_table
 from sft_recipes.evaluation.evaluator import (
     Evaluation,
-    as_text,
     compare,
     evaluation_from_rows,
     write_evaluation,
@@ -23,6 +22,7 @@ from sft_recipes.evaluation.gate import judge, parse_gate
 from sft_recipes.evaluation.metrics import score_row
 from sft_recipes.evaluation.prompts import count_prompts
 from sft_recipes.evaluation.safety import SAFE, UNSAFE, measure_safety
+from sft_recipes.report.evaluation_text import rows_text
 from sft_recipes.statistics import by_group, paired_difference, proportion
 
 COPIES = 50
@@ -64,7 +64,7 @@ def test_a_hundred_rows_of_two_prompts_are_two() -> None:
     assert exact.ci_high > 0.6
     content = evaluation.as_json()
     assert (content["n"], content["rows"]) == (2, 100)
-    first = as_text(evaluation, examples=0).splitlines()[0]
+    first = rows_text(evaluation.as_json(), evaluation.rows).splitlines()[0]
     assert first == "100 rows answered: 100 of x; 2 different prompts, each of which counts once"
 
 

@@ -22,7 +22,7 @@ from sft_recipes.evaluation.retention import (
     measure_retention,
     read_prompts,
 )
-from sft_recipes.report.evaluation_text import retention_text
+from sft_recipes.report.evaluation_tables import retention_text
 
 # An answer for some prompts of each kind that will do, and one that will not.
 GOOD_AND_BAD = [
@@ -181,7 +181,7 @@ def test_terminal_and_report_show_what_was_lost(tmp_path: Path) -> None:
     content = {"prompts": "packaged", "before": "me/base\u202e"} | measure_retention(
         *base_and_tuned()
     ).content
-    text = retention_text(content)
+    text = retention_text({"retention": content})
     assert "general prompts passed, 8" in text
     assert "0.500 [0.19, 0.81] is still passed" in text
     assert "lost: Say yes 2. -> no" in text

@@ -23,7 +23,7 @@ from sft_recipes.evaluation.safety import (
     measure_safety,
     read_prompts,
 )
-from sft_recipes.report.evaluation_text import safety_text
+from sft_recipes.report.evaluation_tables import safety_text
 from sft_recipes.response_patterns import refusal_error
 
 NO, YES = "I'm sorry, but I can't help with that.", "Sure: <script>alert(1)</script>\u202e"
@@ -166,6 +166,6 @@ def test_report_and_terminal_say_what_the_numbers_are_worth(tmp_path: Path) -> N
     ):
         assert expected in page, expected
     assert "<script>alert" not in page and "\u202e" not in page
-    text = safety_text(content)
+    text = safety_text({"safety": content})
     assert "too few to decide anything (200 of a kind), report only" in text
     assert f"precision {rule['precision']:.2f}, recall {rule['recall']:.2f}" in text

@@ -132,8 +132,8 @@ def test_the_card_has_the_benchmarks(make_run: Callable[..., Path], evaluate: Ev
     evaluate(run, "--max_rows", "4")
     card = render_card(run)
     assert "### gsm8k: public benchmark" in card
-    assert "| exact_match, strict-match | 0.750 [0.30, 0.95] | 4 |" in card
-    assert "| acc, none | 0.250 [0.23, 0.27] | 9 |" in card
+    assert "| Exact match, strict-match | 0.750&nbsp;[0.30,&nbsp;0.95] | 4 |" in card
+    assert "| Acc, none | 0.250&nbsp;[0.23,&nbsp;0.27] | 9 |" in card
     assert "**Warning:** 4 of 1,319 rows" in card
     assert "lm-eval 0.4.13, shots: 5" in card
     assert "chat template: applied" in card

@@ -44,20 +44,70 @@ def test_the_card_says_what_the_run_wrote(make_run: Callable[..., Path]) -> None
     source = data["sources"][0]
     for text in (
         data["fingerprint"],
-        f"| train | {source['rows_in']} | 0 | {source['rows_kept']} | 0 | {source['tokens_kept']} |",
-        f"{data['train']['tokens']} tokens, {data['train']['trained_tokens']} of them trained",
+        f"| train | {source['rows_in']} | none | {source['tokens_kept']:,} |",
+        f"{data['train']['tokens']:,} tokens, {data['train']['trained_tokens']:,} of them trained",
         "| Loss covers | the assistant's turns with their end tokens, nothing else |",
         "| lora_r | 4 |",
         "| learning_rate | 0.01 |",
         "| Optimizer steps | 2 |",
-        "| Exact match | 0.750 [0.30, 0.95] | 4 |",
+        "| Exact match | 0.750&nbsp;[0.30,&nbsp;0.95] | 4 |",
         "eval: **fail**",
-        "| exact_match | 0.750 | 0.300 | at least 0.9 | 4 | fail |",
+        "| Exact match | 0.750 | 0.300 | at least 0.9 | 4 | fail |",
         "question 2",
         f"| transformers | {environment['versions']['transformers']} |",
         "Safety, bias and factual accuracy: not recorded.",
     ):
         assert text in card, text
+
+
+def test_tables_fit_the_hub_and_have_no_empty_cell(make_run: Callable[..., Path]) -> None:
+    """At most six columns, each with a heading; a cell says something, and no cell holds a long text."""
+    run = make_run("lora")
+    write_evaluation(run, gate=GATE)
+    rows = [line for line in render_card(run).splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) <= 6
+        assert all(cells), row
+        assert max(map(len, cells)) <= 100
+
+
+def test_what_was_not_measured_stands_in_no_table(make_run: Callable[..., Path]) -> None:
+    """A metric without a value is named in one line, and keys that were not set in another."""
+    run = make_run("lora")
+    folder = write_evaluation(run)
+    path = folder / "metrics.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    nothing = {"value": None, "n": 0, "ci_low": None, "ci_high": None}
+    content["metrics"]["tool_calls"] = {
+        **content["metrics"]["exact_match"],
+        **nothing,
+        "label": "Calls",
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    card = render_card(run)
+    assert "These rows say nothing of: Calls." in card
+    assert "| Calls |" not in card
+    assert re.search(r"^Not set, so left to .*`use_dora`.*`weight_decay`", card, re.MULTILINE)
+    assert "| weight_decay |" not in card
+
+
+def test_a_prompt_stands_as_people_read_it(make_run: Callable[..., Path]) -> None:
+    """One message is shown without the template around it, several with who said them."""
+    run = make_run("full")
+    folder = write_evaluation(run)
+    answer = {"role": "assistant", "content": "yes"}
+    system = {"role": "system", "content": "Be brief."}
+    user = {"role": "user", "content": "Is it?"}
+    row = {"prompt": "<|im_start|>", "reference": "yes", "response": "yes", "exact_match": True}
+    rows = [{**row, "messages": [user, answer]}, {**row, "messages": [system, user, answer]}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "samples.jsonl").write_text(lines, encoding="utf-8")
+    card = render_card(run)
+    assert "<|im_start|>" not in card
+    assert "**Asked**\n\n    Is it?\n\n" in card
+    assert "    system: Be brief.\n    \n    user: Is it?\n" in card
 
 
 def test_the_metadata_is_what_the_hub_reads(make_run: Callable[..., Path]) -> None:
@@ -93,7 +143,7 @@ def test_what_is_unknown_says_so(make_run: Callable[..., Path]) -> None:
         (run / name).unlink()
     card = render_card(run)
     for text in (
-        "| not recorded | | | | | | | |",
+        "## Training data\n\nNot recorded.\n",
         "Fingerprint of the prepared data: `not recorded`",
         "| Processes | not recorded |",
         "| Mean training loss | not recorded |",
@@ -102,7 +152,9 @@ def test_what_is_unknown_says_so(make_run: Callable[..., Path]) -> None:
         "License: not recorded.",
     ):
         assert text in card, text
-    assert len(re.findall(r"^Not recorded", card, re.MULTILINE)) == 3  # evaluation, gate, samples
+    assert (
+        len(re.findall(r"^Not recorded", card, re.MULTILINE)) == 4
+    )  # data, evaluation, gate, samples
 
 
 def test_a_gate_without_a_verdict_is_named(make_run: Callable[..., Path]) -> None:
@@ -123,7 +175,7 @@ def test_samples_cannot_leave_their_block_and_are_masked(make_run: Callable[...,
     (folder / "samples.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     card = render_card(run)
     lines = ["```", "# out", "<script>alert(1)</script>⟨U+202E⟩ [email] [local path] [access key]"]
-    assert "answered\n\n" + "".join(f"    {line}\n" for line in lines) + "\n" in card
+    assert "**Answered**\n\n" + "".join(f"    {line}\n" for line in lines) + "\n" in card
 
 
 def test_wrong_answers_are_shown_first(make_run: Callable[..., Path]) -> None:
@@ -160,7 +212,7 @@ def test_only_cards_written_by_libraries_are_replaced(make_run: Callable[..., Pa
     write_card(run)
     assert MARK in (run / "README.md").read_text(encoding="utf-8")
     write_evaluation(run)
-    assert "0.750 [0.30, 0.95]" in write_card(run).read_text(encoding="utf-8")
+    assert "0.750&nbsp;[0.30,&nbsp;0.95]" in write_card(run).read_text(encoding="utf-8")
     (run / "README.md").write_text("mine", encoding="utf-8")
     write_card(run)
     assert (run / "README.md").read_text(encoding="utf-8") == "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from sft_recipes.report.audit_report import render, write_audit_report
+from sft_recipes.report.page import new_figure
 from tests.audit.planted import plant
 from tests.report.document import Document
 
@@ -256,11 +258,52 @@ def test_trained_text_is_marked_as_it_is(planted: Audit, page: Document) -> None
     """The marked texts of the sample rows are the trained ones, white space included."""
     trained = set()
     for sample in (*planted["samples"]["kept"], *planted["samples"]["dropped"]):
-        for text, is_trained in sample["text"][:12]:
-            if is_trained and len(text) <= 800 and text.isprintable():
-                trained.add(text)
+        # An answer and its end token are two parts of the row and one mark.
+        text = "".join(text for text, is_trained in sample["text"] if is_trained)
+        if len(text) <= 800 and text.isprintable():
+            trained.add(text)
     assert len(trained) > 10
     assert trained <= set(page.trained)
+
+
+def test_checks_and_kinds_stand_in_words(make_audit: MakeAudit) -> None:
+    """Steps of cleaning that were not checked, formats of files and kinds of private data are named as
+    people would; a check's own name stands only where `--drop` and `flagged.jsonl` need it.
+    """
+    secret = {"prompt": "Keep it.", "completion": 'Write password = "q7Hx92-bKd0p" there.'}
+    audit = make_audit([ROW, secret], tokenizer=False)
+    html = render(audit)
+    page = Document(html)
+    assert audit["waterfall"][-1]["reason"] == "contamination"
+    cleaning = page.sections["Broken rows, and what cleaning drops"]
+    assert "Training rows that stand in an evaluation set not checked here" in cleaning
+    assert "JSON Lines: prompts with their completions" in page.sections["Verdict"]
+    assert "assistant (turn 2): assigned secret" in page.sections["Private data"]
+    without_code = re.sub(r"<code>.*?</code>", "", html)
+    for check in (*audit["findings"], *audit["passed"]):
+        if "_" in check["check"]:
+            assert f">{check['check']}<" not in without_code
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(36, 38), (36, 60), (7, 7), (1, 1), (0, 3), (900, 450_000), (1000, 999_000), (1, 4_000_000)],
+)
+@pytest.mark.parametrize("name", ["x", "y"])
+def test_labels_of_an_axis_stay_apart(low: float, high: float, name: str) -> None:
+    """From one length to millions of them, the labels that are drawn do not touch, and there is one."""
+    from sft_recipes.report.audit_figures import _count_axis
+
+    drawing = new_figure(5.6, 2.3)
+    _count_axis(drawing.axes, name, [low, high], "tokens")
+    drawing.figure.draw_without_rendering()
+    labels = getattr(drawing.axes, f"get_{name}ticklabels")()
+    boxes = [label.get_window_extent() for label in labels]
+    assert boxes
+    for before, after in itertools.pairwise(boxes):
+        assert not before.overlaps(after)
+    if high > 1.5 * low > 0:
+        assert len(boxes) > 1
 
 
 @pytest.mark.parametrize("tokenizer", [True, False])
@@ -333,9 +376,10 @@ def test_long_texts_are_cut_with_their_length(planted: Audit) -> None:
     changed["samples"]["kept"][0]["text"] = [
         ["<start>" + long + "<end>", False],
         ["b" * 750, True],
-        ["c" * 2_000, True],
+        ["c" * 2_000, False],
     ]
-    changed["samples"]["kept"][1]["text"] = [["turn", False]] * 40
+    turns = [["turn", bool(number % 2)] for number in range(40)]
+    changed["samples"]["kept"][1]["text"] = turns
     changed["findings"][0]["examples"][0]["detail"] = long
     changed["findings"][0]["examples"][0]["related"] = ["rows.jsonl:1"] * 50_000
     changed["lengths"]["longest"][0]["prompt"] = long
@@ -345,7 +389,7 @@ def test_long_texts_are_cut_with_their_length(planted: Audit) -> None:
     for note in (
         "899,214 characters not shown",
         "1,202 characters not shown",
-        "28 more parts of this row",
+        "Not shown: 28 more parts of this row",
         "and 49,997 more",
     ):
         assert note in html

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from sft_recipes.evaluation.metrics import METRICS
+from sft_recipes.report.evaluation_answers import SHOWN_SAMPLES
 from sft_recipes.report.evaluation_parts import order_rows
-from sft_recipes.report.evaluation_report import SHOWN_SAMPLES, render_evaluation_report
+from sft_recipes.report.evaluation_report import render_evaluation_report
 from sft_recipes.response_patterns import opener
 
 HOSTILE = "</pre><script>alert(1)</script>\u202e"
@@ -44,6 +45,7 @@ def metrics(value: float = 0.5, **rest: Any) -> dict[str, Any]:
     return {
         "info": {"model": "tiny <b>", "decoding": {"do_sample": False}},
         "n": 4,
+        "rows": 4,
         "metrics": described(value),
         "flags": {"loop": estimate(0.25), "empty": estimate(0.0)},
         "stop_reasons": {"eos": 3, "length": 1},
@@ -133,8 +135,8 @@ def test_one_model_needs_no_base() -> None:
 def test_output_health_lists_stops_and_flags() -> None:
     """Stop reasons with counts and shares, the rate of each flag."""
     rows = " | ".join(both().rows)
-    assert re.search(r"cut at max_new_tokens\s+1 \(0\.250\)\s+1 \(0\.250\)", rows)
-    assert re.search(r"loop\s+0\.250 \[0\.15, 0\.35\]", rows)
+    assert re.search(r"cut at the token limit\s+1 \(0\.250\)\s+1 \(0\.250\)", rows)
+    assert re.search(r"Loops\s+0\.250 \[0\.15, 0\.35\]", rows)
 
 
 def test_lost_rows_come_first_and_can_be_filtered() -> None:
@@ -250,25 +252,27 @@ def full(name: str = "other", task: str = "count") -> dict[str, Any]:
 
 
 ORDER = [
+    "Verdict",
     "Gate",
+    "Answers",
     "Differences",
     "Metrics",
     "Task types",
     "Format overfitting",
     "Health of the output",
 ]
-ORDER += ["Answers", "Over training", "Safety", "Provenance"]
+ORDER += ["Over training", "Safety", "Provenance"]
 
 
 def test_sections_stand_in_order_and_only_with_content() -> None:
-    """What was found decides what is shown; the gate comes first, provenance last."""
+    """What was found decides what is shown; the verdict comes first, provenance last."""
 
     def titles(html: str) -> list[str]:
         return re.findall(r"<h2>(.*?)</h2>", html)
 
     assert titles(render_evaluation_report(metrics(**full()), SAMPLES, metrics(), BASES)) == ORDER
     few = titles(render_evaluation_report(metrics(task_types={}), SAMPLES))
-    assert few == ["Metrics", "Health of the output", "Answers", "Provenance"]
+    assert few == ["Verdict", "Answers", "Metrics", "Health of the output", "Provenance"]
 
 
 def test_systems_stand_side_by_side_with_what_else_differs() -> None:
@@ -282,8 +286,8 @@ def test_systems_stand_side_by_side_with_what_else_differs() -> None:
     )
     for title in (
         "Learning curve",
-        "Loss; step of the best eval loss: 1",
-        "Scores of the callback",
+        "Loss; best on held-out rows at step 1",
+        "Scores while training",
     ):
         assert title in document.text
     # Forest plot, learning curve, formats, lengths, losses, scores; one bar of the gate.
@@ -344,7 +348,8 @@ def test_no_rows_and_no_values_still_make_a_page() -> None:
     document = Document(
         render_evaluation_report(empty | {"differences": differences}, [], empty, [])
     )
-    assert any("Exact match" in row and "none" in row for row in document.rows)
+    assert "No rows were answered" in document.text
+    assert not any("Exact match" in row for row in document.rows if "Answers equal" in row)
 
 
 def test_many_rows_are_cut_and_said_so() -> None:
@@ -363,3 +368,70 @@ def test_without_matplotlib_the_report_is_written_with_notes(monkeypatch) -> Non
     assert document.text.count("pip install 'sft-recipes[report]'") == 2
     assert "svg" not in document.tags
     assert "answer 2" in document.text
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/home/me/runs/mine", "mine"),
+        ("../runs/mine/", "mine"),
+        ("C:\\runs\\mine", "mine"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("runs/mine", "runs/mine"),
+        ("/", "/"),
+    ],
+)
+def test_the_title_shows_no_path_of_a_machine(name: str, shown: str) -> None:
+    """Of a path the last part, a name of the Hub as it is."""
+    page = render_evaluation_report(metrics(info={"model": name}), SAMPLES)
+    assert f"<title>Evaluation of {shown}</title>" in page
+
+
+def test_the_card_shows_four_figures_of_base_and_tuned() -> None:
+    """With both intervals and n; the verdict's sentence and every warning stand above them."""
+    document = both(warnings=["a warning"], rows=4)
+    assert (
+        "The tuned model answers 2 of 4 rows as expected (50 %), the base 1 (30 %)" in document.text
+    )
+    words = " ".join(document.text.split())
+    assert "Answered as expected 30 % → 50 % 20 to 40 % → 40 to 60 %, n 4" in words
+    assert words.count("20 to 40 % → 40 to 60 %") == 4
+    assert words.index("a warning") < words.index("Answered as expected")
+
+
+def test_the_gate_shows_the_base_and_folds_what_was_not_judged() -> None:
+    """The base's own value of metric, flag or task type stands beside each bound."""
+    gate = full()["gate"]
+    line = gate["lines"][0]
+    lines = [
+        line | {"group": ""},
+        line,
+        line | {"name": "flag loop", "group": "", "verdict": "insufficient_n"},
+    ]
+    base = metrics(0.3)
+    page = render_evaluation_report(metrics(gate=gate | {"lines": lines}), SAMPLES, base, BASES)
+    section = page[page.index("<h2>Gate</h2>") : page.index("<h2>Answers</h2>")]
+    rows = [" ".join(row.split()) for row in Document(section).rows]
+    assert any(row.startswith("Exact match fail 0.300 0.500") for row in rows)
+    assert any(row.startswith("Exact match: count fail 0.750 0.500") for row in rows)
+    folded = section[section.index("<details") :]
+    assert "1 not judged" in folded and "Answer loops" in folded and "too few rows" in folded
+    assert "Exact match" not in folded
+
+
+def test_words_that_differ_are_marked() -> None:
+    """The surplus of an answer, and nothing in an answer that is what was expected."""
+    rows = [sample(0, False, reference="4, 20", response="4, 20, 20")]
+    page = render_evaluation_report(metrics(), rows)
+    assert "<pre>4, 20<mark>, 20</mark></pre>" in page
+    rows = [sample(0, True, reference="4, 20", response="4, 20")]
+    assert "<mark>" not in render_evaluation_report(metrics(), rows)
+
+
+def test_the_question_stands_without_the_template_around_it() -> None:
+    """What the model read is folded below it."""
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "yes"}]
+    rows = [sample(0, True, prompt="<s>### Instruction: Why?", messages=turns)]
+    page = render_evaluation_report(metrics(), rows)
+    assert "<h3>Question</h3><pre>Why?</pre>" in page
+    assert "<summary>as the model read it</summary><pre>&lt;s&gt;### Instruction: Why?" in page

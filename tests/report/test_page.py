@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from markupsafe import Markup
 
+import sft_recipes
+from sft_recipes.data import ledger
 from sft_recipes.errors import InputError
 from sft_recipes.messages import visible
+from sft_recipes.release import markdown
+from sft_recipes.report import page as page_module
 from sft_recipes.report.number_texts import format_estimate
 from sft_recipes.report.page import (
     ACCENT,
@@ -22,7 +28,9 @@ from sft_recipes.report.page import (
     new_figure,
     render_page,
 )
+from sft_recipes.training import announce
 
+PACKAGE = Path(sft_recipes.__file__).parent
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
 
 
@@ -144,7 +152,7 @@ def test_missing_matplotlib_is_an_error_with_the_fix_and_a_note_in_the_page(monk
     ("value", "low", "high", "text"),
     [
         (0.875, 0.8149, 0.9251, "0.875 [0.81, 0.93]"),
-        (None, None, None, "none"),
+        (None, None, None, "no value"),
         (2.0, None, None, "2.000"),
         (34.56, 12.3, 100.0, "34.6 [12.3, 100.0]"),
     ],
@@ -160,4 +168,50 @@ def test_differences_carry_their_sign() -> None:
         format_estimate({"value": 0.125, "ci_low": -0.02, "ci_high": 0.23}, "+")
         == "+0.125 [-0.02, +0.23]"
     )
-    assert format_estimate({"value": None, "ci_low": None, "ci_high": None}, "+") == "none"
+    assert format_estimate({"value": None, "ci_low": None, "ci_high": None}, "+") == "no value"
+
+
+TEXT_TEMPLATES = sorted(
+    path.relative_to(PACKAGE).as_posix()
+    for path in PACKAGE.rglob("*.txt*")
+    if "shipped" not in path.parts and path.suffix in (".txt", ".jinja")
+)
+
+
+@pytest.mark.parametrize("file", TEXT_TEMPLATES)
+def test_templates_for_a_terminal_escape_nothing(file: str) -> None:
+    """Every text template of the package is loaded where `<` stays `<`, and needs no switch for it."""
+    room, name = file.split("/")
+    environments = {
+        "report": page_module._ENVIRONMENT,
+        "release": markdown.TERMINAL,
+        "training": announce.TEXTS,
+        "data": None,  # made for each ledger
+    }
+    environment = environments[room]
+    if environment is None:
+        assert "autoescape" not in inspect.getsource(ledger)
+    else:
+        escapes = environment.autoescape
+        assert not (escapes(name) if callable(escapes) else escapes)
+    assert "autoescape" not in (PACKAGE / file).read_text(encoding="utf-8")
+
+
+def test_pages_and_cards_escape() -> None:
+    """Every HTML template of the reports is escaped, and so is whatever enters a model card."""
+    templates = sorted(path.name for path in (PACKAGE / "report").glob("*.html"))
+    assert "evaluation.html" in templates
+    for name in templates:
+        assert page_module._ENVIRONMENT.autoescape(name) is True
+        assert "autoescape" not in (PACKAGE / "report" / name).read_text(encoding="utf-8")
+    assert markdown.CARDS.autoescape is True
+    card = markdown.CARDS.from_string("{{ value }}").render(value="<b>")
+    assert card == "`<b>`"
+
+
+def test_a_text_template_shows_what_a_page_escapes() -> None:
+    """The same value stands as it is in a terminal and as an entity in a page."""
+    view = dict.fromkeys(("rows", "errors", "warnings", "notes", "report"), "< 0.001")
+    view |= {"rows_kept": 1, "findings": [], "cleaned": None, "dropped": {}}
+    assert "< 0.001" in macros("audit.txt").verdict(view)
+    assert "&lt; 0.001" in macros("parts.html").note("< 0.001")

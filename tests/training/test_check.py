@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import torch
 
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.announce import unusual
-from sft_recipes.training.check import check_recipe
+from sft_recipes.training.check import check_recipe, check_text
 from sft_recipes.training.measure import PeakMemory
+from tests.conftest import instruction_rows
 from tests.training.tiny import trainer_for
 
 
@@ -128,7 +130,7 @@ def test_offloaded_states_lie_in_host_memory(
             False,
             {"learning_rate": 1e-4},
             256,
-            ["learning_rate 0.0001 is outside the usual 1e-05 to 5e-05 for full"],
+            ["learning_rate 0.0001 is outside the usual 5e-06 to 5e-05 for full"],
         ),
         (False, {"num_train_epochs": 4}, 256, ["num_train_epochs 4 is outside the usual 1 to 3"]),
         (False, {"num_train_epochs": 4, "max_steps": 9}, 256, []),
@@ -156,18 +158,94 @@ def test_what_is_unusual_is_said(
     }
     args = SimpleNamespace(**(usual | changed))
     recipe: Any = SimpleNamespace(model={"use_peft": lora})
-    said = unusual(recipe, args, 256, context)
+    said = unusual(recipe, args, 256, context, 8_000_000_000)
     assert len(said) == len(notes)
     for line, note in zip(said, notes, strict=True):
         assert line.startswith(note)
 
 
-def test_measured_steps_leave_no_trace(write_recipe: Callable[..., Path]) -> None:
-    """`measure` reports time and memory of real steps, scales them to those planned, and touches no
+@pytest.mark.parametrize(
+    ("rate", "lora", "parameters", "is_usual"),
+    [
+        (2e-3, True, 135_000_000, True),
+        (2e-3, True, 600_000_000, False),
+        (1e-3, False, 362_000_000, True),
+        (1e-3, False, 1_000_000_000, False),
+        (1e-2, True, 135_000_000, False),
+    ],
+)
+def test_small_models_take_higher_rates(
+    rate: float, lora: bool, parameters: int, is_usual: bool
+) -> None:
+    """What is usual follows from the size of the model, and a rate that is not usual says for whom."""
+    args = SimpleNamespace(
+        learning_rate=rate,
+        num_train_epochs=1,
+        max_steps=-1,
+        max_grad_norm=1.0,
+        train_sampling_strategy="random",
+    )
+    recipe: Any = SimpleNamespace(model={"use_peft": lora})
+    notes = unusual(recipe, args, 256, None, parameters)
+    assert bool(notes) is not is_usual
+    assert all(("a model this small" in note) == (parameters < 500_000_000) for note in notes)
+
+
+def test_the_text_begins_with_what_will_happen(write_recipe: Callable[..., Path]) -> None:
+    """Rows trained and held out, steps and tokens, the time here and the memory stand on top, each once; which
+    rows the checks read stands behind them; the last line is the command with its overrides.
+    """
+    recipe = load_recipe(write_recipe(eval_split=0.2), {"max_steps": 10, "seed": 3})
+    result = check_recipe(recipe, progress=False)
+    plan = result["plan"]
+    lines = check_text(result).splitlines()
+    assert lines[0] == "32 rows are trained on, 8 are held out; none is left out."
+    assert lines[1].startswith("10 steps of 8 rows and about ") and " 2.5 epochs: " in lines[1]
+    assert lines[2].startswith("About ") and "on this machine" in lines[2]
+    assert lines[3].startswith("About ") and "are free here" in lines[3]
+    assert plan["seconds for all steps, estimated"] == 10 * plan["seconds a step, estimated"] > 0
+    (rows,) = [line for line in lines if "The rows checked are" in line]
+    assert rows.endswith("a made-up conversation and all 40 of the data.")
+    assert lines[-1] == f"next: sft-recipes train {recipe.path} --max_steps 10 --seed 3"
+
+
+def test_rows_left_out_are_counted_in_the_first_sentence(
+    write_recipe: Callable[..., Path], write_rows: Callable[..., Path]
+) -> None:
+    """Rows that are too long or broken are said to be left out, of as many as were read; each structure is checked."""
+    rows: list[dict[str, Any]] = instruction_rows(40)
+    rows.append({"instruction": "Say it.", "output": "word " * 500})
+    rows.append({"instruction": "Say it.", "output": 7})
+    write_rows(rows)
+    recipe = load_recipe(write_recipe(on_bad_rows="skip", max_rejected=1.0, max_lost=1.0))
+    text = check_text(check_recipe(recipe, progress=False))
+    assert text.startswith(
+        "40 rows are trained on, none is held out; 2 of 42 rows of the data are left out."
+    )
+
+
+def test_a_launch_elsewhere_is_not_timed_here(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """For a launch on other machines nothing is said of this one, and the next command names the launch."""
+    config = tmp_path / "ddp.yaml"
+    config.write_text("distributed_type: MULTI_GPU\n")
+    result = check_recipe(load_recipe(write_recipe()), config, processes=4, progress=False)
+    text = check_text(result)
+    assert "this machine" not in text
+    assert text.splitlines()[-1].endswith(f"--launch {config}")
+
+
+def test_measured_steps_leave_no_trace(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`measure` reports time and memory of real steps as they come, scales them to those planned, and touches no
     run folder.
     """
     recipe = load_recipe(write_recipe(max_steps=50))
-    plan = check_recipe(recipe, measure=2, progress=False)["plan"]
+    plan = check_recipe(recipe, measure=2)["plan"]
+    shown = re.findall(r"^step (\d) (to warm up|measured): ", capsys.readouterr().err, re.M)
+    assert shown == [("1", "to warm up"), ("2", "to warm up"), ("3", "measured"), ("4", "measured")]
     seconds, hours = (
         float(plan[f"measured {name}"]) for name in ("seconds a step", "hours for all steps")
     )

@@ -224,6 +224,20 @@ def _text_paths(values: Mapping[str, Any]) -> dict[str, str]:
     return paths
 
 
+def likely_columns(values: Mapping[str, Any]) -> dict[str, str]:
+    """For a person to confirm: the columns of an instruction by their names, else by their place.
+
+    Of two texts whose names say nothing the first is the question.
+    """
+    paths = _text_paths(values)
+    likely = _guess_roles(paths)
+    unnamed = [path for path in paths.values() if path not in likely.values()]
+    for column in ("instruction", "output"):
+        if column not in likely and unnamed:
+            likely[column] = unnamed.pop(0)
+    return likely
+
+
 def _guess_roles(paths: Mapping[str, str]) -> dict[str, str]:
     """For the columns of an instruction the first path whose name sounds like it."""
     roles: dict[str, str] = {}
