@@ -56,9 +56,9 @@ def chat(
     max_new_tokens: opt.NewTokensOption = 256,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Talk to a model: a line is a turn, /reset starts again, /quit ends.
+    """Talk to a model: a line is a turn, /help lists the commands, such as /base on and /save FILE.
 
-    --json prints one object per answer.
+    Ctrl-C stops an answer, Ctrl-D leaves. --json prints one object per answer.
     """
     from sft_recipes.evaluation.chat import chat as converse
     from sft_recipes.upstream.quiet import quiet_libraries

@@ -1,6 +1,7 @@
 """Talk to a run, beside its base if asked for: rendered and decoded as in an evaluation."""
 
 import contextlib
+import io
 import json
 import sys
 
@@ -33,6 +34,8 @@ def chat(
         model = base_model(base, opened.labeller.renderer.tokenizer)
         conversation.base = Speaker("base", model, opened.labeller)
         conversation.speakers.append(conversation.base)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # half a character ends nothing
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     is_terminal = sys.stdin.isatty() and not as_json
     if is_terminal:
         with contextlib.suppress(ImportError):  # where there is none, lines are plain

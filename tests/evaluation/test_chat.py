@@ -63,7 +63,8 @@ def talk(
         real = Speaker._generate
         with monkeypatch.context() as patch:
             patch.setattr(Speaker, "_generate", generate)
-            patch.setattr("sys.stdin", io.StringIO(lines))
+            typed = io.BytesIO(lines.encode("utf-8", "surrogateescape"))
+            patch.setattr("sys.stdin", io.TextIOWrapper(typed, "utf-8"))
             patch.setattr("sys.argv", ["sft-recipes", "chat", str(model), *map(str, options)])
             with pytest.raises(SystemExit) as ended:
                 cli.main()
@@ -162,6 +163,13 @@ def test_characters_come_whole() -> None:
     words.put(torch.tensor([9]))
     words.end()
     assert "".join(shown) == words.text == "A\u00e4\ufffd" and words.stop_reason == "eos"
+
+
+def test_bytes_that_are_no_text_are_shown_as_such(talk) -> None:
+    """A pipe that brings half a character ends nothing: a mark stands in its place."""
+    said = talk("One\udcff?\nTwo?\n", answer=blue)
+    assert said.code == 0 and said.out == "tuned: Blue.\n" * 2
+    assert "One\ufffd?" in said.prompts[0]
 
 
 def test_temperature_draws_the_same_words_for_the_same_lines(talk) -> None:
