@@ -68,13 +68,17 @@ def choose_precision(
         return {}
     if resumed is not None:
         return {"bf16": resumed == "bf16"}
-    if not _may_change_weights(recipe):
-        return {}
-    if model.dtype != torch.float32:
-        return {}
-    if not cpu_has_bf16() or model.num_parameters() < SMALLEST_BF16_MODEL:
+    if not may_take_bfloat16(recipe, model):
         return {}
     return {"bf16": on_main(lambda: bfloat16_pays(model, rows))}
+
+
+def may_take_bfloat16(recipe: Recipe, model: Any) -> bool:
+    """Whether the recipe leaves it open, and this CPU and a model of this size may gain by it."""
+    stated = "bf16" in recipe.training or "fp16" in recipe.training
+    if stated or not _may_change_weights(recipe) or model.dtype != torch.float32:
+        return False
+    return bool(cpu_has_bf16() and model.num_parameters() >= SMALLEST_BF16_MODEL)
 
 
 def _may_change_weights(recipe: Recipe) -> bool:

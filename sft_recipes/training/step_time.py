@@ -5,7 +5,6 @@ its matrix products take there, with norms, attention and activation function ar
 price of an operation. A step is all operations of its layers and its head at that price.
 """
 
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +17,16 @@ from trl import SFTConfig
 from sft_recipes.models import model_dtype
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.construction import adapted, base_config
+from sft_recipes.training.precision import (
+    LEAST_GAIN,
+    may_take_bfloat16,
+    settle_frozen_weights,
+)
 
-# One layer is tried at most so often and so long, after one round to warm up; the median counts.
+# One layer is tried at most so often and so long, after one round to warm up. The fastest round
+# counts, for what other programs take only adds.
 _ROUNDS = 9
-_SECONDS = 1.5
+_SECONDS = 1.0
 # A round of more operations is made shorter: 0.3 s on two cores at 170 billion operations a second.
 _MOST_OPERATIONS = 5e10
 # The words of the model that is tried: its head and its embedding are not what is measured.
@@ -60,10 +65,13 @@ def estimate_step_time(recipe: Recipe, model: Any, config: SFTConfig, batch: Mea
     layers = layer_operations(model, recompute=bool(config.activation_checkpointing))
     head = model.get_output_embeddings().weight
     in_a_batch = layers * batch.tokens + _passes(head) * head.numel() * batch.trained_tokens
-    return StepTime(
-        operations=in_a_batch * config.gradient_accumulation_steps,
-        operations_a_second=measure_speed(recipe, config, batch),
-    )
+    speed = measure_speed(recipe, config, batch)
+    if may_take_bfloat16(recipe, model):
+        # The run tries both on its weights; here they are thought to give the same loss.
+        in_bfloat16 = measure_speed(recipe, config, batch, bfloat16=True)
+        if in_bfloat16 >= LEAST_GAIN * speed:
+            speed = in_bfloat16
+    return StepTime(in_a_batch * config.gradient_accumulation_steps, speed)
 
 
 def layer_operations(model: Any, recompute: bool = False) -> float:
@@ -110,13 +118,23 @@ def _matrices(model: Any) -> Iterator[_Matrix]:
         yield _Matrix(parameter, share)
 
 
-def measure_speed(recipe: Recipe, config: SFTConfig, batch: MeanBatch) -> float:
-    """Operations a second, of one layer of the model with the recipe's adapter."""
+def measure_speed(
+    recipe: Recipe, config: SFTConfig, batch: MeanBatch, bfloat16: bool = False
+) -> float:
+    """Operations a second, of one layer of the model with the recipe's adapter.
+
+    `bfloat16`: as a run on a CPU that decides for it.
+    """
+    autocast: torch.dtype | None = None
+    if config.bf16 or bfloat16:
+        autocast = torch.bfloat16
+    elif config.fp16:
+        autocast = torch.float16
     device = torch.device("cpu")
     if not config.use_cpu:
         device = torch.accelerator.current_accelerator() or device
     with device:
-        layer = _one_layer(recipe, device)
+        layer = _one_layer(recipe, device, bfloat16)
         tokens = min(batch.tokens, int(_MOST_OPERATIONS / layer_operations(layer)) + 1)
         length = min(batch.length, tokens)
         rows = max(tokens // length, 1)
@@ -125,14 +143,14 @@ def measure_speed(recipe: Recipe, config: SFTConfig, batch: MeanBatch) -> float:
     seconds: list[float] = []
     for _ in range(_ROUNDS + 1):
         begin = time.perf_counter()
-        _train(layer, vectors, config, device)
+        _train(layer, vectors, autocast, device)
         seconds.append(time.perf_counter() - begin)
         if sum(seconds[1:]) > _SECONDS:
             break
-    return layer_operations(layer) * rows * length / statistics.median(seconds[1:])
+    return layer_operations(layer) * rows * length / min(seconds[1:])
 
 
-def _one_layer(recipe: Recipe, device: torch.device) -> Any:
+def _one_layer(recipe: Recipe, device: torch.device, bfloat16: bool) -> Any:
     """The model with one layer and next to no words, its adapter included, weights by chance."""
     config = base_config(recipe.model_name, recipe.model.get("model_revision", "main"))
     text = config.get_text_config()
@@ -143,13 +161,16 @@ def _one_layer(recipe: Recipe, device: torch.device) -> Any:
         text.layer_types = text.layer_types[:1]
     dtype = getattr(torch, model_dtype(recipe))
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if bfloat16:
+        settle_frozen_weights(recipe, model, {"bf16": True})
     return adapted(recipe, model, str(device)).train()
 
 
-def _train(layer: Any, vectors: torch.Tensor, config: SFTConfig, device: torch.device) -> None:
+def _train(
+    layer: Any, vectors: torch.Tensor, autocast: torch.dtype | None, device: torch.device
+) -> None:
     """Forward and backward once, in the precision of the run."""
-    autocast = torch.float16 if config.fp16 else torch.bfloat16
-    with torch.autocast(device.type, autocast, enabled=bool(config.bf16 or config.fp16)):
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
         logits = layer(inputs_embeds=vectors, use_cache=False).logits
     logits.float().sum().backward()
     if device.type != "cpu":
