@@ -262,6 +262,13 @@ class Built:
     refusal: str = ""
 
 
+class _Settings(SimpleNamespace):
+    """What the trainer was given, in the trainer's place."""
+
+    def add_callback(self, callback: Any) -> None:
+        """As the trainer, which takes more callbacks once it stands."""
+
+
 class Builder:
     """Builds recipes as `train` does; loading the model, TRL's trainer and generation are intercepted."""
 
@@ -271,7 +278,7 @@ class Builder:
         self.folder, self.scratch, self.known = folder, scratch, known
         self.seen: dict[str, Any] = {}
         patch.setattr(models, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=self._load))
-        patch.setattr(train, "RecipeTrainer", lambda **settings: SimpleNamespace(**settings))
+        patch.setattr(train, "RecipeTrainer", _Settings)
         patch.setattr(evaluate_while_training, "evaluate", self._evaluate)
         patch.setattr(prepare_page, "Workers", self._workers)
         # As on a machine without accelerator, where this test is run most.
@@ -288,7 +295,7 @@ class Builder:
 
     def _evaluate(self, _: Any, __: Any, examples: Any, **settings: Any) -> Any:
         self.seen["evaluation"] = [[str(example) for example in examples], settings]
-        return SimpleNamespace(metrics={})
+        return SimpleNamespace(metrics={}, rows=[])
 
     def build(self, keys: Mapping[str, Any]) -> Built:
         """Build a recipe of these keys, once; those given as None are left out."""

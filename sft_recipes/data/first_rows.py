@@ -12,12 +12,14 @@ from sft_recipes.recipe_keys import load_data_settings
 def check_recipe_rows(path: Path, overrides: Mapping[str, Any]) -> None:
     """Raise InputError for data in whose columns a recipe finds no row, as training would.
 
-    A recipe whose own keys are at fault is left to `load_recipe`, which lists all of them.
+    A recipe whose own keys are at fault is left to `load_recipe`, which lists all of them; so is data
+    that is not there, since a recipe with that may have wrong keys, too.
     """
     settings = load_data_settings(path, overrides)
     if settings is not None:
         for source in settings.datasets:
-            check_first_rows(source, settings)
+            if Path(source.path).exists():
+                check_first_rows(source, settings)
 
 
 def check_first_rows(source: DatasetSource, settings: DataSettings) -> None:

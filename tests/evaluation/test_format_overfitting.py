@@ -20,6 +20,7 @@ from sft_recipes.evaluation.format_overfitting import (
 from sft_recipes.evaluation.questions import Answers, Asking, Question
 from sft_recipes.messages import Example
 from sft_recipes.recipe import TemplateSettings
+from sft_recipes.report.plain_words import named
 from tests.conftest import build_model, build_tokenizer
 
 Answer = Callable[[str], tuple[str, bool]]  # rendered prompt -> answer, whether it ends
@@ -264,7 +265,7 @@ def test_the_panel_shows_formats_and_indicators(
         "Format overfitting",
         "4 of 4 prompts",
         "Exact match, user_assistant",
-        *FORMAT_METRICS,
+        *map(named, FORMAT_METRICS),
     ):
         assert text in page
     assert (

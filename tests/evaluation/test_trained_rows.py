@@ -91,9 +91,12 @@ def test_equal_and_nearly_equal_prompts_are_counted_with_their_places(train, ask
 
 
 def test_the_output_begins_with_it(train, ask, capsys) -> None:
-    """The first line printed is the warning."""
+    """The verdict, which comes first, says that it is flattered; the warning stands before any figure."""
     ask(train(["Say one."]), ["Say one."]).print(examples=0)
-    assert capsys.readouterr().out.startswith("WARNING: 1 of 1 rows were trained on")
+    shown = capsys.readouterr().out
+    verdict, warning, rest = shown.partition("WARNING: 1 of 1 rows were trained on")
+    assert "1 of them trained on" in verdict
+    assert warning and "Ended by itself" in rest
 
 
 def test_a_gate_refuses_them_before_anything_is_generated(

@@ -244,7 +244,7 @@ def test_measured_steps_leave_no_trace(
     """
     recipe = load_recipe(write_recipe(max_steps=50))
     plan = check_recipe(recipe, measure=2)["plan"]
-    shown = re.findall(r"^step (\d) (to warm up|measured): ", capsys.readouterr().err, re.M)
+    shown = re.findall(r"step (\d) (to warm up|measured): ", capsys.readouterr().err)
     assert shown == [("1", "to warm up"), ("2", "to warm up"), ("3", "measured"), ("4", "measured")]
     seconds, hours = (
         float(plan[f"measured {name}"]) for name in ("seconds a step", "hours for all steps")
