@@ -68,8 +68,10 @@ def differences(systems: Sequence[System]) -> list[str]:
     """The tuned models less the best way of asking the base, and LoRA less full, by prompt."""
     ways = [system for system in systems if not system.is_tuned]
     tuned = [system for system in systems if system.is_tuned]
-    best = max(ways, key=lambda system: fmean(system.values("exact_match")))
-    pairs = [(system, best) for system in tuned]
+    pairs = []
+    if ways:
+        best = max(ways, key=lambda system: fmean(system.values("exact_match")))
+        pairs = [(system, best) for system in tuned]
     if len(tuned) == len(KINDS):
         pairs.append((tuned[0], tuned[1]))
     lines = []
@@ -159,8 +161,8 @@ def forgetting_table(results: Results) -> str:
 
 def sections(results: Results) -> Iterator[str]:
     """Everything of one model on one machine."""
-    if results.is_evaluated("lora-1"):
-        systems = list(results.systems())
+    systems = list(results.systems())
+    if systems:
         yield systems_table(systems)
         yield "Exact match over all families, paired by prompt:"
         yield "\n".join(differences(systems))
@@ -227,9 +229,8 @@ def write_page(page: Path, works: Sequence[Path]) -> None:
 
 def as_json(results: Results) -> dict[str, Any]:
     """The systems with their intervals, and the learning rates."""
-    systems = list(results.systems()) if results.is_evaluated("lora-1") else []
     rows = []
-    for system in systems:
+    for system in results.systems():
         estimates = {key: asdict(estimate) for key, estimate in system.estimates().items()}
         own = {
             "system": system.name,

@@ -110,10 +110,11 @@ class Results:
     def systems(self) -> Iterator[System]:
         """The base in every way it was asked, then the tuned models."""
         held_out = self.held_out()
-        shots = read_json(self.first / "metrics.json")["prompting"].get("shots", {}).get("shots")
         for way, name in BASE_WAYS.items():
             folder = self.first / "base" / way
             if (folder / SAMPLES).is_file():
+                prompting = read_json(self.first / "metrics.json")["prompting"]
+                shots = prompting.get("shots", {}).get("shots")
                 yield System(name.format(shots=shots), [read_rows(folder, held_out)])
         for kind, name in KINDS.items():
             runs = [run.name for run in sorted(self.work.glob(f"{kind}-[0-9]"))]
