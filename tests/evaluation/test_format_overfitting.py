@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template, load_chat_template
 from sft_recipes.evaluation.evaluator import write_evaluation
@@ -267,7 +268,7 @@ def test_the_panel_shows_formats_and_indicators(
         "Exact match, user_assistant",
         *map(named, FORMAT_METRICS),
     ):
-        assert text in page
+        assert escape(text) in page
     assert (
         json.loads((tmp_path / "metrics.json").read_text())["format_overfitting"]
         == extra["format_overfitting"]
