@@ -95,7 +95,8 @@ def is_run_folder(path: Path) -> bool:
 
 def looks_local(name: str) -> bool:
     """Whether a name of a model is a path, and none of the Hub."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+    # Shipped recipes write below runs/; a name that begins with a dash is a misspelt option.
+    return name.startswith(("/", ".", "~", "-", "runs/")) or name.count("/") > 1
 
 
 def require_there(name: str, may_be_on_hub: bool = True) -> None:

@@ -259,3 +259,14 @@ def test_rows_are_named_in_one_place() -> None:
     for path in MODULES:
         if path.name != "messages.py":
             assert not re.search(r"\brow \{", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("name", ["runs/quickstart", "--version", "./mine"])
+def test_what_is_no_name_of_the_hub_is_not_asked_of_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are no runs yet, the place of shipped recipes' runs and a stray option are refused at once."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no such run folder"):
+        require_there(name)
+    require_there("organization/model")
