@@ -59,6 +59,8 @@ def test_the_commands_of_a_copied_readme_work_from_its_folder(
                 overrides = dict(zip(parsed.args[::2], parsed.args[1::2], strict=True))
                 assert load_recipe(target).output_dir.resolve() == folder.resolve() / "run"
                 written.add(overrides.get("--output_dir", "run"))
+                # What `train` would write: a run that is not there is refused by the commands after it.
+                Path(overrides.get("--output_dir", "run")).mkdir(parents=True, exist_ok=True)
             for option, value in pairwise(options):
                 if option in PATHS and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
                     assert Path(value).exists()
