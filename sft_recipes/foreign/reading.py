@@ -179,6 +179,11 @@ class Reading:
         self.recipe[key] = value
         self.origins[key] = origin
 
+    def replace(self, key: str, value: Any) -> None:
+        """Set a key of ours on the command line, in the place of what the config says."""
+        self.recipe[key] = value
+        self.origins[key] = Setting("command line", value, 0)
+
     def put_default(self, key: str, value: Any, say: str) -> None:
         """Set a key of ours to what the tool does by itself."""
         setting = Setting(key, value, 0)

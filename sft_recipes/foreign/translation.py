@@ -23,7 +23,7 @@ class Tool:
 
     table: Table
     rules: Mapping[str, Rule]
-    finish: Rule | Callable[[Reading], None]
+    finish: Callable[[Reading], None]
 
 
 class _Found(NamedTuple):
@@ -38,7 +38,9 @@ def tools() -> Mapping[str, Tool]:
     }
 
 
-def translate(path: Path, tool: str | None = None) -> Reading:
+def translate(
+    path: Path, tool: str | None = None, remote_code_is_not_needed: bool = False
+) -> Reading:
     """Read a foreign config. Raises InputError for a file that is no YAML mapping or of no known tool."""
     document = read_yaml_file(path)
     leaves = [
@@ -47,6 +49,7 @@ def translate(path: Path, tool: str | None = None) -> Reading:
     ]
     chosen = _tool_of(path, document.value, tool)
     reading = Reading(chosen.table, path, document.value, leaves)
+    reading.remote_code_is_not_needed = remote_code_is_not_needed
     walk = _Walk(reading, chosen)
     for key, value in document.value.items():
         walk.visit(key, key, value, None)
