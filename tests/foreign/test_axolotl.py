@@ -68,6 +68,7 @@ def test_a_lora_config() -> None:
         "save_strategy": "steps",
         "save_steps": 0.5,
         "save_total_limit": 4,
+        "load_best_model_at_end": True,
         "logging_steps": 5,
         "weight_decay": 0.0,
     }
