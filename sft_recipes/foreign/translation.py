@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,13 @@ from sft_recipes.foreign import axolotl, findings
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
 from sft_recipes.recipe_keys import IDLE, NEEDS, make_recipe
-from sft_recipes.yaml_reader import read_settings, read_yaml_file
+from sft_recipes.yaml_reader import parse_word, read_settings, read_yaml_file
 
 Rule = Callable[[Reading, Setting], None]
 # A config whose keys are mostly those of a tool is one of it.
 _FEWEST_KNOWN = 0.5
+# How alike (difflib) a key has to be to a known one to be meant for it: sequence_lenght is, gptq_groupsize no lr_groups.
+_ALIKE = 0.8
 
 
 @dataclass(frozen=True)
@@ -164,15 +167,14 @@ class _Walk:
             else:
                 reading.block(setting, "this project has nothing like it")
             return
-        meant = suggest(pattern, {*self._patterns, *table.known}, otherwise=" ").strip()
         what = f"{table.tool} has no such key"
+        meant = get_close_matches(pattern, [*self._patterns, *table.known], 1, _ALIKE)
+        hint = f"did you mean {meant[0]!r}?" if meant else "remove it"
         if not table.ignores_unknown_keys:
-            reading.block(setting, f"{what} and refuses it; {meant or 'remove it'}")
+            reading.block(setting, f"{what} and refuses it; {hint}")
             return
-        if meant:
-            what = f"{what}: {meant}"
         reading.no_effect(setting, f"{table.tool} never reads it")
-        reading.find(setting, f"{what}. It was never read" if not meant else what)
+        reading.find(setting, f"{what} and never reads it; {hint}")
 
 
 def _pattern(key: str) -> str:
@@ -191,7 +193,7 @@ def apply_rule(reading: Reading, setting: Setting, rule: KeyRule) -> None:
     """What the table says of a key."""
     content = rule.content
     if rule.kind == "exact":
-        reading.same(setting, {content: setting.value})
+        reading.same(setting, {content: _number(setting.value)})
     elif rule.kind == "harmless":
         reading.no_effect(setting, content)
     elif rule.kind == "differs":
@@ -205,6 +207,16 @@ def apply_rule(reading: Reading, setting: Setting, rule: KeyRule) -> None:
     else:
         reading.no_effect(setting, f"{reading.table.tool} does not use it")
         reading.find(setting, content)
+
+
+def _number(value: Any) -> Any:
+    """A number in quotes as a number, which is what every tool makes of it."""
+    if not isinstance(value, str):
+        return value
+    number = parse_word(value)
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        return number
+    return value
 
 
 def _carried(content: Mapping[str, Any], setting: Setting) -> dict[str, Any]:
