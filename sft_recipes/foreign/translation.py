@@ -16,7 +16,7 @@ from sft_recipes.yaml_reader import parse_word, read_settings, read_yaml_file
 Rule = Callable[[Reading, Setting], None]
 # A config whose keys are mostly those of a tool is one of it.
 _FEWEST_KNOWN = 0.5
-# How alike (difflib) a key has to be to a known one to be meant for it: sequence_lenght is, gptq_groupsize no lr_groups.
+# How alike (difflib) a key has to be to a known one: sequence_lenght is, gptq_groupsize is no lr_groups.
 _ALIKE = 0.8
 
 
