@@ -1,32 +1,28 @@
-"""LLaMA-Factory's keys that need code: adapters, precision, optimizers, templates, launchers, secrets.
+"""LLaMA-Factory's keys that need code: adapters, precision, optimizers, launchers, secrets.
 
 What each does was read in the source of the version that `llamafactory.yaml` names.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sft_recipes.errors import suggest
-from sft_recipes.foreign import launch_files, llamafactory_data
+from sft_recipes.foreign import launch_files, llamafactory_data, llamafactory_templates
 from sft_recipes.foreign.llamafactory_data import names_in
+from sft_recipes.foreign.llamafactory_templates import does_not_start, family_of
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import is_off, value_text
 
 _ALL_LINEAR = ["all-linear"]
-# Words in a model's name that say how its weights are quantized, and that it was tuned to chat.
+# Words in a model's name that say how its weights are quantized.
 _QUANTIZED = re.compile(r"awq|gptq|aqlm|hqq|eetq|-fp8|bnb-4bit", re.IGNORECASE)
-_TUNED = re.compile(r"instruct|-chat|-it\b|thinking", re.IGNORECASE)
-# Templates whose model's own has the switch.
-_SWITCHED = ("qwen3", "glm4_moe", "glm4_7")
 _FLASH_ATTENTION = ("fa2", "fa3")
 
 
 def _model(reading: Reading, setting: Setting) -> None:
     ours = {"model_name_or_path": reading.local_path(str(setting.value))}
     if _QUANTIZED.search(str(setting.value)):
-        say = "its weights are quantized already: what reads them has to be installed, and this project has not tried it"
+        say = "its weights are quantized already: what reads them has to be installed; not tried by this project"
         reading.differs(setting, say, ours)
     else:
         reading.same(setting, ours)
@@ -36,19 +32,10 @@ def _output_dir(reading: Reading, setting: Setting) -> None:
     reading.same(setting, {"output_dir": reading.local_path(str(setting.value))})
 
 
-def _family(reading: Reading) -> Mapping[str, Any] | None:
-    """What the table knows of models called so."""
-    name = str(reading.value("model_name_or_path")).rstrip("/").rpartition("/")[2]
-    for family in reading.table.more["families"]:
-        if re.match(family["model"], name, re.IGNORECASE):
-            return dict(family)
-    return None
-
-
 def _trust_remote_code(reading: Reading, setting: Setting) -> None:
     if is_off(setting.value):
         reading.no_effect(setting, "switched off")
-    elif reading.remote_code_is_not_needed or _family(reading) is not None:
+    elif reading.remote_code_is_not_needed or family_of(reading) is not None:
         say = "the model's class in transformers is used, none of the model's own code"
         reading.differs(setting, say)
     else:
@@ -206,7 +193,7 @@ def _low_rank(
     if reading.value(f"{kind}_layerwise"):
         optimizer += "_layerwise"
         if (reading.value("gradient_accumulation_steps") or 1) != 1:
-            _ends(reading, setting, f"{kind}_layerwise with gradient accumulation")
+            does_not_start(reading, setting, f"{kind}_layerwise with gradient accumulation")
     target = names_in(reading.value(f"{kind}_target") or "all")
     if target == ["all"]:
         target = _ALL_LINEAR
@@ -219,111 +206,9 @@ def _low_rank(
     reading.differs(setting, say, ours)
 
 
-def _ends(reading: Reading, setting: Setting | None, what: str) -> None:
-    """A finding: the tool ends with an error before the first step."""
-    reading.find(setting, f"LLaMA-Factory does not take {what}: it ends before the first step")
-
-
 def _evaluation_strategy(reading: Reading, setting: Setting) -> None:
     reading.same(setting, {"eval_strategy": setting.value})
-    _ends(reading, setting, "`evaluation_strategy`, which is called `eval_strategy`")
-
-
-# -- templates ---------------------------------------------------------------------------------------
-
-
-def _template(reading: Reading, setting: Setting) -> None:
-    name = str(setting.value)
-    table = reading.table.more["templates"]
-    ours = {"chat_template": "tokenizer"}
-    say = f"the tokenizer's own template stands in for {name!r}; a line break behind a turn is not trained"
-    if name in table["texts"]:
-        text = _template_text(reading.table.more["texts"][name])
-        ours["chat_template"] = reading.write_file("chat_template.jinja", text)
-        say = "the same text, written beside the recipe; EOS ends every answer"
-    elif name == "chatml":
-        ours["chat_template"] = "chatml"
-        say = "our `chatml`, the same text; a tokenizer without its tokens gets none"
-    elif name in table["reasoning"]:
-        say = (
-            f"the tokenizer's own template stands in for {name!r}; an empty reasoning block before an answer is "
-            "not trained (`empty_think`)"
-        )
-    system = table["systems"].get(name)
-    if system and not reading.value("default_system"):
-        ours["system_prompt"] = system
-        say += "; `system_prompt` is the one that it writes into rows without"
-    reading.differs(setting, say, ours)
-    _look_at_template(reading, setting, name)
-
-
-def _template_text(turns: Mapping[str, list[str]]) -> str:
-    """A chat template of these turns; LLaMA-Factory joins an instruction and its input by one line break."""
-
-    def written(role: str, content: str) -> str:
-        begin, end = (
-            json.dumps(text).replace("{eos}", '" + eos_token + "') for text in turns[role]
-        )
-        return f"{{{{- {begin} + {content} + {end} -}}}}"
-
-    joined = written("user", "message.instruction + '\\n' + message.input")
-    lines = [
-        "{%- for message in messages -%}",
-        "{%- if message.role == 'user' and message.input is defined and message.input -%}",
-        joined,
-        "{%- elif message.role == 'user' -%}",
-        written("user", "message.content"),
-        "{%- elif message.role == 'assistant' and message.tool_calls is not defined -%}",
-        written("assistant", "message.content + eos_token"),
-        "{%- elif message.role == 'system' -%}",
-        written("system", "message.content"),
-        "{%- else -%}",
-        "{{- raise_exception('this template has no place for tools') -}}",
-        "{%- endif -%}",
-        "{%- endfor -%}",
-        f"{{%- if add_generation_prompt -%}}{{{{- {json.dumps(turns['assistant'][0])} -}}}}{{%- endif -%}}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _look_at_template(reading: Reading, setting: Setting, name: str) -> None:
-    """Findings: a template that is not there, not the model's, or that teaches what nobody wants."""
-    table = reading.table.more["templates"]
-    known = {*table["texts"], *table["reasoning"], *table["others"]}
-    family = _family(reading)
-    model = str(reading.value("model_name_or_path"))
-    if name not in known:
-        _ends(reading, setting, f"the template {name!r}; {suggest(name, known)}")
-    elif name in table["texts"]:
-        if _TUNED.search(model):
-            what = "the text of another format in a model that was tuned to chat: what it knows of turns is lost"
-            reading.find(setting, what)
-        if name == "empty":
-            reading.find(setting, "no EOS is trained: the model does not learn to stop")
-    elif family is not None and name not in family["templates"]:
-        own = " or ".join(family["templates"])
-        what = f"the template of another model; LLaMA-Factory's for {model} is {own}"
-        reading.find(setting, what)
-    if name in table["reasoning"] and reading.value("enable_thinking") is not False:
-        what = (
-            "answers without reasoning are trained with an empty reasoning block in front: the model learns "
-            "not to think"
-        )
-        reading.find(setting, what)
-
-
-def _enable_thinking(reading: Reading, setting: Setting) -> None:
-    template = str(reading.value("template"))
-    if template not in reading.table.more["templates"]["reasoning"]:
-        reading.no_effect(setting, f"the template {template!r} writes no reasoning")
-    elif setting.value:
-        reading.no_effect(setting, "reasoning is trained where a row holds some")
-    else:
-        ours = {}
-        if template.startswith(_SWITCHED):
-            ours = {"chat_template_kwargs": {"enable_thinking": False}}
-        say = "trained and served without thinking; reasoning inside answers is kept, which LLaMA-Factory removes"
-        reading.differs(setting, say, ours)
+    does_not_start(reading, setting, "`evaluation_strategy`, which is called `eval_strategy`")
 
 
 # -- launchers and secrets ---------------------------------------------------------------------------
@@ -381,8 +266,6 @@ RULES: Mapping[str, Callable[[Reading, Setting], None]] = {
     "use_galore": _use_galore,
     "use_apollo": _use_apollo,
     "evaluation_strategy": _evaluation_strategy,
-    "template": _template,
-    "enable_thinking": _enable_thinking,
     "deepspeed": launch_files.use_deepspeed,
     "fsdp": _fsdp,
     "fsdp_config": _fsdp,
@@ -391,6 +274,7 @@ RULES: Mapping[str, Callable[[Reading, Setting], None]] = {
     **dict.fromkeys(("hf_hub_token", "ms_hub_token", "om_hub_token", "hub_token"), _secret),
     **dict.fromkeys(("swanlab_api_key", "swanlab_lark_secret"), _secret),
     **llamafactory_data.RULES,
+    **llamafactory_templates.RULES,
 }
 
 
@@ -409,7 +293,7 @@ def finish(reading: Reading) -> None:
             texts = [value_text(value) for value in values]
             is_on = is_on and value_text(reading.value(key)) in texts
         if is_on:
-            _ends(reading, reading.setting(keys[-1]), clash["what"])
+            does_not_start(reading, reading.setting(keys[-1]), clash["what"])
 
 
 def _settle_evaluation(reading: Reading) -> None:
@@ -424,7 +308,7 @@ def _settle_evaluation(reading: Reading) -> None:
             reading.withdraw("eval_strategy", why, Group.DIFFERENT)
         else:
             reading.withdraw("eval_strategy", "no rows are held out")
-            _ends(reading, origin, "evaluations without rows (val_size, eval_dataset)")
+            does_not_start(reading, origin, "evaluations without rows (val_size, eval_dataset)")
     elif held_out and not evaluates and not reading.value("do_eval"):
-        origin = reading.setting("val_size")
-        reading.find(origin, "rows are held out and nothing says when to evaluate them")
+        what = "rows are held out and nothing says when to evaluate them"
+        reading.find(reading.setting("val_size"), what)

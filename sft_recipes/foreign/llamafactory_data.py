@@ -211,7 +211,7 @@ def _dataset(reading: Reading, setting: Setting) -> None:
         return
     for data_set in sets:
         if f"no {_OPENAI_SYSTEM!r} is written into rows" in data_set.notes:
-            what = f"`formatting: openai` of {data_set.name} writes the system prompt {_OPENAI_SYSTEM!r} into every row without tools"
+            what = f"{data_set.name}: `formatting: openai` writes {_OPENAI_SYSTEM!r} as system prompt into every row"
             reading.find(setting, what)
     sources = [data_set.ours for data_set in sets]
     _share(reading, sources)
@@ -272,7 +272,7 @@ def _max_samples(reading: Reading, setting: Setting) -> None:
     sets = len(names_in(reading.value("dataset") or ""))
     say = "drawn by seed, where LLaMA-Factory takes the first rows"
     if sets > 1:
-        say = f"{setting.value} rows for each of {sets} sets together, drawn by seed; LLaMA-Factory takes the first of each"
+        say = f"{setting.value} rows for each of {sets} sets, drawn by seed over all; there the first of each"
     reading.differs(setting, say, {"max_rows": sets * int(setting.value)})
 
 
