@@ -1,7 +1,7 @@
 """LLaMA-Factory's data sets: names that its `dataset_info.json` describes, how they are mixed, and what is held out."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,13 @@ def names_in(value: Any) -> list[str]:
 
 @dataclass
 class _DataSet:
-    """One data set: our keys for it, or why it cannot be read; what is done otherwise."""
+    """One data set: our keys for it, or why it cannot be read; what is done otherwise, and what is wrong with it."""
 
     name: str
     ours: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
     notes: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
 
 class _Catalogue:
@@ -178,6 +179,9 @@ def _conversations(data_set: _DataSet, entry: Mapping[str, Any], formatting: str
         data_set.notes.append("rows that begin with a system turn are trained; it skips them")
     if formatting == "openai":
         data_set.notes.append(f"no {_OPENAI_SYSTEM!r} is written into rows")
+        data_set.findings.append(
+            f"{data_set.name}: `formatting: openai` writes {_OPENAI_SYSTEM!r} as system prompt into every row"
+        )
     data_set.notes.append("a row whose turns do not alternate ends the run (`on_bad_rows: skip`)")
 
 
@@ -204,18 +208,19 @@ def _name_turns(data_set: _DataSet, tags: Mapping[str, str]) -> None:
 def _dataset(reading: Reading, setting: Setting) -> None:
     catalogue = _Catalogue(reading)
     sets = [catalogue.look_up(name) for name in names_in(setting.value)]
-    faults = [data_set.fault for data_set in sets if data_set.fault]
-    _look_for_placeholders(reading, setting, sets)
+    faults = []
+    notes: dict[str, None] = {}
+    for data_set in sets:
+        notes |= dict.fromkeys(data_set.notes)
+        if data_set.fault:
+            faults.append(data_set.fault)
+        for what in (*data_set.findings, *_placeholders(reading, data_set)):
+            reading.find(setting, what)
     if faults:
         reading.block(setting, "; ".join(faults))
         return
-    for data_set in sets:
-        if f"no {_OPENAI_SYSTEM!r} is written into rows" in data_set.notes:
-            what = f"{data_set.name}: `formatting: openai` writes {_OPENAI_SYSTEM!r} as system prompt into every row"
-            reading.find(setting, what)
     sources = [data_set.ours for data_set in sets]
     _share(reading, sources)
-    notes = dict.fromkeys(note for data_set in sets for note in data_set.notes)
     put_sources(reading, setting, sources)
     if notes:
         reading.differs(setting, "; ".join(notes))
@@ -223,15 +228,15 @@ def _dataset(reading: Reading, setting: Setting) -> None:
         reading.same(setting, {})
 
 
-def _look_for_placeholders(reading: Reading, setting: Setting, sets: list[_DataSet]) -> None:
+def _placeholders(reading: Reading, data_set: _DataSet) -> Iterator[str]:
     """A finding for data that ships with texts to be replaced, and still holds them."""
-    for data_set in sets:
-        text = reading.table.more["unfilled"].get(data_set.name)
-        path = Path(str(data_set.ours.get("path")))
-        if text is None or (path.is_file() and text not in path.read_text(encoding="utf-8")):
-            continue
-        what = f"{data_set.name} has {text} and the like in 85 of its 91 answers, to be replaced before it is trained"
-        reading.find(setting, what)
+    text = reading.table.more["unfilled"].get(data_set.name)
+    if text is None:
+        return
+    path = Path(str(data_set.ours.get("path")))
+    if path.is_file() and text not in path.read_text(encoding="utf-8"):
+        return
+    yield f"{data_set.name} has {text} and the like in 85 of its 91 answers, to be replaced before it is trained"
 
 
 def _share(reading: Reading, sources: list[dict[str, Any]]) -> None:
