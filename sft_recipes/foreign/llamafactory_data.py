@@ -1,6 +1,5 @@
 """LLaMA-Factory's data sets: names that its `dataset_info.json` describes, how they are mixed, and what is held out."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,10 @@ from sft_recipes.foreign.data_sets import put_sources
 from sft_recipes.foreign.reading import Reading, Setting
 from sft_recipes.foreign.tables import is_off
 from sft_recipes.messages import ROLE_ALIASES
+from sft_recipes.text_files import interpreting, read_json
 
 _INFO = "dataset_info.json"
+_MEND = "repair it, or name another folder as dataset_dir"
 # Its names of columns and ours, by its formats; what it reads where an entry has no `columns`.
 _COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
 _READ_UNASKED = {"prompt": "instruction", "query": "input", "response": "output"}
@@ -61,7 +62,7 @@ class _Catalogue:
         self.file = reading.find_file(f"{self.folder}/{_INFO}")
         self.entries: Mapping[str, Any] = reading.table.more["shipped"]
         if self.file is not None:
-            self.entries = _read_info(self.file)
+            self.entries = read_json(self.file, _MEND)
 
     def path_of(self, file_name: str) -> Path:
         """Where a file of rows is, or would be."""
@@ -81,22 +82,14 @@ class _Catalogue:
         if self.repository and (self.repository != self.demo_repository or entry is None):
             what = f"{_INFO} is on the Hub: download {self.repository} and name its folder as dataset_dir"
             return _DataSet(name, fault=f"{name}: {what}")
-        if isinstance(entry, Mapping):
-            return _described(name, entry, self)
+        if entry is not None:
+            with interpreting(f"{self.file or self.folder}: {name}", _MEND):
+                return _described(name, entry, self)
         if self.file is None:
             where = f"{self.folder}/{_INFO} is not there"
         else:
             where = f"it is not in {self.file}; {suggest(name, self.entries)}"
         return _DataSet(name, fault=f"{name}: {where}")
-
-
-def _read_info(file: Path) -> Mapping[str, Any]:
-    """The content of the file; nothing where it is no JSON object."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _described(name: str, entry: Mapping[str, Any], catalogue: _Catalogue) -> _DataSet:

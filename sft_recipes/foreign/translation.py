@@ -11,6 +11,7 @@ from sft_recipes.foreign import axolotl, findings, llamafactory
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
 from sft_recipes.recipe_keys import IDLE, NEEDS, make_recipe
+from sft_recipes.text_files import interpreting
 from sft_recipes.yaml_reader import parse_word, read_settings, read_yaml_file
 
 Rule = Callable[[Reading, Setting], None]
@@ -157,7 +158,8 @@ class _Walk:
         elif isinstance(rule, KeyRule):
             apply_rule(reading, setting, rule)
         else:
-            rule(reading, setting)
+            with interpreting(f"{reading.place(setting)}: {setting.key}", "correct its value"):
+                rule(reading, setting)
 
     def _unknown(self, pattern: str, setting: Setting) -> None:
         table = self._tool.table

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sft_recipes.errors import InputError
 from sft_recipes.foreign.reading import Group, Reading
 from sft_recipes.foreign.translation import translate
 
@@ -290,6 +291,49 @@ def test_placeholders_that_were_filled_in_are_no_finding(tmp_path: Path) -> None
     (folder / "dataset_info.json").write_text('{"identity": {"file_name": "identity.json"}}')
     (folder / "identity.json").write_text('[{"instruction": "Who?", "output": "I am Ann."}]')
     assert "identity" not in found(read_keys(tmp_path, dataset="identity"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset", "3"),
+        ("max_samples", "many"),
+        ("val_size", "[1]"),
+        ("warmup_ratio", "some"),
+        ("lora_target", "{a: b}"),
+        ("interleave_probs", "0.5,half"),
+        ("template", "[a, b]"),
+        ("quantization_bit", "four"),
+        ("deepspeed", "[1]"),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_line(
+    key: str, value: str, tmp_path: Path
+) -> None:
+    """It is refused or stands in the way; nothing is guessed and nothing crashes."""
+    keys = {key: value, "mix_strategy": "interleave_under"}
+    if key != "dataset":
+        keys["dataset"] = "alpaca_en,lima"
+    try:
+        reading = read_keys(tmp_path, **keys)
+    except InputError as error:
+        assert "config.yaml:" in str(error)
+    else:
+        assert reading.blocked or reading.findings
+
+
+def test_a_damaged_list_of_data_sets_is_an_error_with_its_line(tmp_path: Path) -> None:
+    """So is an entry that is none."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text('{"rows":\n {"file_name": }}')
+    with pytest.raises(InputError, match=r"dataset_info.json:2: is no JSON"):
+        read_keys(tmp_path, dataset="rows")
+    (folder / "dataset_info.json").write_text('{"rows": 3}')
+    with pytest.raises(
+        InputError, match=r"dataset_info.json: rows: does not hold what belongs there"
+    ):
+        read_keys(tmp_path, dataset="rows")
 
 
 def test_evaluation_data_of_its_own(tmp_path: Path) -> None:
