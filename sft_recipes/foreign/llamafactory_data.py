@@ -149,7 +149,7 @@ def _alpaca(data_set: _DataSet, entry: Mapping[str, Any]) -> None:
         data_set.ours["column_mapping"] = mapping
     if columns.get("query"):
         data_set.notes.append(
-            "an input follows its instruction after a blank line, there after a line break"
+            "an input stands a blank line below its instruction, there a line break"
         )
 
 

@@ -42,13 +42,13 @@ def _template(reading: Reading, setting: Setting) -> None:
         say = "our `chatml`, the same text; a tokenizer without its tokens gets none"
     elif name in table["reasoning"]:
         say = (
-            f"the tokenizer's own template stands in for {name!r}; an empty reasoning block before an answer is "
-            "not trained (`empty_think`)"
+            f"the tokenizer's own template stands in for {name!r}; an empty reasoning block is not trained "
+            "(`empty_think`), earlier reasoning is shown as that template shows it"
         )
     system = table["systems"].get(name)
     if system and not reading.value("default_system"):
         ours["system_prompt"] = system
-        say += "; `system_prompt` is the one that it writes into rows without"
+        say += "; rows without a system prompt get the one that it writes"
     reading.differs(setting, say, ours)
     _look_at_template(reading, setting, name)
 
