@@ -214,6 +214,10 @@ def _evaluation_strategy(reading: Reading, setting: Setting) -> None:
 # -- launchers and secrets ---------------------------------------------------------------------------
 
 
+def _deepspeed(reading: Reading, setting: Setting) -> None:
+    launch_files.use_deepspeed(reading, setting, bool(reading.value("quantization_bit")))
+
+
 def _fsdp(reading: Reading, setting: Setting) -> None:
     if is_off(setting.value):
         reading.no_effect(setting, "switched off")
@@ -266,7 +270,7 @@ RULES: Mapping[str, Callable[[Reading, Setting], None]] = {
     "use_galore": _use_galore,
     "use_apollo": _use_apollo,
     "evaluation_strategy": _evaluation_strategy,
-    "deepspeed": launch_files.use_deepspeed,
+    "deepspeed": _deepspeed,
     "fsdp": _fsdp,
     "fsdp_config": _fsdp,
     "push_to_hub": _push_to_hub,

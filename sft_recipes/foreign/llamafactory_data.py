@@ -209,8 +209,12 @@ def _dataset(reading: Reading, setting: Setting) -> None:
             faults.append(data_set.fault)
         for what in (*data_set.findings, *_placeholders(reading, data_set)):
             reading.find(setting, what)
+    if faults and reading.data is not None:
+        put_sources(reading, setting, [{"path": reading.local_path(reading.data)}])
+        reading.differs(setting, f"the rows of --data stand in: {'; '.join(faults)}")
+        return
     if faults:
-        reading.block(setting, "; ".join(faults))
+        reading.block(setting, f"{'; '.join(faults)}. --data FILE stands in for all of them")
         return
     sources = [data_set.ours for data_set in sets]
     _share(reading, sources)

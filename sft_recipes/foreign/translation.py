@@ -55,8 +55,10 @@ def translate(
     tool: str | None = None,
     remote_code_is_not_needed: bool = False,
     instead: Mapping[str, str] | None = None,
+    data: str | None = None,
 ) -> Reading:
-    """Read a foreign config; `instead` holds keys of ours that stand in the place of its own.
+    """Read a foreign config; `instead` holds keys of ours that stand in the place of its own, `data`
+    rows that stand in for data sets that are not at hand.
 
     Raises InputError for a file that is no YAML mapping, is of no known tool, or names no model or no data.
     """
@@ -68,6 +70,7 @@ def translate(
     chosen = _tool_of(path, document.value, tool)
     reading = Reading(chosen.table, path, document.value, leaves)
     reading.remote_code_is_not_needed = remote_code_is_not_needed
+    reading.data = data
     walk = _Walk(reading, chosen)
     for key, value in document.value.items():
         walk.visit(key, key, value, None)

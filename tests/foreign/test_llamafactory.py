@@ -284,6 +284,24 @@ def test_what_only_looks_like_a_fault(keys: dict[str, str], what: str, tmp_path:
     assert what not in found(read_keys(tmp_path, **keys))
 
 
+def test_rows_of_your_own_stand_in_for_what_is_not_at_hand(tmp_path: Path) -> None:
+    """Without them the data set is in the way; the message says which, and what to give."""
+    keys = {"dataset": "mine,mllm_demo"}
+    why = said(read_keys(tmp_path, **keys), "dataset")
+    assert "mine: data/dataset_info.json is not there" in why and "--data FILE" in why
+    reading = translate(tmp_path / "config.yaml", "llamafactory", data="rows.jsonl")
+    assert not reading.blocked
+    assert reading.recipe["dataset_name"] == "rows.jsonl"
+    assert reading.outcomes["dataset"].group is Group.DIFFERENT
+
+
+def test_quantized_weights_are_not_sharded_by_zero_3(tmp_path: Path) -> None:
+    """FSDP2 does what ZeRO-3 does for others."""
+    keys = {"deepspeed": "ds_z3_config.json"}
+    assert read_keys(tmp_path, **keys).launch == "zero3"
+    assert read_keys(tmp_path, **keys, quantization_bit="4").launch == "fsdp2_qlora"
+
+
 def test_placeholders_that_were_filled_in_are_no_finding(tmp_path: Path) -> None:
     """The file itself is looked at where it is there."""
     folder = tmp_path / "data"
