@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.foreign import axolotl, findings, llamafactory
+from sft_recipes.foreign import axolotl, axolotl_whole, findings, llamafactory
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
 from sft_recipes.recipe_keys import IDLE, NEEDS, make_recipe
@@ -45,7 +45,7 @@ class _Found(NamedTuple):
 def tools() -> Mapping[str, Tool]:
     """The tools whose configs are read, by name."""
     return {
-        "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl.finish),
+        "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl_whole.finish),
         "llamafactory": Tool(read_table("llamafactory"), llamafactory.RULES, llamafactory.finish),
     }
 
