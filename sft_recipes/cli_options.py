@@ -78,7 +78,7 @@ LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest 
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="Data format; detected if not given")
 ]
-ColumnsOption = Annotated[str | None, typer.Option(help="Columns to read, as in '[messages]'")]
+ColumnsOption = Annotated[str | None, typer.Option(help="Columns to read, as in '\\[messages]'")]
 MappingOption = Annotated[
     str | None,
     typer.Option(

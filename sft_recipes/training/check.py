@@ -20,7 +20,7 @@ from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
-from sft_recipes.devices import computes_on_cpu
+from sft_recipes.devices import computes_on_cpu, has_accelerator
 from sft_recipes.errors import InputError
 from sft_recipes.models import check_vocabulary
 from sft_recipes.recipe import Recipe, launch_config
@@ -41,7 +41,7 @@ from sft_recipes.training.fit import (
     time_advice,
     train_command,
 )
-from sft_recipes.training.launch_config import read_strategy
+from sft_recipes.training.launch_config import needs_gpus, read_launch_config, read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
 from sft_recipes.training.settings_checks import check_settings
@@ -54,6 +54,8 @@ _NF4 = 0.5 + 4 / 64
 _NF4_NESTED = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Batches looked at for the largest one. Of thousands it is hardly larger: their sums are close.
 _SAMPLED_BATCHES = 64
+# As `evaluate` has it (`report/evaluation_verdict.py`).
+FEW_TO_JUDGE = 30
 # Attention of transformers that is given a mask over the whole sequence.
 _MASKED_ATTENTION = ("sdpa", "eager")
 
@@ -104,7 +106,7 @@ def check_recipe(
         "checks": [asdict(check) for check in checks],
         "looked_at": len(data.check_examples),
         "plan": planned,
-        "notes": _notes(recipe, config, planned),
+        "notes": _notes(recipe, config, planned, data.summary) + _launch_notes(launch),
         "advice": advice,
         "next": train_command(recipe, launch, processes=processes),
     }
@@ -161,11 +163,26 @@ def _advice(
     return advice
 
 
-def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any]) -> list[str]:
+def _launch_notes(launch: Path | str | None) -> list[str]:
+    if launch is None or has_accelerator():
+        return []
+    if not needs_gpus(read_launch_config(launch_config(launch)).value):
+        return []
+    return ["this launch is for GPUs and there is none here: a plan for another machine"]
+
+
+def _notes(
+    recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any], summary: Mapping[str, Any]
+) -> list[str]:
     """What a person should know before the run, a line each."""
     longest = planned["longest row"]
     notes = unusual(recipe, config, longest, planned["model context"], planned["parameters"])
     notes += generation_notes(recipe)
+    held_out = (summary.get("eval") or {}).get("rows", 0)
+    if 0 < held_out < FEW_TO_JUDGE:
+        notes.append(
+            f"{held_out} rows held out are few to judge a model by: eval_split sets how many"
+        )
     every = config.eval_steps
     if config.eval_strategy == "steps" and every and every > planned["steps"]:
         notes.append(

@@ -232,6 +232,8 @@ def _say_what_starts(
 def _run_steps(trainer: RecipeTrainer, guards: Guards) -> None:
     """Train to the end. Raises Preempted if a signal asked for an earlier one: a checkpoint is sealed by then."""
     checkpoint = guards.checkpoint
+    if checkpoint is not None and trainer.is_world_process_zero():
+        print(f"goes on from {checkpoint.name}", flush=True)
     for shown_by_transformers in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown_by_transformers)
     progress = TrainingProgress(

@@ -233,7 +233,7 @@ def test_a_launch_elsewhere_is_not_timed_here(
     result = check_recipe(load_recipe(write_recipe()), config, processes=4, progress=False)
     text = check_text(result)
     assert "this machine" not in text
-    assert text.splitlines()[-1].endswith(f"--launch {config}")
+    assert text.splitlines()[-1].endswith(f"--launch {config} --num_processes 4")
 
 
 def test_measured_steps_leave_no_trace(
@@ -267,7 +267,8 @@ def test_peak_memory_is_that_of_the_work() -> None:
 
 def test_evaluations_that_never_come_are_noted(write_recipe: Callable[..., Path]) -> None:
     """More steps between evaluations than the run has are said before it; fewer are not."""
-    keys = {"eval_split": 8, "eval_strategy": "steps", "max_steps": 3}
+    keys: dict[str, Any] = {"eval_split": 8, "eval_strategy": "steps", "max_steps": 3}
+    keys["evaluation"] = {"max_new_tokens": 4}
     late = check_recipe(load_recipe(write_recipe(**keys, eval_steps=100)), progress=False)
     assert "eval_steps 100 is more than the run's 3 steps: nothing is evaluated" in late["notes"]
     early = check_recipe(load_recipe(write_recipe(**keys, eval_steps=2)), progress=False)
