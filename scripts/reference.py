@@ -16,12 +16,19 @@ import yaml
 from sft_recipes.evaluation.gate_bounds import INDICATORS
 from sft_recipes.evaluation.metric import Metric
 from sft_recipes.evaluation.metrics import METRICS
-from sft_recipes.recipe_checks import NOTES, REFUSED, REFUSED_VALUES, RENAMED, TABLES, Key
+from sft_recipes.recipe_checks import (
+    IDLE,
+    NEEDS,
+    NOTES,
+    REFUSED,
+    REFUSED_VALUES,
+    RENAMED,
+    TABLES,
+    Key,
+)
 from sft_recipes.recipe_keys import (
     DATA_KEYS,
     EVALUATION_KEYS,
-    IDLE,
-    NEEDS,
     OWN_KEYS,
     SOURCE_KEYS,
     trl_keys,

@@ -27,8 +27,8 @@ from sft_recipes.cli_output import (
 )
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.recipe_checks import rewrite
 from sft_recipes.recipe_copies import copy_recipe
+from sft_recipes.recipe_rewrite import rewrite
 
 app = typer.Typer(
     name="sft-recipes",
