@@ -259,7 +259,7 @@ def _changed(text: str, changes: Sequence[Change]) -> str:
 def _with_other_lines(text: str, changes: Iterable[Change]) -> str:
     """The text with other lines, or none, in the place of those of some keys; JSON's style has no lines, and stays."""
     document = yaml.compose(text, Loader=yaml.SafeLoader)
-    if document.flow_style:
+    if not isinstance(document, yaml.MappingNode) or document.flow_style:
         return text
     lines = text.split("\n")
     by_key = {change.key: change for change in changes}
