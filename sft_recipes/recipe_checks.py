@@ -28,6 +28,8 @@ TABLES: Mapping[str, Any] = yaml.safe_load(
 RENAMED: Mapping[str, str] = TABLES["renamed"]
 REFUSED: Mapping[str, str] = TABLES["refused"]
 NOTES: Mapping[str, str] = TABLES["notes"]
+# How advice begins that only takes a key out, with the reason behind it.
+REMOVE = "remove it; "
 REFUSED_VALUES: Mapping[str, Mapping[str, str]] = TABLES["refused_values"]
 # Keys that other keys switch on (NEEDS) or off (IDLE), with the values of those that do.
 NEEDS: Mapping[str, Mapping[str, list[Any]]] = TABLES["needs"]

@@ -20,6 +20,7 @@ from sft_recipes.recipe import parse_value, read_yaml
 from sft_recipes.recipe_checks import (
     NOTES,
     REFUSED,
+    REMOVE,
     SWITCHED_OFF,
     TABLES,
     current,
@@ -28,8 +29,6 @@ from sft_recipes.recipe_checks import (
 )
 from sft_recipes.recipe_mixtures import MIXER_KEYS, from_mixer, from_mixture
 
-# How advice begins to take a key out, with the reason behind it.
-_REMOVE = "remove it; "
 # Refused keys that one person has to decide on, unless they are switched off.
 _BY_HAND: Sequence[str] = TABLES["by_hand"]
 # Keys of a mixture, and what is said of it.
@@ -171,9 +170,9 @@ def _removal(key: str, values: Mapping[str, Any]) -> Change | None:
         return Change(key, value, {}, "eval_strategy says it")
     if value in SWITCHED_OFF or value in (None, "", [], {}):
         return Change(key, value, {}, "switched off")
-    if not advice.startswith(_REMOVE) or key in _BY_HAND:
+    if not advice.startswith(REMOVE) or key in _BY_HAND:
         return None
-    return Change(key, value, {}, advice.removeprefix(_REMOVE))
+    return Change(key, value, {}, advice.removeprefix(REMOVE))
 
 
 def _loss_of(key: str, value: Any) -> Change:

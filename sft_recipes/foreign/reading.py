@@ -61,7 +61,9 @@ class ForeignFinding:
     source: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.key}: {self.what}"
+        text = f"{self.place}: {self.what}"
+        if self.key:
+            text = f"{self.place}: {self.key}: {self.what}"
         if self.source:
             text += f" ({self.source})"
         return text

@@ -46,9 +46,17 @@ def _model(reading: Reading, setting: Setting) -> None:
         reading.same(setting, {})
 
 
+def _builder(reading: Reading) -> str:
+    return str(reading.value("model._component_")).rpartition(".")[2]
+
+
 def _is_lora(reading: Reading) -> bool:
-    builder = str(reading.value("model._component_")).rpartition(".")[2]
-    return builder.startswith(("lora_", "qlora_"))
+    return _builder(reading).startswith(("lora_", "qlora_"))
+
+
+def _is_quantized(reading: Reading) -> bool:
+    """Whether the base is in 4 bits. The adapter on such a base is bfloat16 in TRL, too."""
+    return _builder(reading).startswith("qlora_") or bool(reading.value("model.quantize_base"))
 
 
 def _lora_attention(reading: Reading, setting: Setting) -> None:
@@ -121,7 +129,7 @@ def _dtype(reading: Reading, setting: Setting) -> None:
         reading.same(setting, {"dtype": "float32", "bf16": False})
     elif setting.value != "bf16":
         reading.block(setting, f"weights in {setting.value}: bf16 and fp32 are taken")
-    elif _is_lora(reading) and not reading.value("model.quantize_base"):
+    elif _is_lora(reading) and not _is_quantized(reading):
         say = "the base is bfloat16 as there; the adapter's weights are float32 here"
         reading.differs(setting, say, {"dtype": "bfloat16"})
     else:
@@ -172,7 +180,7 @@ def _alpaca_text(reading: Reading, setting: Setting, name: str, writes: str | No
         say = f"the model's own chat template, without the Alpaca prompt that stands inside {writes} there"
         reading.differs(setting, say)
     else:
-        say = f"the Alpaca prompt alone; there it stands inside {writes}"
+        say = f"rows stand in the Alpaca prompt alone; there it stands inside {writes}"
         reading.differs(setting, say, {"chat_template": "alpaca"})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.foreign import axolotl, findings, torchtune
+from sft_recipes.foreign import axolotl, findings, torchtune, trl
 from sft_recipes.foreign.interpolation import Interpolation
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
@@ -27,6 +27,11 @@ class Tool:
     rules: Mapping[str, Rule]
     finish: Callable[[Reading], None]
 
+    @property
+    def names(self) -> set[str]:
+        """Every key at the top of a config that the tool knows."""
+        return self.table.names.union(key.partition(".")[0] for key in self.rules)
+
 
 class _Found(NamedTuple):
     rule: KeyRule | Rule | None
@@ -38,6 +43,7 @@ def tools() -> Mapping[str, Tool]:
     return {
         "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl.finish),
         "torchtune": Tool(read_table("torchtune"), torchtune.RULES, torchtune.finish),
+        "trl": Tool(read_table("trl"), trl.rules(), trl.finish),
     }
 
 
@@ -75,7 +81,7 @@ def _tool_of(path: Path, tree: Mapping[str, Any], name: str | None) -> Tool:
         return known[name]
     shares = {}
     for candidate, tool in known.items():
-        shares[candidate] = sum(key in tool.table.names for key in tree) / len(tree)
+        shares[candidate] = sum(key in tool.names for key in tree) / len(tree)
     best = max(shares, key=lambda candidate: shares[candidate])
     if shares[best] < _FEWEST_KNOWN:
         what = f"most of its keys belong to none of {', '.join(known)}"
