@@ -10,8 +10,7 @@ from sft_recipes.foreign import axolotl_data, axolotl_schedule, launch_files
 from sft_recipes.foreign.reading import Reading, Setting
 from sft_recipes.foreign.tables import is_off
 
-# Attention that keeps packed rows apart in axolotl (its `ATTN_IMPLS_SUPPORTING_PACKING`, eager and sdpa by a mask).
-_SEPARATING = ("flash_attention", "flex_attention", "xformers", "sdpa", "eager", "sdp_", "kernels-")
+# Older flags that each ask for an attention that keeps packed rows apart.
 _ATTENTION_FLAGS = (
     "flash_attention",
     "xformers_attention",
@@ -323,6 +322,7 @@ def finish(reading: Reading) -> None:
             reading.setting("val_set_size"),
             "rows are held out and nothing says when to evaluate them: axolotl never does",
         )
+    _keep_the_best(reading)
     if "save_strategy" not in recipe:
         reading.put_default("save_strategy", "epoch", "after each epoch, as in axolotl")
     _look_at_packing(reading)
@@ -334,16 +334,30 @@ def finish(reading: Reading) -> None:
         )
 
 
-def _look_at_packing(reading: Reading) -> None:
-    if not reading.value("sample_packing"):
+def _keep_the_best(reading: Reading) -> None:
+    """axolotl loads the best checkpoint at the end wherever saving falls on evaluations (`causal.py`)."""
+    recipe = reading.recipe
+    save_steps = recipe.get("save_steps")
+    eval_steps = recipe.get("eval_steps")
+    if not save_steps or not eval_steps or reading.value("load_best_model_at_end") is not None:
         return
-    attention = str(reading.value("attn_implementation") or "")
-    flagged = any(reading.value(flag) for flag in _ATTENTION_FLAGS)
-    if not flagged and not attention.startswith(_SEPARATING):
-        reading.find(
-            reading.setting("sample_packing"),
-            "no attention that keeps packed rows apart is set: in axolotl rows see one another",
+    if round(save_steps / eval_steps, 6).is_integer():
+        reading.put_default(
+            "load_best_model_at_end", True, "the best checkpoint is kept, not the last"
         )
+
+
+def _look_at_packing(reading: Reading) -> None:
+    setting = reading.setting("sample_packing")
+    if setting is None or not setting.value:
+        return
+    if any(reading.value(flag) for flag in _ATTENTION_FLAGS):
+        return
+    attention = str(reading.value("attn_implementation") or "none is set")
+    name = attention.partition(":")[0].partition("@")[0].strip()
+    if name not in reading.table.more["separating"]:
+        what = f"packed rows see one another in axolotl under this attention ({attention})"
+        reading.find(setting, what)
 
 
 def _look_at_alpaca(reading: Reading) -> None:

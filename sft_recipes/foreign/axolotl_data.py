@@ -22,21 +22,20 @@ def _data_set(sets: DataSets, number: int) -> None:
     reading = sets.reading
     entry = sets.entry(number)
     kind = entry.value("type")
-    if isinstance(kind, Mapping):
-        entry.block(
-            "type",
-            "a prompt format of your own: write it as a chat template (`chat_template: FILE.jinja`)",
-        )
-    known = reading.table.more["types"].get(kind)
-    if known is None and isinstance(kind, str):
-        entry.block(
-            "type",
-            f"rows of type {kind!r}: this project reads {', '.join(reading.table.more['types'])}",
-        )
+    types = reading.table.more["types"]
     if kind is None:
         entry.block_whole("rows without a `type` come as tokens; this project starts from text")
-    if known is None:
         return
+    if not isinstance(kind, str):
+        why = (
+            "a prompt format of your own: write it as a chat template (`chat_template: FILE.jinja`)"
+        )
+        entry.block("type", why)
+        return
+    if kind not in types:
+        entry.block("type", f"rows of type {kind!r}: this project reads {', '.join(types)}")
+        return
+    known = types[kind]
     _source(entry)
     _say_type(entry, kind, known)
     for key in entry.names():

@@ -53,13 +53,9 @@ class ForeignRecipe:
 
 def write_foreign(request: ForeignRequest) -> ForeignRecipe:
     """Translate a config and write the recipe. Raises InputError for a file that is no config of a known tool."""
-    reading = translate(request.config, request.tool, request.remote_code_is_not_needed)
-    for key, value in (
-        ("model_name_or_path", request.model),
-        ("chat_template", request.chat_template),
-    ):
-        if value is not None:
-            reading.replace(key, reading.local_path(value))
+    asked = {"model_name_or_path": request.model, "chat_template": request.chat_template}
+    instead = {key: value for key, value in asked.items() if value is not None}
+    reading = translate(request.config, request.tool, request.remote_code_is_not_needed, instead)
     files: Sequence[Path] = ()
     if not reading.blocked:
         files = recipe_file.write(reading, request.output, request.force)

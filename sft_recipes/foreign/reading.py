@@ -206,7 +206,8 @@ class Reading:
             self.defaults.append(Outcome(setting, group, setting.key, say, ours))
             return
         for leaf in self.below(setting.key):
-            if leaf.key not in self.outcomes:
+            # What stands in the way is said, whatever was decided before.
+            if leaf.key not in self.outcomes or group is Group.BLOCKED:
                 self.outcomes[leaf.key] = Outcome(leaf, group, setting.key, say, ours)
 
     def withdraw(self, our_key: str, why: str, group: Group = Group.NO_EFFECT) -> None:

@@ -52,11 +52,6 @@ class Table:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def names(self) -> set[str]:
-        """Every key at the top of a config that the tool knows."""
-        return {key.partition(".")[0] for key in (*self.rules, *self.known)}
-
-    @property
     def label(self) -> str:
         """The tool with its version."""
         return f"{self.tool} {self.version}"

@@ -30,7 +30,9 @@ class Tool:
     @property
     def names(self) -> set[str]:
         """Every key at the top of a config that the tool knows."""
-        return self.table.names.union(key.partition(".")[0] for key in self.rules)
+        return {
+            key.partition(".")[0] for key in (*self.table.rules, *self.table.known, *self.rules)
+        }
 
 
 class _Found(NamedTuple):
@@ -48,9 +50,15 @@ def tools() -> Mapping[str, Tool]:
 
 
 def translate(
-    path: Path, tool: str | None = None, remote_code_is_not_needed: bool = False
+    path: Path,
+    tool: str | None = None,
+    remote_code_is_not_needed: bool = False,
+    instead: Mapping[str, str] | None = None,
 ) -> Reading:
-    """Read a foreign config. Raises InputError for a file that is no YAML mapping or of no known tool."""
+    """Read a foreign config; `instead` holds keys of ours that stand in the place of its own.
+
+    Raises InputError for a file that is no YAML mapping, is of no known tool, or names no model or no data.
+    """
     document = read_yaml_file(path)
     leaves = [
         Setting(".".join(map(str, leaf.path)), leaf.value, leaf.line)
@@ -66,6 +74,8 @@ def translate(
         walk.visit(key, key, value, None)
     walk.take_defaults()
     chosen.finish(reading)
+    for key, value in (instead or {}).items():
+        reading.replace(key, reading.local_path(value))
     _settle(reading)
     findings.look(reading)
     return reading
@@ -239,22 +249,26 @@ def _apply_value(reading: Reading, setting: Setting, meanings: Mapping[str, Any]
 
 def _settle(reading: Reading) -> None:
     """Take out what other keys switch off, and let the recipe reader look at the rest."""
+    if "output_dir" not in reading.recipe:
+        reading.put_default("output_dir", "./run", "beside the recipe")
     for key in list(reading.recipe):
         reason = _idle_reason(key, reading.recipe)
         if reason:
             reading.withdraw(key, f"does nothing: {reason}")
     if reading.blocked:
         return
-    values = {"output_dir": "./run", **reading.recipe}
     try:
-        make_recipe(values)
+        make_recipe(reading.recipe)
     except InputError as error:
+        missing = []
         for problem in error.problems:
             key = problem.field.partition(".")[0]
             if key in reading.origins:
                 reading.withdraw(key, f"{problem.what}. {problem.fix}", Group.BLOCKED)
             else:
-                raise
+                missing.append(Problem(str(reading.path), key, problem.what, problem.fix))
+        if missing:
+            raise InputError(missing) from error
 
 
 def _idle_reason(key: str, recipe: Mapping[str, Any]) -> str:
