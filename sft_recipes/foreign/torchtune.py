@@ -158,8 +158,11 @@ def _tokenizer(reading: Reading, setting: Setting) -> None:
             setting,
             f"`{name}` writes nothing between prompt and answer: neither marks where it ends",
         )
+    elif _is_tuned(reading):
+        say = f"the model's own chat template; there {writes}, without a system turn of its own"
+        reading.differs(setting, say)
     else:
-        say = f"the chat template of the model's own tokenizer; there {writes}, without a system turn of its own"
+        say = f"the model's own chat template, or `instruction` where it has none; there {writes}"
         reading.differs(setting, say)
     if known["end"] is None:
         what = f"`{name}` writes no <|im_end|> behind an answer: the end of a turn is never trained"
