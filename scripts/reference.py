@@ -108,7 +108,14 @@ def refused_keys_page() -> str:
     ]
     lines += ["| written | now | what differs |", "|---|---|---|"]
     lines += [f"| `{old}` | `{new}` | {NOTES.get(old, '')} |" for old, new in RENAMED.items()]
-    lines += ["", "## Refused", "", "| key | instead |", "|---|---|"]
+    lines += [
+        "",
+        "## Refused",
+        "",
+        "`sft-recipes check --fix` takes out those that only have to be removed, and converts mixtures.",
+        "",
+    ]
+    lines += ["| key | instead |", "|---|---|"]
     lines += [f"| `{name}` | {instead} |" for name, instead in REFUSED.items()]
     return "\n".join(lines) + "\n"
 
