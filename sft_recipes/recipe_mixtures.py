@@ -17,6 +17,8 @@ _NAMES = {
 }
 # A handbook that is told no splits reads these two.
 _SPLITS = ("train", "test")
+# What is wrong with training on a split that is named as one for evaluation.
+SEEN = "rows for evaluation are trained: what they measure later has been seen"
 MIXER_KEYS = ("dataset_mixer", "dataset_splits", "dataset_configs")
 
 

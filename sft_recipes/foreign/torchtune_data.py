@@ -9,6 +9,7 @@ from typing import Any
 
 from sft_recipes.foreign.data_sets import DataSets, Entry
 from sft_recipes.foreign.reading import Reading, Setting
+from sft_recipes.recipe_mixtures import SEEN, is_test_split
 
 _PREFIX = "torchtune.datasets."
 # What `load_dataset` takes for a path where files are named beside it.
@@ -154,6 +155,8 @@ def _style(entry: Entry, known: Mapping[str, Any]) -> None:
 
 def _split(entry: Entry, known: Mapping[str, Any]) -> None:
     split = str(entry.value("split"))
+    if is_test_split(split):
+        entry.find("split", SEEN)
     is_file = "data_files" in entry.names()
     if "[" in split and is_file:
         why = "a part of a file is not read: cut the file, or set max_rows for a seeded draw"

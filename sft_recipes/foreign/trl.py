@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.foreign import launch_files
-from sft_recipes.foreign.reading import Reading, Setting
+from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import is_off, read_table
 from sft_recipes.recipe_checks import REFUSED, REMOVE, RENAMED, current
 from sft_recipes.recipe_keys import DATA_KEYS, trl_keys
-from sft_recipes.recipe_mixtures import MIXER_KEYS, from_mixer, from_mixture, trained_test_splits
+from sft_recipes.recipe_mixtures import (
+    MIXER_KEYS,
+    SEEN,
+    from_mixer,
+    from_mixture,
+    is_test_split,
+    trained_test_splits,
+)
 
 Rule = Callable[[Reading, Setting], None]
 _TOKENS = ("hub_token", "push_to_hub_token", "token")
@@ -69,6 +76,8 @@ def _mixture(reading: Reading, setting: Setting) -> None:
     else:
         reading.same(setting, ours)
     _look_at_splits(reading, setting, ours["datasets"])
+    if any(source.get("weight", 1) > 1 for source in ours["datasets"]):
+        reading.find(setting, "a weight above 1 asks for more rows than a set has: they stop there")
 
 
 def _mixer(reading: Reading, setting: Setting) -> None:
@@ -102,8 +111,14 @@ def _data_sets(reading: Reading, setting: Setting) -> None:
 def _look_at_splits(reading: Reading, setting: Setting, sources: list[Any]) -> None:
     names = trained_test_splits(sources)
     if names:
-        what = f"trained together with {', '.join(names)}: what they measure later has been seen"
+        what = f"{', '.join(names)}: {SEEN}"
         reading.find(setting, what)
+
+
+def _train_split(reading: Reading, setting: Setting) -> None:
+    reading.same(setting, {"dataset_train_split": setting.value})
+    if is_test_split(str(setting.value)):
+        reading.find(setting, SEEN)
 
 
 def _text_column(reading: Reading, setting: Setting) -> None:
@@ -156,11 +171,11 @@ def _reentrant(reading: Reading, setting: Setting) -> None:
     reading.same(setting, ours)
 
 
-def _use_peft(reading: Reading, setting: Setting) -> None:
-    if is_off(setting.value):
-        reading.no_effect(setting, "switched off")
-    else:
-        reading.same(setting, {"use_peft": True})
+def _target_modules(reading: Reading, setting: Setting) -> None:
+    names = setting.value
+    if isinstance(names, str):
+        names = [names]
+    reading.same(setting, {"lora_target_modules": names})
 
 
 # -- the run -----------------------------------------------------------------------------------------
@@ -236,7 +251,8 @@ _RULES: Mapping[str, Rule] = {
     "chat_template": _chat_template,
     "chat_template_path": _template_path,
     "gradient_checkpointing_use_reentrant": _reentrant,
-    "use_peft": _use_peft,
+    "lora_target_modules": _target_modules,
+    "dataset_train_split": _train_split,
     "do_eval": _do_eval,
     "trust_remote_code": _remote_code,
     **dict.fromkeys(_TOKENS, _token),
@@ -262,14 +278,25 @@ def finish(reading: Reading) -> None:
         more = reading.table.more
         reading.put_default("max_length", more["default_max_length"], more["cut"])
     has_rows = "eval_split" in recipe or "dataset_test_split" in recipe
-    if recipe.get("eval_strategy") in _EVALUATES and not has_rows and "dataset_name" in recipe:
-        reading.put_default("dataset_test_split", "test", "")
+    if recipe.get("eval_strategy") in _EVALUATES and not has_rows:
+        _give_eval_rows(reading)
     if reading.value("completion_only_loss") is False:
         reading.find(reading.setting("completion_only_loss"), "prompts are trained")
     if reading.value("packing_strategy") == "wrapped":
         what = "packed rows see one another: nothing keeps them apart"
         reading.find(reading.setting("packing_strategy"), what)
     _look_at_names(reading)
+
+
+def _give_eval_rows(reading: Reading) -> None:
+    """TRL evaluates the split `test` of one set; a mixture has none unless a part of it is held out."""
+    if "dataset_name" in reading.recipe:
+        reading.put_default("dataset_test_split", "test", "")
+        return
+    origin = reading.origins["eval_strategy"]
+    reading.find(origin, "evaluation is asked for, and the mixture holds no rows out")
+    why = "no rows are held out, so none are evaluated: eval_split"
+    reading.withdraw("eval_strategy", why, Group.DIFFERENT)
 
 
 def _look_at_names(reading: Reading) -> None:

@@ -82,7 +82,7 @@ def test_a_mixture_of_the_handbook() -> None:
     for key in ("overwrite_output_dir", "use_liger_kernel", "hub_strategy", "do_eval"):
         assert reading.outcomes[key].group is Group.NO_EFFECT
     findings = found(reading)
-    assert "trained together with test_sft of example-org/first" in findings
+    assert "test_sft of example-org/first: rows for evaluation are trained" in findings
     assert (
         "stops on what it does not know: torch_dtype, overwrite_output_dir, warmup_ratio"
         in findings
@@ -130,6 +130,10 @@ def test_all_that_stands_in_the_way_is_said_at_once() -> None:
         ("group_by_length: true\n", {"train_sampling_strategy": "group_by_length"}),
         ("optim: adamw_hf\n", {"optim": "adamw_torch"}),
         ("text_column: body\n", {"format": "raw", "column_mapping": {"text": "body"}}),
+        (
+            "use_peft: true\nlora_target_modules: all-linear\n",
+            {"lora_target_modules": ["all-linear"]},
+        ),
         ("dataset_configs: [all]\n", {"dataset_config": "all"}),
         ("test_split_size: 0.1\n", {"eval_split": 0.1}),
         ("chat_template: chatml\n", {"chat_template": "chatml"}),
@@ -147,6 +151,24 @@ def test_single_keys(tmp_path: Path, lines: str, ours: dict[str, Any]) -> None:
     reading = read_text(tmp_path, lines)
     assert not reading.blocked
     assert {key: reading.recipe[key] for key in ours} == ours
+
+
+def test_evaluation_without_rows(tmp_path: Path) -> None:
+    """A mixture that holds nothing out is not evaluated, nor are the rows of a split that is trained unseen."""
+    path = tmp_path / "config.yaml"
+    sets = "dataset_mixture: {datasets: [{id: a/c, split: test_sft, weight: 2}]}\n"
+    path.write_text(
+        f"model_name_or_path: a/b\noutput_dir: r\n{sets}eval_strategy: epoch\neval_delay: 2\n"
+    )
+    reading = translate(path, "trl")
+    assert not reading.blocked and "eval_strategy" not in reading.recipe
+    assert reading.outcomes["eval_strategy"].group is Group.DIFFERENT
+    assert reading.outcomes["eval_delay"].group is Group.NO_EFFECT
+    assert "evaluation is asked for, and the mixture holds no rows out" in found(reading)
+    assert "a weight above 1" in found(reading)
+    assert "rows for evaluation are trained" in found(
+        read_text(tmp_path, "dataset_train_split: test\n")
+    )
 
 
 def test_launchers(tmp_path: Path) -> None:
