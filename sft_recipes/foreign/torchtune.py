@@ -12,9 +12,10 @@ from typing import Any
 from sft_recipes.foreign import torchtune_data
 from sft_recipes.foreign.reading import Reading, Setting
 from sft_recipes.foreign.tables import is_off
+from sft_recipes.plain_values import is_file
 
-# Words in a model's name that say it was tuned to chat.
-_CHAT_NAMES = ("instruct", "-chat", "-it", "phi-")
+# Words of a model's name that say it was tuned to chat; of Phi there is no other.
+_CHAT_WORDS = {"instruct", "chat", "it", "phi"}
 # The recipe that a config's own comment runs: `tune run --nproc_per_node 2 lora_finetune_distributed --config ...`.
 _DISTRIBUTED = re.compile(r"\b(?:full|lora)_finetune_distributed\b")
 _DISTRIBUTED_KEYS = ("custom_sharded_layers", "fsdp_cpu_offload", "fsdp_reshard_after_forward")
@@ -96,10 +97,8 @@ def _lora_flag(reading: Reading, setting: Setting) -> None:
 
 def _checkpoint_folder(reading: Reading, setting: Setting) -> None:
     """The model: the folder where it is there, else the name on the Hub that the folder's name says."""
-    folder = Path(str(setting.value))
-    if folder.name == _META_FOLDER:
-        folder = folder.parent
-    if (folder / "config.json").is_file():
+    folder = _model_folder(setting.value)
+    if is_file(folder / "config.json"):
         reading.same(setting, {"model_name_or_path": reading.local_path(str(folder))})
         return
     name = _hub_name(reading, folder.name)
@@ -109,6 +108,14 @@ def _checkpoint_folder(reading: Reading, setting: Setting) -> None:
         return
     say = "a folder in the format of Hugging Face, with config.json"
     reading.differs(setting, say, {"model_name_or_path": reading.local_path(str(folder))})
+
+
+def _model_folder(checkpoint: Any) -> Path:
+    """The folder of a model, of which a checkpoint may be the part in Meta's format."""
+    folder = Path(str(checkpoint))
+    if folder.name == _META_FOLDER:
+        return folder.parent
+    return folder
 
 
 def _hub_name(reading: Reading, folder: str) -> str | None:
@@ -189,8 +196,9 @@ def _alpaca_text(reading: Reading, setting: Setting, name: str, writes: str | No
 
 def _is_tuned(reading: Reading) -> bool:
     """Whether the model's name says that it was tuned to chat."""
-    folder = str(reading.value("checkpointer.checkpoint_dir")).lower()
-    return any(name in folder for name in _CHAT_NAMES)
+    folder = _model_folder(reading.value("checkpointer.checkpoint_dir"))
+    words = re.split(r"[-_.]", folder.name.lower())
+    return not _CHAT_WORDS.isdisjoint(words)
 
 
 def _prompt_template(reading: Reading, setting: Setting) -> None:

@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.foreign import axolotl, findings, torchtune, trl
+from sft_recipes.foreign import axolotl, findings, llamafactory, torchtune, trl
 from sft_recipes.foreign.interpolation import Interpolation
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
 from sft_recipes.recipe_checks import IDLE, NEEDS
 from sft_recipes.recipe_keys import make_recipe
-from sft_recipes.yaml_reader import read_settings, read_yaml_file
+from sft_recipes.text_files import interpreting
+from sft_recipes.yaml_reader import parse_word, read_settings, read_yaml_file
 
 Rule = Callable[[Reading, Setting], None]
 # A config whose keys are mostly those of a tool is one of it.
 _FEWEST_KNOWN = 0.5
+# How alike (difflib) a key has to be to a known one: sequence_lenght is, gptq_groupsize is no lr_groups.
+_ALIKE = 0.8
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def tools() -> Mapping[str, Tool]:
     """The tools whose configs are read, by name."""
     return {
         "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl.finish),
+        "llamafactory": Tool(read_table("llamafactory"), llamafactory.RULES, llamafactory.finish),
         "torchtune": Tool(read_table("torchtune"), torchtune.RULES, torchtune.finish),
         "trl": Tool(read_table("trl"), trl.rules(), trl.finish),
     }
@@ -54,8 +59,10 @@ def translate(
     tool: str | None = None,
     remote_code_is_not_needed: bool = False,
     instead: Mapping[str, str] | None = None,
+    data: str | None = None,
 ) -> Reading:
-    """Read a foreign config; `instead` holds keys of ours that stand in the place of its own.
+    """Read a foreign config; `instead` holds keys of ours that stand in the place of its own, `data`
+    rows that stand in for data sets that are not at hand.
 
     Raises InputError for a file that is no YAML mapping, is of no known tool, or names no model or no data.
     """
@@ -69,6 +76,7 @@ def translate(
     tree = interpolation.tree or document.value
     reading = Reading(chosen.table, path, tree, leaves)
     reading.remote_code_is_not_needed = remote_code_is_not_needed
+    reading.data = data
     walk = _Walk(reading, chosen, interpolation)
     for key, value in tree.items():
         walk.visit(key, key, value, None)
@@ -162,7 +170,8 @@ class _Walk:
         elif isinstance(rule, KeyRule):
             apply_rule(reading, setting, rule)
         else:
-            rule(reading, setting)
+            with interpreting(f"{reading.place(setting)}: {setting.key}", "correct its value"):
+                rule(reading, setting)
 
     def _unknown(self, pattern: str, setting: Setting) -> None:
         table = self._tool.table
@@ -176,15 +185,14 @@ class _Walk:
             else:
                 reading.block(setting, "this project has nothing like it")
             return
-        meant = suggest(pattern, {*self._patterns, *table.known}, otherwise=" ").strip()
         what = f"{table.tool} has no such key"
+        meant = get_close_matches(pattern, [*self._patterns, *table.known], 1, _ALIKE)
+        hint = f"did you mean {meant[0]!r}?" if meant else "remove it"
         if not table.ignores_unknown_keys:
-            reading.block(setting, f"{what} and refuses it; {meant or 'remove it'}")
+            reading.block(setting, f"{what} and refuses it; {hint}")
             return
-        if meant:
-            what = f"{what}: {meant}"
         reading.no_effect(setting, f"{table.tool} never reads it")
-        reading.find(setting, f"{what}. It was never read" if not meant else what)
+        reading.find(setting, f"{what} and never reads it; {hint}")
 
 
 def _pattern(key: str) -> str:
@@ -203,7 +211,7 @@ def apply_rule(reading: Reading, setting: Setting, rule: KeyRule) -> None:
     """What the table says of a key."""
     content = rule.content
     if rule.kind == "exact":
-        reading.same(setting, {content: setting.value})
+        reading.same(setting, {content: _number(setting.value)})
     elif rule.kind == "harmless":
         reading.no_effect(setting, content)
     elif rule.kind == "differs":
@@ -217,6 +225,16 @@ def apply_rule(reading: Reading, setting: Setting, rule: KeyRule) -> None:
     else:
         reading.no_effect(setting, f"{reading.table.tool} does not use it")
         reading.find(setting, content)
+
+
+def _number(value: Any) -> Any:
+    """A number in quotes as a number, which is what every tool makes of it."""
+    if not isinstance(value, str):
+        return value
+    number = parse_word(value)
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        return number
+    return value
 
 
 def _carried(content: Mapping[str, Any], setting: Setting) -> dict[str, Any]:

@@ -187,6 +187,7 @@ def test_a_model_with_its_own_class_needs_no_remote_code() -> None:
             {"dataset_test_split": "test"},
         ),
         ("use_wandb: true\n", {"report_to": ["wandb"]}),
+        ("weight_decay: '1e-2'\n", {"weight_decay": 0.01}),
     ],
 )
 def test_values_that_need_a_rule(tmp_path: Path, text: str, expected: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ def test_single_keys(tmp_path: Path, lines: str, ours: dict[str, Any]) -> None:
 
 
 def test_evaluation_without_rows(tmp_path: Path) -> None:
-    """A mixture that holds nothing out is not evaluated, nor are the rows of a split that is trained unseen."""
+    """A mixture that holds nothing out is not evaluated, and a split for evaluation that is trained is found."""
     path = tmp_path / "config.yaml"
     sets = "dataset_mixture: {datasets: [{id: a/c, split: test_sft, weight: 2}]}\n"
     path.write_text(
