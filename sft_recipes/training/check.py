@@ -24,7 +24,6 @@ from sft_recipes.devices import computes_on_cpu
 from sft_recipes.errors import InputError
 from sft_recipes.models import check_vocabulary
 from sft_recipes.recipe import Recipe, launch_config
-from sft_recipes.release.hub import check_push
 from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import (
     REFUSALS,
@@ -99,8 +98,6 @@ def check_recipe(
         advice = _advice(recipe, data, config, planned)
         if measure:
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"], progress)
-    # Last: who looks at another's recipe has no token for its repository, and sees all the rest.
-    check_push(recipe)
     return {
         "recipe": str(recipe.path or recipe.name),
         "data": data.summary,

@@ -101,7 +101,6 @@ def train(
             f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do."
         )
         return recipe.output_dir
-
     with contextlib.ExitStack() as to_the_end:
         to_the_end.enter_context(stop_request.listening())
         on_main(lambda: to_the_end.enter_context(run_lock(recipe.output_dir)))
