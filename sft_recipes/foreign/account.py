@@ -7,8 +7,8 @@ from sft_recipes.foreign.reading import ForeignFinding, Group, Outcome, Reading
 from sft_recipes.foreign.tables import value_text
 
 _LONGEST_VALUE = 50
-# Keys whose values nobody else may see.
-_SECRETS = ("hub_token", "push_to_hub_token", "token")
+# How keys end whose values nobody else may see.
+_SECRETS = ("hub_token", "api_key", "secret")
 
 
 def lines(reading: Reading) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _short(value: Any) -> str:
 
 def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     value = outcome.setting.value
-    if outcome.setting.key in _SECRETS:
+    if outcome.setting.key.endswith(_SECRETS):
         value = "not shown"
     return {
         "key": outcome.setting.key,
