@@ -19,16 +19,21 @@ def lines(reading: Reading) -> Iterator[str]:
         f"{counts[Group.SAME]} the same, {counts[Group.NO_EFFECT]} without effect here, "
         f"{counts[Group.DIFFERENT]} different, {counts[Group.BLOCKED]} in the way"
     )
+    always = reading.table.more.get("always", ())
+    different = _of(reading, Group.DIFFERENT)
     for title, outcomes in (
         ("in the way, so no recipe was written", reading.blocked),
-        ("different", _of(reading, Group.DIFFERENT)),
+        ("different", [outcome for outcome in different if outcome.rule_key not in always]),
+        (
+            f"different in every config of {reading.table.tool}",
+            [outcome for outcome in different if outcome.rule_key in always],
+        ),
     ):
         if outcomes:
             yield f"\n{title}:"
-            for outcome in outcomes:
-                yield _outcome_line(reading, outcome)
+            yield from (_outcome_line(reading, outcome) for outcome in outcomes)
     if reading.defaults and not reading.blocked:
-        yield "\nnot set there, so written out here:"
+        yield f"\nnot set; the recipe says what {reading.table.tool} does then, or what is done here:"
         for outcome in reading.defaults:
             if outcome.ours:
                 yield f"  {_default_line(outcome)}"
@@ -41,6 +46,9 @@ def lines(reading: Reading) -> Iterator[str]:
         if findings:
             yield f"\n{title}:"
             yield from (f"  {finding}" for finding in findings)
+    silent = [outcome.rule_key for outcome in _of(reading, Group.NO_EFFECT)]
+    if silent:
+        yield f"\nwithout effect here (--json says why of each): {', '.join(silent)}"
 
 
 def as_json(reading: Reading) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.foreign import axolotl, findings, llamafactory, torchtune, trl
+from sft_recipes.foreign import axolotl, axolotl_whole, findings, llamafactory, torchtune, trl
 from sft_recipes.foreign.interpolation import Interpolation
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
@@ -47,7 +47,7 @@ class _Found(NamedTuple):
 def tools() -> Mapping[str, Tool]:
     """The tools whose configs are read, by name."""
     return {
-        "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl.finish),
+        "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl_whole.finish),
         "llamafactory": Tool(read_table("llamafactory"), llamafactory.RULES, llamafactory.finish),
         "torchtune": Tool(read_table("torchtune"), torchtune.RULES, torchtune.finish),
         "trl": Tool(read_table("trl"), trl.rules(), trl.finish),

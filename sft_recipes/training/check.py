@@ -106,7 +106,7 @@ def check_recipe(
         "plan": planned,
         "notes": _notes(recipe, config, planned),
         "advice": advice,
-        "next": train_command(recipe, launch),
+        "next": train_command(recipe, launch, processes=processes),
     }
 
 
@@ -166,6 +166,11 @@ def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any]) -> lis
     longest = planned["longest row"]
     notes = unusual(recipe, config, longest, planned["model context"], planned["parameters"])
     notes += generation_notes(recipe)
+    every = config.eval_steps
+    if config.eval_strategy == "steps" and every and every > planned["steps"]:
+        notes.append(
+            f"eval_steps {every:,} is more than the run's {planned['steps']:,} steps: nothing is evaluated"
+        )
     if planned.get("trained in experts") == 0:
         notes.append(
             "no parameter of the experts is trained; lora_target_parameters names fused ones"

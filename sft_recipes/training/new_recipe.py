@@ -162,7 +162,7 @@ def _look(labeller: Labeller, data: DataSettings, rejects: RejectLog, progress: 
         examples,
         f"reading {Path(source.path).name}",
         unit=" rows",
-        disable=not progress,
+        disable=None if progress else True,
         leave=False,
     ) as bar:
         for batch, labelled in Workers(labeller.label, blame=RowBlame(labeller)).map(batches(bar)):
