@@ -148,7 +148,9 @@ ReplayFileOption = Annotated[Path, typer.Option(help="File to write, JSON Lines 
 MeasureOption = Annotated[
     int, typer.Option(help="Train this many steps, only to measure time and memory")
 ]
-FixOption = Annotated[bool, typer.Option("--fix", help="First rewrite old key names in the file")]
+FixOption = Annotated[
+    bool, typer.Option("--fix", help="First bring old and dead keys of the file up to date")
+]
 
 # inspect
 RowsOption = Annotated[

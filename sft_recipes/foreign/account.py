@@ -4,8 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sft_recipes.foreign.reading import ForeignFinding, Group, Outcome, Reading
+from sft_recipes.foreign.tables import value_text
 
 _LONGEST_VALUE = 50
+# How keys end whose values nobody else may see.
+_SECRETS = ("hub_token", "api_key", "secret")
 
 
 def lines(reading: Reading) -> Iterator[str]:
@@ -96,17 +99,20 @@ def _default_line(outcome: Outcome) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value).replace("\n", " ")
+    text = value_text(value).replace("\n", " ")
     if len(text) > _LONGEST_VALUE:
         return text[: _LONGEST_VALUE - 3] + "..."
     return text
 
 
 def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    value = outcome.setting.value
+    if outcome.setting.key.endswith(_SECRETS):
+        value = "not shown"
     return {
         "key": outcome.setting.key,
         "line": outcome.setting.line or None,
-        "value": outcome.setting.value,
+        "value": value,
         "say": outcome.say,
         "ours": dict(outcome.ours),
     }

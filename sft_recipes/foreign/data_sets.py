@@ -34,9 +34,10 @@ class DataSets:
         self.key = key
         self._entries: list[Entry] = []
 
-    def entry(self, number: int) -> "Entry":
-        """The data set at this place of the list."""
-        entry = Entry(self.reading, f"{self.key}.{number}")
+    def entry(self, number: int | None = None) -> "Entry":
+        """The data set at this place of the list; without one, the only set, whose keys stand there themselves."""
+        key = self.key if number is None else f"{self.key}.{number}"
+        entry = Entry(self.reading, key)
         self._entries.append(entry)
         return entry
 

@@ -74,7 +74,7 @@ def _key_lines(reading: Reading, key: str, said: set[str]) -> Iterator[str]:
     if origin.key == "command line":
         note = "command line"
     elif origin.is_default:
-        note = f"the default of {reading.table.tool}"
+        note = "not set there"
     yield f"{first}  # {note}"
     yield from rest
 

@@ -40,7 +40,7 @@ from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
 from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, lora_config
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.release.hub import push_after_training
+from sft_recipes.release.hub import check_push, push_after_training
 from sft_recipes.release.model_card import write_card
 from sft_recipes.training.announce import banner, next_steps
 from sft_recipes.training.arguments import sft_config
@@ -91,6 +91,7 @@ def train(
     stop_request.raise_if_asked("while modules were loaded")
     # May this run start here, or go on?
     check_settings(recipe, allow_hub_kernels=allow_hub_kernels)
+    check_push(recipe)
     process = join_processes(recipe)
     if process.num_processes > 1:  # before, one process would have been taken for all
         check_construction(recipe)
@@ -100,7 +101,6 @@ def train(
             f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do."
         )
         return recipe.output_dir
-
     with contextlib.ExitStack() as to_the_end:
         to_the_end.enter_context(stop_request.listening())
         on_main(lambda: to_the_end.enter_context(run_lock(recipe.output_dir)))
