@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sft_recipes.data.formats import RowFormat, convert_row
 from sft_recipes.foreign.label_rules.rows import DroppedThere, TheirOutcome, TheirRow, their_rows
-from sft_recipes.foreign.label_rules.trl import TrlRules
+from sft_recipes.foreign.label_rules.tools import label_rules
 from tests.conftest import build_model
 from tests.data.template_tokenizers import build_tokenizer, tokenizer_for
 from tests.foreign.label_cases import CONVERSATIONS
@@ -105,7 +104,7 @@ def test_rows_are_those_of_trl(name: str, tmp_path: Path) -> None:
         convert_row(row, RowFormat(format, {}), "rows.jsonl", number, number + 1)
         for number, row in enumerate(rows)
     ]
-    rules = replace(TrlRules.from_config(keys), format=format, turns=kind == "turns")
+    rules = label_rules("trl", {**keys, "format": format, "turns": kind == "turns"})
     ours = their_rows(examples, make(), rules)
     theirs = prepared(make(), rows, keys, tmp_path)
     for number, (computed, made) in enumerate(zip(ours, theirs, strict=True)):

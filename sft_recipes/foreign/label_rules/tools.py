@@ -18,5 +18,10 @@ _RULES: Mapping[str, Callable[[Mapping[str, Any], int], LabelRules]] = {
 
 
 def label_rules(tool: str, config: Mapping[str, Any], number: int = 0) -> LabelRules:
-    """The rules of a tool's config, as its YAML file holds it, for its data set `number`."""
+    """The rules of a tool's config, as its YAML file holds it, for its data set `number`.
+
+    What the tool reads elsewhere may stand beside its keys: of LLaMA-Factory's `dataset_info.json`
+    the `formatting`; for TRL, which looks at the columns, the `format` of the rows in this
+    project's words, and `turns: true` where prompt and completion are lists of messages.
+    """
     return _RULES[tool](config, number)

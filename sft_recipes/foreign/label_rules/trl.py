@@ -43,9 +43,9 @@ class TrlRules:
     def from_config(cls, config: Mapping[str, Any], number: int = 0) -> "TrlRules":
         """The rules of a config, the same for all of its data sets."""
         rules = rules_from(cls, config)
-        if "max_length" in config and config["max_length"] is None:
-            return replace(rules, max_length=None)
-        return rules
+        # Its name in older versions.
+        length = config.get("max_length", config.get("max_seq_length", rules.max_length))
+        return replace(rules, max_length=length)
 
     @property
     def tool(self) -> str:
