@@ -16,7 +16,7 @@ from axolotl.utils.data.wrappers import get_dataset_wrapper
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, disable_progress_bars
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 
 def row_of(row: dict[str, Any], config: Any, tokenizer: Any) -> Any:
@@ -43,5 +43,7 @@ answers = []
 for job in json.load(sys.stdin):
     tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     config = DictDefault(job["config"])
+    for name, token in (config.special_tokens or {}).items():
+        tokenizer.add_special_tokens({name: AddedToken(token, normalized=False)})
     answers.append([row_of(row, config, tokenizer) for row in job["rows"]])
 Path(sys.argv[1]).write_text(json.dumps(answers), encoding="utf-8")

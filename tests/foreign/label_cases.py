@@ -144,6 +144,9 @@ def axolotl_jobs(names: Sequence[str]) -> Iterator[Job]:
     yield job("llama3", {"type": "chat_template"}, CONVERSATIONS, train_on_inputs=True)
     end = {"eot_tokens": ["<|im_end|>"]}
     yield job("chatml", {"type": "chat_template"}, CONVERSATIONS, chat_template="chatml", **end)
+    eos = {"special_tokens": {"eos_token": "<|im_end|>"}}
+    yield job("chatml", alpaca, INSTRUCTIONS, **eos)
+    yield job("chatml", {"type": "chat_template"}, CONVERSATIONS, chat_template="chatml", **eos)
     last = {"type": "chat_template", "train_on_eot": "last"}
     yield job("chatml", last, CONVERSATIONS, chat_template="chatml", **end)
 

@@ -65,6 +65,7 @@ class AxolotlRules:
     message_field_training: str | None = None
     sequence_len: int = 512
     excess_length_strategy: str = "drop"
+    special_tokens: Mapping[str, Any] | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], number: int = 0) -> "AxolotlRules":
@@ -77,7 +78,11 @@ class AxolotlRules:
         return "axolotl"
 
     def prepare(self, tokenizer: Any) -> None:
-        """Nothing: `special_tokens` and `tokens` of a config are not followed."""
+        """The config's BOS and EOS take the place of the tokenizer's own."""
+        for name in ("bos_token", "eos_token"):
+            token = (self.special_tokens or {}).get(name)
+            if token is not None:
+                tokenizer.add_special_tokens({name: token})
 
     def row(self, example: Example, tokenizer: Any) -> TheirOutcome:
         """What axolotl makes of an example."""
