@@ -152,7 +152,8 @@ def test_llamafactory_cuts_questions_and_answers() -> None:
 def test_llamafactory_writes_a_system_prompt_into_rows_of_the_openai_format() -> None:
     """Its converter of `formatting: openai` adds one to every row without tools."""
     rules = llamafactory(template="chatml", formatting="openai")
-    text, _ = texts(build_tokenizer("<|im_start|>", None, "</s>", "<pad>"), rules, TWO_TURNS)
+    tokenizer = build_tokenizer("<|im_start|><|im_end|>", None, "</s>", "<pad>")
+    text, _ = texts(tokenizer, rules, TWO_TURNS)
     assert text.startswith("<|im_start|>system\ndetailed thinking off<|im_end|>\n")
 
 
@@ -278,6 +279,6 @@ def test_a_row_is_shown_both_ways() -> None:
     assert "- axolotl trains the prompt, too: " in shown
     record = json.loads(json.dumps(difference_json(renderer, difference, rules.tool)))
     assert (record["row"], record["source"], record["tool"]) == (0, "rows.jsonl", "axolotl")
-    assert record["theirs"]["labels"] == record["theirs"]["input_ids"][:]
-    assert record["ours"]["labels"].count(-100) > 0
+    assert record["theirs"]["input_ids"] == record["ours"]["input_ids"]
+    assert record["theirs"]["labels"].count(-100) < record["ours"]["labels"].count(-100)
     assert record["differs"] == list(difference.words)
