@@ -41,7 +41,7 @@ def init(
     if from_config:
         from sft_recipes.foreign.new_recipe import ForeignRequest, write_foreign
 
-        asked = ForeignRequest(
+        foreign = ForeignRequest(
             config=from_config,
             output=output or Path(from_config.stem),
             tool=tool,
@@ -51,27 +51,27 @@ def init(
             remote_code_is_not_needed=trust_remote_code_is_not_needed,
             force=force,
         )
-        written = write_foreign(asked)
-        say_foreign(written, as_json)
-        if not written.files:
-            raise typer.Exit(2)
+        say_foreign(write_foreign(foreign), as_json)
     elif model and data and not recipe:
         from sft_recipes.training.new_recipe import RecipeRequest
         from sft_recipes.training.recipe_questions import write_asking
 
         folder = output or Path(Path(data).stem)
-        request = RecipeRequest(
-            model, data, data_options(context), folder, force, replay, full or None
-        )
-        say_new_recipe(write_asking(request, progress=not as_json), as_json)
+        own = RecipeRequest(model, data, data_options(context), folder, force, replay, full or None)
+        say_new_recipe(write_asking(own, progress=not as_json), as_json)
     elif model or data or replay or full:
-        what = "--model and --data go together"
-        if recipe:
-            what = "a shipped recipe is copied as it is"
-        fix = "give --model M --data D and no RECIPE"
-        raise InputError(Problem("command line", "init", what, fix))
+        raise _not_together(recipe)
     elif recipe:
         folder = output or Path(recipe.split("/")[0])
         say_written(copy_recipe(recipe, folder, force), as_json)
     else:
         list_shipped(as_json)
+
+
+def _not_together(recipe: str | None) -> InputError:
+    """Options of `init` that do not make a request."""
+    what = "--model and --data go together"
+    if recipe:
+        what = "a shipped recipe is copied as it is"
+    fix = "give --model M --data D and no RECIPE"
+    return InputError(Problem("command line", "init", what, fix))

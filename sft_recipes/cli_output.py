@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from sft_recipes.errors import InputError
 from sft_recipes.recipe import shipped_recipes
 
 if TYPE_CHECKING:
@@ -53,13 +56,15 @@ def say_written(files: Sequence[Path], as_json: bool) -> None:
 
 
 def say_foreign(written: "ForeignRecipe", as_json: bool) -> None:
-    """What `init --from` read and wrote."""
+    """What `init --from` read and wrote; ends with 2 where something stood in the way."""
     if as_json:
         print_json(written.as_json())
-        return
-    written.print_text()
-    if written.files:
-        say_next(written.files, written.launch)
+    else:
+        written.print_text()
+        if written.files:
+            say_next(written.files, written.launch)
+    if not written.files:
+        raise typer.Exit(InputError.exit_code)
 
 
 def say_next(files: Sequence[Path], launch: str | None = None) -> None:

@@ -25,6 +25,8 @@ from sft_recipes.audit.finding import (
 
 _DEAD_LINK_WORDS = 50
 _SHOWN_CHARACTERS = 120
+# Code inside an answer, up to its end where the fence is never closed.
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 # What a check returns of a turn that is in order.
 _NOTHING = ""
 
@@ -148,6 +150,16 @@ def _placeholder(turn: _CheckedTurn) -> str:
     return _NOTHING
 
 
+def _unfilled(turn: _CheckedTurn) -> str:
+    if "{{" not in turn.text:
+        return _NOTHING
+    prose = _CODE.sub("", turn.text)
+    # Templates are written with the same braces: what asks for one, or is one, is in order.
+    if patterns.find("asks_for_markup", turn.text_before) or patterns.find("markup", prose):
+        return _NOTHING
+    return patterns.find("unfilled", prose)
+
+
 def _refusal(turn: _CheckedTurn) -> str:
     return patterns.find_refusal(turn.text)
 
@@ -220,6 +232,7 @@ _OF_ANSWERS: dict[str, _Check] = {
     "empty_answer": _empty_answer,
     "end_text": _end_text,
     "placeholder": _placeholder,
+    "unfilled": _unfilled,
     "refusal": _refusal,
     "identity": _identity,
     "cutoff": _cutoff,

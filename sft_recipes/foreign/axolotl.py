@@ -243,7 +243,7 @@ def _hub_model_id(reading: Reading, setting: Setting) -> None:
 
 
 def _deepspeed(reading: Reading, setting: Setting) -> None:
-    launch_files.use_deepspeed(reading, setting)
+    launch_files.use_deepspeed(reading, setting, quantized=bool(reading.value("load_in_4bit")))
 
 
 def _fsdp(reading: Reading, setting: Setting) -> None:

@@ -1,6 +1,6 @@
 """The data sets of a foreign config: entry by entry, then as `dataset_name` or `datasets`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sft_recipes.foreign.reading import Reading, Setting
@@ -11,6 +11,16 @@ _MAPPINGS = ("column_mapping", "message_mapping", "role_mapping")
 _AT_TOP = {"path": "dataset_name", **{inside: top for top, inside in NAMES_INSIDE.items()}}
 # Keys that only stand inside `datasets`.
 _ONLY_INSIDE = ("data_files", "fraction", "held_out")
+
+
+def put_sources(reading: Reading, origin: Setting, sources: Sequence[Mapping[str, Any]]) -> None:
+    """Put data sets into the recipe: a lone one at its top, where all its keys may stand there."""
+    lone = len(sources) == 1 and sources[0].keys().isdisjoint(_ONLY_INSIDE)
+    if lone:
+        for key, value in sources[0].items():
+            reading.put(_AT_TOP.get(key, key), value, origin)
+    elif sources:
+        reading.put("datasets", list(sources), origin)
 
 
 class DataSets:
@@ -38,15 +48,8 @@ class DataSets:
         template = templates.pop() if templates else None
         if template is not None and origin is not None:
             self.reading.put("chat_template", template, origin)
-        sources = [entry.ours for entry in self._entries]
-        if origin is None or not sources:
-            return
-        lone = len(sources) == 1 and sources[0].keys().isdisjoint(_ONLY_INSIDE)
-        if lone:
-            for key, value in sources[0].items():
-                self.reading.put(_AT_TOP.get(key, key), value, origin)
-        else:
-            self.reading.put("datasets", sources, origin)
+        if origin is not None:
+            put_sources(self.reading, origin, [entry.ours for entry in self._entries])
 
 
 class Entry:

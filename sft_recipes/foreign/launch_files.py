@@ -9,10 +9,10 @@ from sft_recipes.foreign.reading import Reading, Setting
 from sft_recipes.foreign.tables import is_off
 
 
-def use_deepspeed(reading: Reading, setting: Setting) -> None:
+def use_deepspeed(reading: Reading, setting: Setting, quantized: bool = False) -> None:
     """Choose a launch config by the ZeRO stage of a DeepSpeed config, which is a file or stands here itself.
 
-    Where the file is not at hand its name has to say the stage.
+    Where the file is not at hand its name has to say the stage. ZeRO-3 is refused for `quantized` weights.
     """
     if is_off(setting.value):
         reading.no_effect(setting, "switched off")
@@ -24,7 +24,10 @@ def use_deepspeed(reading: Reading, setting: Setting) -> None:
         return
     reading.launch = "ddp" if stage == 0 else f"zero{stage}"
     say = f"`train --launch {reading.launch}` instead of {name}"
-    if offloads and stage == 3:
+    if quantized and stage == 3:
+        reading.launch = "fsdp2_qlora"
+        say = f"`train --launch fsdp2_qlora` instead of {name}: ZeRO-3 does not shard quantized weights"
+    elif offloads and stage == 3:
         reading.launch = "zero3_offload"
         say = f"`train --launch zero3_offload` instead of {name}"
     elif offloads:

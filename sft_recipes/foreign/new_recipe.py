@@ -55,7 +55,9 @@ def write_foreign(request: ForeignRequest) -> ForeignRecipe:
     """Translate a config and write the recipe. Raises InputError for a file that is no config of a known tool."""
     asked = {"model_name_or_path": request.model, "chat_template": request.chat_template}
     instead = {key: value for key, value in asked.items() if value is not None}
-    reading = translate(request.config, request.tool, request.remote_code_is_not_needed, instead)
+    reading = translate(
+        request.config, request.tool, request.remote_code_is_not_needed, instead, request.data
+    )
     files: Sequence[Path] = ()
     if not reading.blocked:
         files = recipe_file.write(reading, request.output, request.force)

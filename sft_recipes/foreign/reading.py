@@ -90,6 +90,8 @@ class Reading:
         self.files: dict[str, str] = {}
         self.launch: str | None = None
         self.remote_code_is_not_needed = False
+        # Rows that stand in for data sets that are not at hand; None where there are none.
+        self.data: str | None = None
 
     # -- what a rule may ask -----------------------------------------------------------------------
 

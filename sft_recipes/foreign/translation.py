@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.foreign import axolotl, findings
+from sft_recipes.foreign import axolotl, findings, llamafactory
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
 from sft_recipes.recipe_keys import IDLE, NEEDS, make_recipe
+from sft_recipes.text_files import interpreting
 from sft_recipes.yaml_reader import parse_word, read_settings, read_yaml_file
 
 Rule = Callable[[Reading, Setting], None]
@@ -45,6 +46,7 @@ def tools() -> Mapping[str, Tool]:
     """The tools whose configs are read, by name."""
     return {
         "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl.finish),
+        "llamafactory": Tool(read_table("llamafactory"), llamafactory.RULES, llamafactory.finish),
     }
 
 
@@ -53,8 +55,10 @@ def translate(
     tool: str | None = None,
     remote_code_is_not_needed: bool = False,
     instead: Mapping[str, str] | None = None,
+    data: str | None = None,
 ) -> Reading:
-    """Read a foreign config; `instead` holds keys of ours that stand in the place of its own.
+    """Read a foreign config; `instead` holds keys of ours that stand in the place of its own, `data`
+    rows that stand in for data sets that are not at hand.
 
     Raises InputError for a file that is no YAML mapping, is of no known tool, or names no model or no data.
     """
@@ -66,6 +70,7 @@ def translate(
     chosen = _tool_of(path, document.value, tool)
     reading = Reading(chosen.table, path, document.value, leaves)
     reading.remote_code_is_not_needed = remote_code_is_not_needed
+    reading.data = data
     walk = _Walk(reading, chosen)
     for key, value in document.value.items():
         walk.visit(key, key, value, None)
@@ -156,7 +161,8 @@ class _Walk:
         elif isinstance(rule, KeyRule):
             apply_rule(reading, setting, rule)
         else:
-            rule(reading, setting)
+            with interpreting(f"{reading.place(setting)}: {setting.key}", "correct its value"):
+                rule(reading, setting)
 
     def _unknown(self, pattern: str, setting: Setting) -> None:
         table = self._tool.table

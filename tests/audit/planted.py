@@ -172,6 +172,9 @@ FAULTS: Mapping[str, Change] = {
     "placeholder": _whole_answer(
         "N/A", "<nooutput>", "TODO", "[Insert answer here]", "nan", "No output."
     ),
+    "unfilled": _in_answer(
+        "I am {{name}}.", "made by {{ author }}", "我是{{name}}，由{{作者}}开发"
+    ),
     "identity": _in_answer(
         "As an AI language model, I like it.", "I am ChatGPT.", "I was trained by OpenAI to help."
     ),
