@@ -66,7 +66,12 @@ def prepared(
 ) -> list[TheirOutcome]:
     """Each row as TRL prepares and collates it, alone, so that what it drops is seen."""
     arguments = SFTConfig(
-        output_dir=str(folder), report_to="none", use_cpu=True, bf16=False, **keys
+        output_dir=str(folder),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        **keys,
     )
     trainer = SFTTrainer(
         model=build_model(len(tokenizer)),
