@@ -1,0 +1,27 @@
+"""A report of the doctor for the terminal."""
+
+from sft_recipes.doctor.finding import Report, command
+from sft_recipes.report.text_tables import text_table
+
+
+def report_text(report: Report) -> str:
+    """The verdict, the findings, what was looked at and what was not, and what to do next."""
+    parts = [report.verdict]
+    # Not in a table: a fix that is folded cannot be copied.
+    parts += [finding.as_text() for finding in report.findings]
+    rows = [(look.check, look.outcome, look.seen) for look in report.looked_at]
+    parts.append(text_table(("looked at", "", "seen"), rows, left=3).rstrip())
+    missed = [(look.check, look.not_seen) for look in report.looks if look.not_seen]
+    if report.not_read:
+        why = "pickles, which may run code when they are opened"
+        missed.append((", ".join(report.not_read), why))
+    if missed:
+        parts.append(text_table(("not looked at", "because"), missed, left=2).rstrip())
+    parts.append(_next(report))
+    return "\n\n".join(parts)
+
+
+def _next(report: Report) -> str:
+    lines = ["next:", f"  {command('evaluate', report.model, '--data')} FILE"]
+    lines.append(f"  {command('export', report.model)}")
+    return "\n".join(lines)
