@@ -11,12 +11,43 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"(checkpoint-|epoch_|step_)(\d+)")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+# What a tool leaves beside a model that it trained.
+_TRACES = (TRAINER_STATE, "training_args.bin", ADAPTER_CONFIG)
 
 
 def holds_model(folder: Path) -> bool:
     """Whether a model or an adapter was saved in this folder itself."""
     return any((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG))
+
+
+def holds_two_models(folder: Path) -> bool:
+    """Whether a whole model and an adapter were saved into one folder, as torchtune does.
+
+    Which of the two is meant nobody agrees on: transformers puts the adapter on the weights beside it
+    (which torchtune has merged already), peft on the base, vLLM leaves it out.
+    """
+    has_both = all((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG))
+    return has_both and any(folder.glob("model*.safetensors"))
+
+
+def apart(folder: Path) -> str:
+    """The command that moves an adapter out of the folder of a whole model."""
+    target = folder / "adapter"
+    return f"mkdir {target} && mv {folder}/adapter_* {target}/"
+
+
+def was_trained(folder: Path) -> bool:
+    """Whether a tool left its traces: the folder of a run, not of a model as it was published."""
+    return any((folder / name).is_file() for name in _TRACES)
 
 
 def holds_tokenizer(folder: Path) -> bool:

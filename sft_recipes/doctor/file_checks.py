@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from sft_recipes.doctor.finding import Look, NotSeen, python
 from sft_recipes.doctor.folder import Run
 from sft_recipes.doctor.weight_files import Weights, pickles
-from sft_recipes.model_folder import ADAPTER_CONFIG, CONFIG
+from sft_recipes.model_folder import ADAPTER_CONFIG, CONFIG, apart, holds_two_models
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _SAVE_MODEL = (
@@ -34,8 +34,10 @@ def files_are_whole(run: Run, look: Look) -> None:
             look.find("error", fault.where, fault.what, fault.why, fault.fix)
         if weights.tensors:
             seen.append(f"{what}: {len(weights.tensors)} tensors in {len(weights.files)} files")
-    if run.adapter is not None and run.weights.files and (run.model / CONFIG).is_file():
-        _find_both(run, look)
+    if holds_two_models(run.model):
+        what = "a whole model and an adapter lie in one folder"
+        why = "transformers puts the adapter on these weights, peft on the base, vLLM leaves it out"
+        look.find("error", run.model / ADAPTER_CONFIG, what, why, apart(run.model))
     look.seen = "; ".join(seen)
 
 
@@ -62,17 +64,6 @@ def _find_no_weights(run: Run, look: Look) -> None:
         what = "there are only the parts that DeepSpeed saved"
         fix = f"python {folder}/zero_to_fp32.py {folder} {folder} --safe_serialization"
     look.find("error", folder, what, why, fix)
-
-
-def _find_both(run: Run, look: Look) -> None:
-    what = "a whole model and an adapter lie in one folder"
-    why = (
-        "transformers puts the adapter on the weights beside it, which torchtune has merged already, "
-        "and peft on the base; vLLM takes the weights alone"
-    )
-    adapter = run.model / "adapter"
-    fix = f"mkdir {adapter} && mv {run.model}/adapter_* {adapter}/"
-    look.find("error", run.model / ADAPTER_CONFIG, what, why, fix)
 
 
 def shapes_fit(run: Run, look: Look) -> None:
