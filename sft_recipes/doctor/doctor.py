@@ -3,8 +3,7 @@
 Each check reads files and nothing else: no model is loaded, no pickle opened, no network asked.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sft_recipes.doctor import (
@@ -22,32 +21,30 @@ from sft_recipes.errors import InputError, Problem
 Check = Callable[[Run, Look], None]
 
 
-def _checks(run: Run) -> dict[str, Check]:
-    """Every check by its name, in the order in which they are told."""
-    survey = weight_checks.Survey(run)
-    return {
-        "checkpoints are whole": training_checks.checkpoints_are_whole,
-        "files are whole": file_checks.files_are_whole,
-        "shapes fit the config": file_checks.shapes_fit,
-        "training loss": training_checks.loss_is_sound,
-        "gradients": training_checks.gradients_are_sound,
-        "learning rate": training_checks.schedule_ended,
-        "evaluated": training_checks.was_evaluated,
-        "evaluation loss": training_checks.evaluation_loss_is_sound,
-        "weights are numbers": partial(weight_checks.weights_are_numbers, survey),
-        "differs from its base": partial(weight_checks.model_differs_from_base, survey),
-        "adapter has an effect": partial(weight_checks.adapter_has_effect, survey),
-        "head and embedding": weight_checks.head_is_tied_as_said,
-        "base of the adapter": lora_checks.base_is_the_adapters,
-        "merged weights": lora_checks.merged_is_the_sum,
-        "tokenizer": token_checks.tokenizer_is_there,
-        "chat template": token_checks.template_is_there,
-        "template of the base": token_checks.template_is_the_bases,
-        "end of an answer": token_checks.ends_agree,
-        "padding": token_checks.padding_is_no_end,
-        "ids have embeddings": token_checks.ids_have_embeddings,
-        "new tokens": token_checks.new_tokens_are_trained,
-    }
+# In the order in which they are told. The docstring of each says what has to hold.
+CHECKS: Mapping[str, Check] = {
+    "checkpoints are whole": training_checks.checkpoints_are_whole,
+    "files are whole": file_checks.files_are_whole,
+    "shapes fit the config": file_checks.shapes_fit,
+    "training loss": training_checks.loss_is_sound,
+    "gradients": training_checks.gradients_are_sound,
+    "learning rate": training_checks.schedule_ended,
+    "evaluated": training_checks.was_evaluated,
+    "evaluation loss": training_checks.evaluation_loss_is_sound,
+    "weights are numbers": weight_checks.weights_are_numbers,
+    "differs from its base": weight_checks.model_differs_from_base,
+    "adapter has an effect": weight_checks.adapter_has_effect,
+    "head and embedding": weight_checks.head_is_tied_as_said,
+    "base of the adapter": lora_checks.base_is_the_adapters,
+    "merged weights": lora_checks.merged_is_the_sum,
+    "tokenizer": token_checks.tokenizer_is_there,
+    "chat template": token_checks.template_is_there,
+    "template of the base": token_checks.template_is_the_bases,
+    "end of an answer": token_checks.ends_agree,
+    "padding": token_checks.padding_is_no_end,
+    "ids have embeddings": token_checks.ids_have_embeddings,
+    "new tokens": token_checks.new_tokens_are_trained,
+}
 
 
 def examine(
@@ -62,7 +59,7 @@ def examine(
     run = open_run(folder, base, merged, progress)
     looks: list[Look] = []
     told: set[str] = set()
-    for name, check in _checks(run).items():
+    for name, check in CHECKS.items():
         look = Look(name)
         looks.append(look)
         _make(check, run, look, told)

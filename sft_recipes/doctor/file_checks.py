@@ -22,7 +22,9 @@ _ADAPTER_PICKLE = "adapter_model.bin"
 
 
 def files_are_whole(run: Run, look: Look) -> None:
-    """Every file of weights is there and can be read."""
+    """Every file of weights is there and can be read. Found are cut files, absent shards, shards without an
+    index, tensors without numbers, pickles in place of safetensors, and an adapter beside a whole model.
+    """
     if not run.weights.files and not run.adapter_weights.files:
         _find_no_weights(run, look)
         return
@@ -67,7 +69,9 @@ def _find_no_weights(run: Run, look: Look) -> None:
 
 
 def shapes_fit(run: Run, look: Look) -> None:
-    """The whole model has the layers and the vocabulary that its configuration says."""
+    """A whole model has the layers and the vocabulary that its configuration says, and is quantized where
+    that says so.
+    """
     tensors = run.weights.tensors
     if not tensors:
         raise NotSeen("no whole model is here")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 
@@ -13,7 +13,7 @@ from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.opening import load_tokenizer
 from sft_recipes.doctor.finding import NotSeen
 from sft_recipes.doctor.training_log import TrainingLog, read_training_log
-from sft_recipes.doctor.weight_files import Weights, read_adapter, read_model
+from sft_recipes.doctor.weight_files import Tensor, Weights, read_adapter, read_model
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.model_folder import (
     ADAPTER_CONFIG,
@@ -25,6 +25,9 @@ from sft_recipes.model_folder import (
 )
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.text_files import RESTORE, read_json
+
+if TYPE_CHECKING:
+    from sft_recipes.doctor.survey import TensorFacts
 
 GENERATION_CONFIG = "generation_config.json"
 # Where axolotl and this project put the merged model of a run.
@@ -124,6 +127,23 @@ class Run:
             if (self.folder / name / CONFIG).is_file():
                 return self.folder / name
         return None
+
+    @cached_property
+    def facts(self) -> list["TensorFacts"]:
+        """What is seen of the whole model's tensors, beside those of its base where that is here."""
+        from sft_recipes.doctor.survey import survey
+
+        base: Mapping[str, Tensor] = {}
+        if self.weights.files and self.base not in (None, self.model):
+            base = self.base_weights.tensors
+        return survey(self.weights.tensors, base, self.progress)
+
+    @cached_property
+    def adapter_facts(self) -> list["TensorFacts"]:
+        """What is seen of the adapter's tensors."""
+        from sft_recipes.doctor.survey import survey
+
+        return survey(self.adapter_weights.tensors, {}, self.progress)
 
     # -- what is served ---------------------------------------------------------------------------
 

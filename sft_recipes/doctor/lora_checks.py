@@ -62,7 +62,9 @@ def _by_pattern(patterns: Any, module: str) -> float | None:
 
 
 def base_is_the_adapters(run: Run, look: Look) -> None:
-    """The base is here, and its weights have the names and shapes that the adapter changes."""
+    """The base that an adapter names is here, is not stored quantized, and its weights have the names and
+    shapes that the adapter changes.
+    """
     if run.adapter is None:
         raise NotSeen("the run is no adapter")
     place = run.model / ADAPTER_CONFIG
@@ -161,7 +163,9 @@ class Difference:
 
 
 def merged_is_the_sum(run: Run, look: Look) -> None:
-    """The merged model is the base and the adapter: each weight the sum, the others the base's own."""
+    """The merged model is the base and the adapter, weight by weight: each changed one the sum, rounding
+    aside, each other one the base's own.
+    """
     folder = run.merged
     if run.adapter is None or folder is None:
         raise NotSeen("a merged model beside its adapter is not here: add --merged FOLDER")

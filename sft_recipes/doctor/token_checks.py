@@ -27,7 +27,7 @@ _EMBEDDINGS = re.compile("embed_tokens|lm_head|wte|embed_in|embed_out")
 
 
 def tokenizer_is_there(run: Run, look: Look) -> None:
-    """The run brought the tokenizer that it was trained with."""
+    """The tokenizer of the training was saved with the run."""
     if run.tokenizer_folder is not None:
         look.seen = f"{len(run.tokenizer):,} ids, in {run.tokenizer_folder}"
         return
@@ -41,7 +41,7 @@ def tokenizer_is_there(run: Run, look: Look) -> None:
 
 
 def template_is_there(run: Run, look: Look) -> None:
-    """The tokenizer has a chat template that renders, and whose answers end in a special token."""
+    """There is a chat template, it renders, and its answers end in a special token."""
     if not run.tokenizer.chat_template:
         _find_no_template(run, look)
         return
@@ -75,7 +75,7 @@ def _find_no_template(run: Run, look: Look) -> None:
 
 
 def template_is_the_bases(run: Run, look: Look) -> None:
-    """The chat template is the one that the base was made with, where it has one."""
+    """The chat template is the base's own, where the base has one (judged)."""
     own = run.tokenizer.chat_template
     base = run.base_tokenizer.chat_template
     if not base:
@@ -107,7 +107,10 @@ def end_of_turn(renderer: ChatRenderer) -> str | None:
 
 
 def ends_agree(run: Run, look: Look) -> None:
-    """The token that ends an answer is one that servers stop at, and no token before it is."""
+    """The token that ends an answer in the chat template is among the EOS of `generation_config.json`, or of
+    `config.json` where that names none: else the model does not stop. No EOS stands inside an answer:
+    else it stops early.
+    """
     tokenizer = run.tokenizer
     end = tokenizer.eos_token
     if tokenizer.chat_template:
@@ -160,7 +163,9 @@ def _require_no_early_end(run: Run, stops: Sequence[int], end_id: int, look: Loo
 
 
 def padding_is_no_end(run: Run, look: Look) -> None:
-    """PAD is another token than the one that ends an answer, and has an embedding."""
+    """PAD is another token than the one that ends an answer: else a collator that masks PAD masks the end
+    (judged).
+    """
     tokenizer = run.tokenizer
     pad = tokenizer.pad_token_id
     if pad is None:
@@ -205,7 +210,7 @@ def _tokenizer_place(run: Run) -> Path:
 
 
 def ids_have_embeddings(run: Run, look: Look) -> None:
-    """Every id of the tokenizer has a row in the embedding."""
+    """Every id of the tokenizer has a row in the embedding of the run, or of its base."""
     rows = embedding_rows(run.weights) or _rows_in_adapter(run)
     if rows is None:
         rows = embedding_rows(run.base_weights)
@@ -232,7 +237,9 @@ def _rows_in_adapter(run: Run) -> int | None:
 
 
 def new_tokens_are_trained(run: Run, look: Look) -> None:
-    """Tokens that the base did not have got embeddings, and these were trained."""
+    """Tokens that an adapter's tokenizer has and its base's has not were trained: embeddings stand in
+    `modules_to_save`, `target_modules` or `trainable_token_indices`.
+    """
     if run.adapter is None:
         raise NotSeen("only an adapter can leave embeddings out")
     added = sorted(run.tokenizer.get_vocab().keys() - run.base_tokenizer.get_vocab().keys())

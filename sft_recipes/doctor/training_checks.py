@@ -37,8 +37,10 @@ def _extent(values: Sequence[Point]) -> str:
 
 
 def was_evaluated(run: Run, look: Look) -> None:
-    """Somebody looked at rows that were not trained."""
-    own = list(run.folder.glob(f"{run_folder.EVALUATIONS}/*/metrics.json"))
+    """Somebody looked at rows that were not trained: losses of evaluations, or our own `evaluate`."""
+    own: list[Path] = []
+    for folder in dict.fromkeys((run.folder, run.model)):
+        own += run_folder.evaluations_of(folder).glob("*/metrics.json")
     if own:
         look.seen = f"{own[0]} is there"
         return
@@ -53,12 +55,14 @@ def was_evaluated(run: Run, look: Look) -> None:
 
 
 def loss_is_sound(run: Run, look: Look) -> None:
-    """The training loss is a number other than 0, and fell."""
+    """The training loss is a number other than 0, and fell: its last quarter of values lies below the
+    first (judged from 8 values on).
+    """
     log = _log_of(run)
     losses = log.series("loss")
     if not losses:
         raise NotSeen(f"{log.path} holds no loss")
-    fix = "look at the labels before the next run: " + command(
+    fix = "see how long the rows are and what of them is an answer: " + command(
         "inspect", "ROWS", "--tokenizer", run.model
     )
     bad = [point for point in losses if is_bad(point)]
@@ -93,7 +97,9 @@ def _require_fall(log: TrainingLog, losses: Sequence[Point], look: Look, fix: st
 
 
 def evaluation_loss_is_sound(run: Run, look: Look) -> None:
-    """The loss on rows that were not trained is a number, and did not turn."""
+    """The loss on rows that were not trained is a number, and did not turn: it ends at most 5 % above its
+    lowest value (judged).
+    """
     log = _log_of(run)
     if not log.evaluations:
         raise NotSeen(f"{log.path} holds no loss of an evaluation")
@@ -128,7 +134,9 @@ def _require_no_turn(run: Run, log: TrainingLog, name: str, look: Look) -> None:
 
 
 def gradients_are_sound(run: Run, look: Look) -> None:
-    """Gradients were numbers, and not all 0."""
+    """Gradients were numbers other than 0. One step in twenty may be NaN or infinite, which fp16 skips;
+    the last may not.
+    """
     log = _log_of(run)
     norms = log.series("grad_norm")
     if not norms:
@@ -154,7 +162,9 @@ def gradients_are_sound(run: Run, look: Look) -> None:
 
 
 def schedule_ended(run: Run, look: Look) -> None:
-    """The learning rate was above 0, and the run came to the end of its schedule."""
+    """The learning rate was above 0, the run came to the end of its schedule, and that ended below half of
+    the highest rate (judged).
+    """
     log = _log_of(run)
     rates = log.series("learning_rate")
     if not rates:
@@ -183,7 +193,7 @@ def schedule_ended(run: Run, look: Look) -> None:
 
 
 def checkpoints_are_whole(run: Run, look: Look) -> None:
-    """No save broke off."""
+    """No save broke off: every `checkpoint-N` has a model and its `trainer_state.json`."""
     folders = checkpoints(run.folder) or [run.model]
     of_trainer = [path for path in folders if path.name.startswith("checkpoint-")]
     if not of_trainer:

@@ -1,11 +1,6 @@
 """What the numbers of a run say: whether they are numbers, and whether training changed any."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from sft_recipes.data.opening import loading
@@ -20,65 +15,11 @@ _TRAIN_AGAIN = "train again; what trains nothing is found before it starts by " 
 )
 
 
-@dataclass
-class TensorFacts:
-    """What was seen of a tensor. `equals_base`: None where the base has none of that name and shape."""
-
-    tensor: Tensor
-    nans: int = 0
-    infinities: int = 0
-    is_zero: bool = True
-    equals_base: bool | None = None
-
-
-class Survey:
-    """All tensors of a run, each read once; beside them those of its base, where that is here."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    @cached_property
-    def model(self) -> list[TensorFacts]:
-        """Those of the whole model."""
-        base: Mapping[str, Tensor] = {}
-        is_other = self._run.base is not None and self._run.base != self._run.model
-        if is_other and self._run.weights.files:
-            base = self._run.base_weights.tensors
-        return self._read(self._run.weights.tensors, base)
-
-    @cached_property
-    def adapter(self) -> list[TensorFacts]:
-        """Those of the adapter."""
-        return self._read(self._run.adapter_weights.tensors, {})
-
-    def _read(self, tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> list[TensorFacts]:
-        facts: list[TensorFacts] = []
-        bar = tqdm(tensors.values(), "reading weights", disable=not self._run.progress, leave=False)
-        with OpenFiles() as files:
-            for tensor in bar:
-                if tensor.is_float and 0 not in tensor.shape:
-                    facts.append(_facts(files, tensor, base.get(tensor.name)))
-        return facts
-
-
-def _facts(files: OpenFiles, tensor: Tensor, before: Tensor | None) -> TensorFacts:
-    facts = TensorFacts(tensor)
-    if before is not None and before.shape == tensor.shape and before.is_float:
-        facts.equals_base = True
-    for span in spans(tensor):
-        block = files.rows(tensor, span)
-        facts.nans += int(block.isnan().sum())
-        facts.infinities += int(block.isinf().sum())
-        facts.is_zero = facts.is_zero and not block.any()
-        if before is not None and facts.equals_base:
-            # In the run's own precision: rounding alone is no training.
-            facts.equals_base = torch.equal(block, files.rows(before, span).to(block.dtype))
-    return facts
-
-
-def weights_are_numbers(survey: Survey, run: Run, look: Look) -> None:
-    """No weight is NaN or infinite, and no matrix of a whole model is all zeros."""
-    facts = [*survey.adapter, *survey.model]
+def weights_are_numbers(run: Run, look: Look) -> None:
+    """No weight is NaN or infinite, as float16 becomes beyond 65,504, and no matrix of a whole model is all
+    zeros.
+    """
+    facts = [*run.adapter_facts, *run.facts]
     if not facts:
         raise NotSeen("there are no weights that can be read")
     nan = [fact for fact in facts if fact.nans]
@@ -98,12 +39,12 @@ def weights_are_numbers(survey: Survey, run: Run, look: Look) -> None:
             why = "float16 ends at 65,504, and larger weights overflowed when it was saved"
             fix = "save it again from the original weights in bfloat16 or float32"
         look.find("error", first.tensor.file, what, why, fix)
-    _find_zeros(survey, look)
+    _find_zeros(run, look)
 
 
-def _find_zeros(survey: Survey, look: Look) -> None:
+def _find_zeros(run: Run, look: Look) -> None:
     zeros: list[Tensor] = []
-    for fact in survey.model:
+    for fact in run.facts:
         if fact.is_zero and len(fact.tensor.shape) > 1 and not fact.equals_base:
             zeros.append(fact.tensor)
     if zeros:
@@ -113,12 +54,12 @@ def _find_zeros(survey: Survey, look: Look) -> None:
         look.find("error", zeros[0].file, what, why, fix)
 
 
-def model_differs_from_base(survey: Survey, run: Run, look: Look) -> None:
-    """Training changed at least one weight of a whole model."""
+def model_differs_from_base(run: Run, look: Look) -> None:
+    """Training changed at least one weight of a whole model: bit for bit, in the precision of the run."""
     if not run.weights.files:
         raise NotSeen("no whole model is here")
     base = run.require_base()
-    compared = [fact for fact in survey.model if fact.equals_base is not None]
+    compared = [fact for fact in run.facts if fact.equals_base is not None]
     if not compared:
         raise NotSeen(f"no tensor of {base} has the names and shapes of the run's")
     equal = [fact for fact in compared if fact.equals_base]
@@ -129,11 +70,13 @@ def model_differs_from_base(survey: Survey, run: Run, look: Look) -> None:
         look.find("error", run.weights.files[0], what, why, _TRAIN_AGAIN)
 
 
-def adapter_has_effect(survey: Survey, run: Run, look: Look) -> None:
-    """The matrices that begin as zeros are no longer zeros."""
+def adapter_has_effect(run: Run, look: Look) -> None:
+    """The matrices of an adapter that begin as zeros (`lora_B`) are no longer zeros, and `lora_alpha` is not
+    0.
+    """
     if run.adapter is None:
         raise NotSeen("the run is no adapter")
-    facts = survey.adapter
+    facts = run.adapter_facts
     if run.adapter.get("lora_alpha") == 0:
         what = "lora_alpha is 0"
         why = "the adapter is multiplied by 0, and the model answers as its base does"
@@ -163,7 +106,9 @@ def adapter_has_effect(survey: Survey, run: Run, look: Look) -> None:
 
 
 def head_is_tied_as_said(run: Run, look: Look) -> None:
-    """Embedding and head are one tensor where the configuration ties them, two where it does not."""
+    """Embedding and head are one tensor where the configuration ties them, two where it does not; an adapter
+    trains both of a tied pair, or neither.
+    """
     embeddings = _ending(run, ("embed_tokens.weight", "wte.weight"))
     heads = _ending(run, ("lm_head.weight",))
     if run.adapter is not None and not run.weights.files:

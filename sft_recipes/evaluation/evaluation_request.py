@@ -13,7 +13,6 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.open_run import OpenedRun
 from sft_recipes.evaluation.samples import SAMPLES
 from sft_recipes.messages import Example
-from sft_recipes.model_folder import is_checkpoint
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import make_data_recipe
 
@@ -62,15 +61,9 @@ class EvaluationRequest:
     @property
     def folder(self) -> Path:
         """Where everything is written."""
-        run = Path(self.model_or_run)
         if self.output is not None:
             return self.output
-        if run_folder.is_run_folder(run):
-            return run / run_folder.EVALUATIONS / self.data_name
-        name = run.name
-        if is_checkpoint(run):  # every run has a checkpoint of that name
-            name = f"{run.resolve().parent.name}-{name}"
-        return Path(run_folder.EVALUATIONS) / name / self.data_name
+        return run_folder.evaluations_of(Path(self.model_or_run)) / self.data_name
 
 
 def conversations_to_answer(request: EvaluationRequest, run: OpenedRun) -> list[Example]:
