@@ -98,7 +98,7 @@ def evaluations_of(model: Path) -> Path:
     """Where the evaluations of a model are written: into a run of ours, else below the working directory."""
     if is_run_folder(model):
         return model / EVALUATIONS
-    name = model.resolve().name
+    name = model.name or model.resolve().name
     if is_checkpoint(model):  # every run has one of that name
         name = f"{model.resolve().parent.name}-{name}"
     return Path(EVALUATIONS) / name

@@ -16,7 +16,7 @@ from sft_recipes import models, run_folder
 from sft_recipes.data.trained_rows import trained_rows
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator, retention
-from sft_recipes.evaluation.cautions import cautions
+from sft_recipes.evaluation.cautions import cautions, of_template
 from sft_recipes.evaluation.comparison import (
     System,
     compare_all,
@@ -158,6 +158,8 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     del loaded
     gc.collect()
     extra = _about_training(training, tuned[DATA], suspects)
+    renderer = run.labeller.renderer
+    extra["warnings"] += of_template(request.model_or_run, renderer, request.chat_template)
     base: dict[str, Evaluation] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)

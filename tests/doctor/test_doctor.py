@@ -20,7 +20,6 @@ from tests.doctor.runs import (
     STATE,
     edit_json,
     edit_tensors,
-    write_project,
     write_state,
 )
 
@@ -37,23 +36,6 @@ ALSO_FOUND = {
     "no row for an id": {"shapes fit the config"},
     "no base": set(),
 }
-
-
-@pytest.fixture(scope="session")
-def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a base, an adapter with its merged model, and a whole model. Read only."""
-    folder = tmp_path_factory.mktemp("doctor") / "project"
-    write_project(folder)
-    return folder
-
-
-@pytest.fixture
-def project(healthy: Path, tmp_path: Path) -> Path:
-    """A copy of it whose adapter stands on the copied base."""
-    folder = tmp_path / "project"
-    shutil.copytree(healthy, folder)
-    edit_json(folder / "lora/adapter_config.json", base_model_name_or_path=str(folder / "base"))
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
