@@ -19,6 +19,8 @@ from sft_recipes.model_folder import ADAPTER_CONFIG
 
 # peft's names: base_model.model.MODULE.lora_A.weight
 _LORA = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+# Modules whose weights a file holds under another name, or not at all: tied heads, fused experts.
+_STORED_OTHERWISE = re.compile(r"lm_head|embed_tokens|experts")
 _LAYER = re.compile(r"layers\.\d+\..*")
 # The largest relative error of one rounding. Tools merge in bfloat16 whatever the file is saved in.
 _ROUNDING = 2.0**-8
@@ -101,11 +103,12 @@ def _find_quantized(run: Run, look: Look) -> None:
 
 
 def _misfits(run: Run) -> Iterator[str]:
-    weights = _by_tail(run.base_weights)
+    names = Names(run.base_weights)
     for module, matrices in _matrices(run.adapter_weights).items():
-        weight = weights.get(_tail(f"{module}.weight"))
+        weight = names.find(f"{module}.weight")
         if weight is None:
-            yield f"it has no {module}"
+            if not _STORED_OTHERWISE.search(module):
+                yield f"it has no {module}"
             continue
         if not weight.is_float or len(weight.shape) != 2:
             continue
@@ -126,14 +129,28 @@ def _matrices(weights: Weights) -> dict[str, dict[str, Tensor]]:
     return modules
 
 
+class Names:
+    """Finds tensors by name, or by their name from the layer on where only one ends so: what stands
+    before differs between ways of loading a model.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._tensors = weights.tensors
+        self._by_tail: dict[str, list[Tensor]] = {}
+        for name, tensor in weights.tensors.items():
+            self._by_tail.setdefault(_tail(name), []).append(tensor)
+
+    def find(self, name: str) -> Tensor | None:
+        """The tensor that is meant, if it is clear which."""
+        if name in self._tensors:
+            return self._tensors[name]
+        ending = self._by_tail.get(_tail(name), [])
+        return ending[0] if len(ending) == 1 else None
+
+
 def _tail(name: str) -> str:
-    """A tensor's name from its layer on: what stands before differs between ways of loading a model."""
     match = _LAYER.search(name)
     return match[0] if match else name
-
-
-def _by_tail(weights: Weights) -> dict[str, Tensor]:
-    return {_tail(name): tensor for name, tensor in weights.tensors.items()}
 
 
 # -- the merged model ----------------------------------------------------------------------------------
@@ -212,22 +229,22 @@ def _judge(run: Run, folder: Path, differences: Mapping[str, Difference], look: 
 
 
 def _pairs(run: Run) -> Iterator[Pair]:
-    weights = _by_tail(run.base_weights)
+    names = Names(run.base_weights)
     for module, matrices in _matrices(run.adapter_weights).items():
-        weight = weights.get(_tail(f"{module}.weight"))
+        weight = names.find(f"{module}.weight")
         if weight is not None and weight.is_float and len(matrices) == 2:
             yield Pair(module, matrices["A"], matrices["B"], weight)
 
 
 def _differences(run: Run, merged: Weights, pairs: Sequence[Pair]) -> dict[str, Difference]:
-    by_tail = _by_tail(merged)
+    names = Names(merged)
     config = run.adapter or {}
     scale = Scale(config)
     differences: dict[str, Difference] = {}
     bar = tqdm(pairs, "comparing the merged model", disable=not run.progress, leave=False)
     with OpenFiles() as files:
         for pair in bar:
-            tensor = by_tail.get(_tail(f"{pair.module}.weight"))
+            tensor = names.find(pair.weight.name)
             if tensor is None or tensor.shape != pair.weight.shape:
                 differences[pair.module] = Difference(error=math.inf, is_base=False)
                 continue
@@ -260,15 +277,15 @@ def _difference(
 
 def _require_others_untouched(run: Run, merged: Weights, pairs: Sequence[Pair], look: Look) -> None:
     """What the adapter does not touch is the base's, rounded at most."""
-    touched = {_tail(pair.weight.name) for pair in pairs}
+    touched = {pair.weight.name for pair in pairs}
     saved = str((run.adapter or {}).get("modules_to_save") or "")
-    base = _by_tail(run.base_weights)
+    names = Names(run.base_weights)
     different: list[Tensor] = []
     with OpenFiles() as files:
-        for name, tensor in _by_tail(merged).items():
-            is_saved = name.split(".")[-2] in saved
-            before = base.get(name)
-            if name in touched or is_saved or before is None:
+        for name, tensor in merged.tensors.items():
+            before = names.find(name)
+            is_saved = name.rpartition(".")[0].rpartition(".")[2] in saved.split("'")
+            if before is None or is_saved or before.name in touched:
                 continue
             if not _is_rounded(files, before, tensor):
                 different.append(tensor)

@@ -46,8 +46,8 @@ def was_evaluated(run: Run, look: Look) -> None:
         return
     log = _log_of(run)
     if log.was_evaluated:
-        losses = [point for name in log.evaluations for point in log.series(name)]
-        look.seen = f"{len(losses)} losses of evaluations were logged"
+        number = sum(len(log.series(name)) for name in log.evaluations)
+        look.seen = f"{number} losses of evaluations were logged"
         return
     why = "whether the run learned or only memorised its rows is not known"
     fix = command("evaluate", run.model, "--data") + " FILE"

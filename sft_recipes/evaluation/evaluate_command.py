@@ -157,9 +157,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
-    extra = _about_training(training, tuned[DATA], suspects)
-    renderer = run.labeller.renderer
-    extra["warnings"] += of_template(request.model_or_run, renderer, request.chat_template)
+    extra = _about_training(request, run, training, tuned[DATA], suspects)
     base: dict[str, Evaluation] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)
@@ -193,11 +191,18 @@ def _suspects(
 
 
 def _about_training(
-    training: TrainingRows, tuned: Evaluation, suspects: Suspects | None
+    request: EvaluationRequest,
+    run: OpenedRun,
+    training: TrainingRows,
+    tuned: Evaluation,
+    suspects: Suspects | None,
 ) -> dict[str, Any]:
     """What is to be said first, and what is known of the rows that were trained."""
+    warnings = cautions(training, tuned.rows)
+    renderer = run.labeller.renderer
+    warnings += of_template(request.model_or_run, renderer, request.chat_template)
     content: dict[str, Any] = {
-        "warnings": cautions(training, tuned.rows),
+        "warnings": warnings,
         "training_rows": training.as_json(),
     }
     if suspects is not None:

@@ -117,10 +117,7 @@ def export(
     _check_request(folder, dtype, force)
     require_no_outside_links(run)
     renderer = source.renderer
-    labelled = Labeller(renderer, source.labels).label(source.examples).rows[:PROMPTS]
-    prompts = [row.input_ids[: max(1, row.spans[0][0])] for row in labelled]
-    questions = Questions(prompts, renderer, progress)
-
+    questions = _questions(source, run, progress)
     trained = _trained_model(source, run, questions)
     dtype = dtype or trained.dtype
     # Written beside its place and moved there at the end: a folder that failed is never seen.
@@ -162,6 +159,17 @@ def _check_request(folder: Path, dtype: str | None, force: bool) -> None:
     if dtype and dtype not in TOLERANCES:
         what = f"{dtype!r} is no precision"
         raise InputError(Problem("command line", "--dtype", what, suggest(dtype, TOLERANCES)))
+
+
+def _questions(source: Source, run: Path, progress: bool) -> Questions:
+    """The beginnings of the first rows. Raises InputError where the template makes no row."""
+    labelled = Labeller(source.renderer, source.labels).label(source.examples).rows[:PROMPTS]
+    if not labelled:
+        what = "no row can be made with it whose answer is known to the token"
+        fix = "see `sft-recipes inspect ROWS --tokenizer RUN` for why, and correct the template"
+        raise InputError(Problem(str(run), "chat_template", what, fix))
+    prompts = [row.input_ids[: max(1, row.spans[0][0])] for row in labelled]
+    return Questions(prompts, source.renderer, progress)
 
 
 def _trained_model(source: Source, run: Path, questions: Questions) -> _Trained:
