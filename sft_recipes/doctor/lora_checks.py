@@ -198,7 +198,7 @@ def merged_is_the_sum(run: Run, look: Look) -> None:
         raise NotSeen("the base has no weights of the adapter's names")
     differences = _differences(run, merged, pairs)
     _judge(run, folder, differences, look)
-    _require_others_untouched(run, merged, pairs, look)
+    _require_others_untouched(run, merged, look)
 
 
 def _judge(run: Run, folder: Path, differences: Mapping[str, Difference], look: Look) -> None:
@@ -275,17 +275,16 @@ def _difference(
     return difference
 
 
-def _require_others_untouched(run: Run, merged: Weights, pairs: Sequence[Pair], look: Look) -> None:
+def _require_others_untouched(run: Run, merged: Weights, look: Look) -> None:
     """What the adapter does not touch is the base's, rounded at most."""
-    touched = {pair.weight.name for pair in pairs}
-    saved = str((run.adapter or {}).get("modules_to_save") or "")
+    changed = " ".join(run.adapter_weights.tensors)
     names = Names(run.base_weights)
     different: list[Tensor] = []
     with OpenFiles() as files:
         for name, tensor in merged.tensors.items():
             before = names.find(name)
-            is_saved = name.rpartition(".")[0].rpartition(".")[2] in saved.split("'")
-            if before is None or is_saved or before.name in touched:
+            module = _tail(name).rpartition(".")[0]
+            if before is None or f".{module}." in changed:
                 continue
             if not _is_rounded(files, before, tensor):
                 different.append(tensor)
