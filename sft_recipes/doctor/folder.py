@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import try_to_load_from_cache
 
 from sft_recipes import run_folder
-from sft_recipes.data.chat_templates import ChatRenderer
+from sft_recipes.data.chat_templates import ChatRenderer, first_questions
 from sft_recipes.data.opening import load_tokenizer
+from sft_recipes.data.template_trial import try_template
 from sft_recipes.doctor.finding import NotSeen
 from sft_recipes.doctor.training_log import TrainingLog, read_training_log
 from sft_recipes.doctor.weight_files import Tensor, Weights, read_adapter, read_model
@@ -195,11 +196,14 @@ class Run:
 
     @cached_property
     def renderer(self) -> ChatRenderer:
-        """Renders with the tokenizer and its own template. Raises NotSeen where there is none."""
+        """Renders with the tokenizer and its own template. Raises NotSeen where there is none, InputError
+        for one that does not render, or does not end.
+        """
         if not self.tokenizer.chat_template:
             raise NotSeen("there is no chat template")
         renderer = ChatRenderer(self.tokenizer)
         renderer.template_place = str(self.template_place)
+        try_template(renderer, first_questions)
         return renderer
 
     @property

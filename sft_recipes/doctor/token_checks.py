@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.chat_templates import PROBE, ChatRenderer, first_questions
-from sft_recipes.data.template_trial import try_template
+from sft_recipes.data.chat_templates import PROBE, ChatRenderer
 from sft_recipes.doctor.file_checks import embedding_rows
 from sft_recipes.doctor.finding import Look, NotSeen, command, python
 from sft_recipes.doctor.folder import GENERATION_CONFIG, Run
@@ -45,11 +44,12 @@ def template_is_there(run: Run, look: Look) -> None:
     if not run.tokenizer.chat_template:
         _find_no_template(run, look)
         return
-    renderer = run.renderer
-    try_template(renderer, first_questions)
-    end = end_of_turn(renderer)
+    layout = run.renderer.layout(PROBE)
+    end = end_of_turn(run.renderer)
     if end is None:
         what = "no special token ends an assistant turn"
+        if layout is not None and layout.tail.strip():
+            what += f", which ends in the text {layout.tail.strip()!r}"
         why = "the model never learned to stop, and a server does not know where to"
         fix = (
             "end assistant turns with {{ eos_token }} in the template, and train again; or make the "
