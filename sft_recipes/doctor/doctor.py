@@ -57,13 +57,14 @@ def examine(
     to look at.
     """
     run = open_run(folder, base, merged, progress)
+    kind = run.kind  # a damaged adapter_config.json ends it here: nothing is known without
     looks: list[Look] = []
     told: set[str] = set()
     for name, check in CHECKS.items():
         look = Look(name)
         looks.append(look)
         _make(check, run, look, told)
-    report = Report(folder, run.model, run.kind, looks, _not_read(run))
+    report = Report(folder, run.model, kind, looks, _not_read(run))
     if not report.looked_at:
         reasons = "; ".join(sorted({look.not_seen for look in looks}))
         what = f"nothing in it could be looked at ({reasons})"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from sft_recipes.errors import InputError
 from sft_recipes.text_files import interpreting, read_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -107,9 +108,13 @@ def _placed(folder: Path, stem: str, weights: Weights) -> Mapping[str, str]:
 
 def _from_index(index: Path, weights: Weights) -> dict[str, str]:
     placed: dict[str, str] = {}
-    with interpreting(index, _RESTORE):
-        for name, file in read_json(index, _RESTORE)["weight_map"].items():
-            placed[str(name)] = str(file)
+    try:
+        with interpreting(index, _RESTORE):
+            for name, file in read_json(index, _RESTORE)["weight_map"].items():
+                placed[str(name)] = str(file)
+    except InputError as error:
+        what = error.problems[0].what
+        weights.faults.append(Fault(index, what, "the model does not load", _RESTORE))
     for file in sorted(set(placed.values())):
         path = index.parent / file
         if Path(file).name != file:
