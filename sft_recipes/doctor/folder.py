@@ -150,8 +150,12 @@ class Run:
 
     @cached_property
     def configs(self) -> Path:
-        """The folder with `config.json`: the run's, or its base's. Raises NotSeen."""
-        if (self.model / CONFIG).is_file():
+        """The folder whose configurations a server reads: of an adapter alone its base's, even where
+        axolotl put a copy of `config.json` beside it. Raises NotSeen.
+        """
+        is_whole = self.adapter is None or bool(self.weights.files)
+        is_there = (self.model / CONFIG).is_file()
+        if is_there and (is_whole or self.base is None):
             return self.model
         return self.require_base()
 
