@@ -20,6 +20,7 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tekken.json",
 )
+_WEIGHTS = ("*model*.safetensors", "*model*.bin")
 # What a tool leaves beside a model that it trained.
 _TRACES = (TRAINER_STATE, "training_args.bin", ADAPTER_CONFIG)
 
@@ -69,12 +70,20 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(paths, key=_step)
 
 
-def newest_model(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder that holds a model, if there is one."""
-    for path in reversed(checkpoints(folder)):
-        if holds_model(path):
-            return path
-    return None
+def model_of(folder: Path) -> Path:
+    """The folder itself, or its newest checkpoint with weights where it holds none itself.
+
+    axolotl writes configurations and tokenizer before it trains: they alone are no model.
+    """
+    if not _holds_weights(folder):
+        for path in reversed(checkpoints(folder)):
+            if holds_model(path) and _holds_weights(path):
+                return path
+    return folder
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
 
 
 def _step(checkpoint: Path) -> int:

@@ -30,7 +30,7 @@ from sft_recipes.model_folder import (
     apart,
     holds_model,
     holds_two_models,
-    newest_model,
+    model_of,
 )
 from sft_recipes.plain_values import shown
 from sft_recipes.recipe import Recipe
@@ -373,12 +373,12 @@ def check_model(name: str) -> None:
     if holds_two_models(path):
         what = "a whole model and an adapter lie in one folder, and which is meant is not clear"
         raise InputError(Problem(name, "model_name_or_path", what, apart(path)))
-    if holds_model(path):
+    model = model_of(path)
+    if holds_model(path) and model == path:
         return
-    newest = newest_model(path)
     fix = f"name a folder with {CONFIG} or {ADAPTER_CONFIG}"
     if run_folder.is_run_folder(path):
         fix = "let the run finish first"
-    elif newest is not None:
-        fix = f"name its newest checkpoint, {newest}"
+    elif model != path:
+        fix = f"name its newest checkpoint, {model}"
     raise InputError(Problem(name, "model_name_or_path", "the folder holds no model", fix))

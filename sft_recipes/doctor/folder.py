@@ -22,7 +22,7 @@ from sft_recipes.model_folder import (
     checkpoints,
     holds_model,
     holds_tokenizer,
-    newest_model,
+    model_of,
 )
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.text_files import RESTORE, read_json
@@ -236,13 +236,10 @@ def open_run(
         if named is not None and not (named / CONFIG).is_file():
             what = f"{named} holds no model ({CONFIG} is missing)"
             raise InputError(Problem("command line", option, what, "name a model's folder"))
-    model = folder
-    if not holds_model(folder):
+    model = model_of(folder)
+    if not holds_model(model):
         paths = checkpoints(folder)
-        newest = newest_model(folder)
-        if newest is not None:
-            model = newest
-        elif paths:
+        if paths:
             model = paths[-1]
         elif read_training_log(folder, folder) is None and not read_model(folder).files:
             raise InputError(Problem(str(folder), "", "holds nothing of a training run", fix))
