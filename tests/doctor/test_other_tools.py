@@ -14,7 +14,7 @@ import torch
 from sft_recipes import cli
 from sft_recipes.doctor.doctor import examine
 from tests.conftest import instruction_rows
-from tests.doctor.runs import MODEL, STATE, edit_json, write_state
+from tests.doctor.runs import ADAPTER, MODEL, STATE, edit_json, write_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Say = Callable[..., tuple[int, str]]
@@ -141,6 +141,15 @@ def only_a_checkpoint(project: Path) -> Path:
     return run
 
 
+def configurations_alone(project: Path) -> Path:
+    """axolotl that was stopped: it writes configurations and tokenizer before it trains."""
+    run = project / "lora"
+    shutil.copytree(run, run / "checkpoint-20", ignore=shutil.ignore_patterns("merged"))
+    shutil.copy(project / "base/config.json", run / "config.json")
+    (run / ADAPTER).unlink()
+    return run
+
+
 def two_models(project: Path) -> Path:
     """torchtune's epoch: merged weights and the adapter in one folder."""
     run = project / "epoch_0"
@@ -175,6 +184,7 @@ def ids_without_embeddings(project: Path) -> Path:
 
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "only a checkpoint": (only_a_checkpoint, "Fix: name its newest checkpoint, "),
+    "configurations alone": (configurations_alone, "Fix: name its newest checkpoint, "),
     "two models": (two_models, "/adapter && mv "),
     "base gone": (
         base_gone,
