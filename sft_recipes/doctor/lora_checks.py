@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -41,26 +41,14 @@ class Pair(NamedTuple):
     weight: Tensor
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How much of `B @ A` is added to a weight."""
-
-    config: Mapping[str, Any]
-
-    def of(self, module: str, rank: int) -> float:
-        """For a module of that name, whose matrices have that rank."""
-        alpha = _by_pattern(self.config.get("alpha_pattern"), module)
-        if alpha is None:
-            alpha = float(self.config.get("lora_alpha", rank))
-        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-
-
-def _by_pattern(patterns: Any, module: str) -> float | None:
-    """The value of the first of peft's patterns that a module's name ends in."""
-    for pattern, value in (patterns or {}).items():
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """How much of `B @ A` peft adds to the weight of a module whose matrices have that rank."""
+    alpha = float(config.get("lora_alpha", rank))
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            return float(value)
-    return None
+            alpha = float(value)
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def base_is_the_adapters(run: Run, look: Look) -> None:
@@ -232,27 +220,28 @@ def _pairs(run: Run) -> Iterator[Pair]:
     names = Names(run.base_weights)
     for module, matrices in _matrices(run.adapter_weights).items():
         weight = names.find(f"{module}.weight")
-        if weight is not None and weight.is_float and len(matrices) == 2:
+        is_matrix = weight is not None and weight.is_float and len(weight.shape) == 2
+        if weight is not None and is_matrix and len(matrices) == 2:
             yield Pair(module, matrices["A"], matrices["B"], weight)
 
 
 def _differences(run: Run, merged: Weights, pairs: Sequence[Pair]) -> dict[str, Difference]:
     names = Names(merged)
     config = run.adapter or {}
-    scale = Scale(config)
     differences: dict[str, Difference] = {}
     bar = tqdm(pairs, "comparing the merged model", disable=not run.progress, leave=False)
     with OpenFiles() as files:
         for pair in bar:
             tensor = names.find(pair.weight.name)
-            if tensor is None or tensor.shape != pair.weight.shape:
-                differences[pair.module] = Difference(error=math.inf, is_base=False)
-                continue
             a = files.whole(pair.a).float()
-            b = files.whole(pair.b).float() * scale.of(pair.module, pair.a.shape[0])
+            b = files.whole(pair.b).float() * _scale(config, pair.module, pair.a.shape[0])
             if config.get("fan_in_fan_out"):
                 a, b = b.T, a.T
-            differences[pair.module] = _difference(files, pair.weight, tensor, a, b)
+            shape = [b.shape[0], a.shape[1]]
+            if tensor is None or not tensor.shape == pair.weight.shape == shape:
+                differences[pair.module] = Difference(error=math.inf, is_base=False)
+            else:
+                differences[pair.module] = _difference(files, pair.weight, tensor, a, b)
     return differences
 
 

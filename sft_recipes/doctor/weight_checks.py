@@ -10,10 +10,6 @@ from sft_recipes.doctor.tensors import OpenFiles, spans
 from sft_recipes.doctor.weight_files import Tensor
 from sft_recipes.model_folder import ADAPTER_CONFIG, CONFIG
 
-_TRAIN_AGAIN = "train again; what trains nothing is found before it starts by " + command(
-    "check", "RECIPE"
-)
-
 
 def weights_are_numbers(run: Run, look: Look) -> None:
     """No weight is NaN or infinite, as float16 becomes beyond 65,504, and no matrix of a whole model is all
@@ -67,7 +63,12 @@ def model_differs_from_base(run: Run, look: Look) -> None:
     if len(equal) == len(compared):
         what = f"all {len(equal)} tensors are the base's, bit for bit"
         why = "nothing was trained: all was frozen, the rate was 0, or bfloat16 rounded every step away"
-        look.find("error", run.weights.files[0], what, why, _TRAIN_AGAIN)
+        look.find("error", run.weights.files[0], what, why, _other_checkpoint(run))
+
+
+def _other_checkpoint(run: Run) -> str:
+    look = command("doctor", run.folder / "checkpoint-N")
+    return f"see whether a checkpoint holds what was trained, with {look}; else train again"
 
 
 def adapter_has_effect(run: Run, look: Look) -> None:
@@ -102,7 +103,7 @@ def adapter_has_effect(run: Run, look: Look) -> None:
         return
     what = f"all {len(zeros)} lora_B matrices are 0: the adapter changes nothing"
     why = "the model answers as its base does"
-    look.find("error", zeros[0].file, what, why, _TRAIN_AGAIN)
+    look.find("error", zeros[0].file, what, why, _other_checkpoint(run))
 
 
 def head_is_tied_as_said(run: Run, look: Look) -> None:

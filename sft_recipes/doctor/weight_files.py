@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from sft_recipes.doctor.finding import python
 from sft_recipes.errors import InputError
 from sft_recipes.text_files import interpreting, read_json
 
@@ -18,6 +19,11 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 _ADAPTER = "adapter_model"
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
+_RENAME = (
+    "import sys; from safetensors.torch import load_file, save_file; file, prefix = sys.argv[1:]; "
+    "save_file({k.replace(prefix, ''): v for k, v in load_file(file).items()}, file, {'format': 'pt'})"
+)
 _RESTORE = "copy the file here again from where it was trained, or use an earlier checkpoint"
 
 
@@ -84,7 +90,7 @@ def _read(folder: Path, stem: str) -> Weights:
             why = "it would be filled with random numbers"
             weights.faults.append(Fault(_index(folder, stem), what, why, _RESTORE))
             break
-    weights.faults += _empty(weights)
+    weights.faults += [*_empty(weights), *_wrapped(weights)]
     return weights
 
 
@@ -174,3 +180,16 @@ def _empty(weights: Weights) -> list[Fault]:
         "merge-weights` of FSDP), and set stage3_gather_16bit_weights_on_model_save for the next run"
     )
     return [Fault(first.file, what, why, fix)]
+
+
+def _wrapped(weights: Weights) -> list[Fault]:
+    """Names that torch.compile, FSDP or DDP put in front: a loader looks for others."""
+    faults: list[Fault] = []
+    for prefix in _WRAPPERS:
+        names = [name for name in weights.tensors if prefix in name]
+        if names:
+            file = weights.tensors[names[0]].file
+            what = f"{len(names)} tensors have {prefix} in their names, such as {names[0]}"
+            why = "they are left out when it is loaded"
+            faults.append(Fault(file, what, why, python(_RENAME, file, prefix)))
+    return faults

@@ -156,6 +156,11 @@ def _empty(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name] = torch.empty(0)
 
 
+def _compiled(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        tensors[f"_orig_mod.{name}"] = tensors.pop(name)
+
+
 def _as_pickle(file: str, new: str) -> Callable[[Path], None]:
     def damage(run: Path) -> None:
         torch.save(load_file(run / file), run / new)
@@ -344,6 +349,13 @@ FAULTS = {
     ),
     "empty tensors": Fault(
         "full", _tensors(MODEL, _empty), "files are whole", "error", "tensors are empty"
+    ),
+    "compiled": Fault(
+        "full",
+        _tensors(MODEL, _compiled),
+        "files are whole",
+        "error",
+        "tensors have _orig_mod. in their names",
     ),
     "pickled": Fault(
         "full",
