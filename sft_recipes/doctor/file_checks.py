@@ -7,6 +7,7 @@ from sft_recipes.doctor.finding import Look, NotSeen, python
 from sft_recipes.doctor.folder import Run
 from sft_recipes.doctor.weight_files import Weights, pickles
 from sft_recipes.model_folder import ADAPTER_CONFIG, CONFIG, apart, holds_two_models
+from sft_recipes.report.number_texts import counted
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _SAVE_MODEL = (
@@ -35,7 +36,8 @@ def files_are_whole(run: Run, look: Look) -> None:
         for fault in weights.faults:
             look.find("error", fault.where, fault.what, fault.why, fault.fix)
         if weights.tensors:
-            seen.append(f"{what}: {len(weights.tensors)} tensors in {len(weights.files)} files")
+            files = counted(len(weights.files), "file")
+            seen.append(f"{what}: {len(weights.tensors)} tensors in {files}")
     if holds_two_models(run.model):
         what = "a whole model and an adapter lie in one folder"
         why = "transformers puts the adapter on these weights, peft on the base, vLLM leaves it out"

@@ -22,6 +22,7 @@ def report_text(report: Report) -> str:
 
 
 def _next(report: Report) -> str:
-    lines = ["next:", f"  {command('evaluate', report.model, '--data')} FILE"]
-    lines.append(f"  {command('export', report.model)}")
-    return "\n".join(lines)
+    if any(finding.severity == "error" for finding in report.findings):
+        return f"next: mend the errors, then\n  {command('doctor', report.folder)}"
+    evaluate = f"{command('evaluate', report.model, '--data')} FILE"
+    return f"next:\n  {evaluate}\n  {command('export', report.model)}"

@@ -11,6 +11,7 @@ from sft_recipes.doctor.file_checks import embedding_rows
 from sft_recipes.doctor.finding import Look, NotSeen, command, python
 from sft_recipes.doctor.folder import GENERATION_CONFIG, Run
 from sft_recipes.model_folder import ADAPTER_CONFIG, CONFIG
+from sft_recipes.report.number_texts import counted
 
 _COPY_TOKENIZER = (
     "import sys; from transformers import AutoTokenizer as T; "
@@ -252,7 +253,7 @@ def new_tokens_are_trained(run: Run, look: Look) -> None:
     if _EMBEDDINGS.search(str(trained)):
         return
     shown = ", ".join(added[:3])
-    what = f"{len(added)} tokens were added ({shown}), and no embedding is in the adapter"
+    what = f"{counted(len(added), 'new token')} ({shown}), and no embedding in the adapter"
     why = "their embeddings are those of unused rows, as random as before training"
     fix = (
         'train again with modules_to_save=["embed_tokens", "lm_head"] or trainable_token_indices, or '

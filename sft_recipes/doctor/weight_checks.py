@@ -44,7 +44,7 @@ def _find_zeros(run: Run, look: Look) -> None:
         if fact.is_zero and len(fact.tensor.shape) > 1 and not fact.equals_base:
             zeros.append(fact.tensor)
     if zeros:
-        what = f"{len(zeros)} matrices are all zeros, such as {zeros[0].name}"
+        what = f"{len(zeros)} of {len(run.facts)} tensors are all zeros, such as {zeros[0].name}"
         why = "a sharded save left out what other processes held"
         fix = "save the model again from its shards, gathered on one process"
         look.find("error", zeros[0].file, what, why, fix)

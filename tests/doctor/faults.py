@@ -416,7 +416,7 @@ FAULTS = {
         _tensors(MODEL, _fill("k_proj", 0)),
         "weights are numbers",
         "error",
-        "2 matrices are all zeros",
+        "tensors are all zeros",
     ),
     "nothing trained": Fault(
         "full", _as_base, "differs from its base", "error", "are the base's, bit for bit"
@@ -537,7 +537,5 @@ FAULTS = {
     "no row for an id": Fault(
         "full", _edit_tokenizer(_add_token), "ids have embeddings", "error", "rows"
     ),
-    "new token": Fault(
-        "lora", _room_in_base, "new tokens", "error", "1 tokens were added (<|new|>)"
-    ),
+    "new token": Fault("lora", _room_in_base, "new tokens", "error", "1 new token (<|new|>)"),
 }
