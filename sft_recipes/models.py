@@ -305,7 +305,8 @@ def load_for_inference(name: str, dtype: str | None = None) -> InferenceModel:
         )
         kind: Literal["model", "adapter"] = "model"
         if is_adapter:
-            model = put_adapter(model, name)
+            match_embeddings(model, Path(name))
+            model = PeftModel.from_pretrained(model, name)
             kind = "adapter"
     check_vocabulary(model, tokenizer, name)
     if stated is None and device.type == "cpu" and _is_faster_in_bfloat16(model):
@@ -344,12 +345,11 @@ def base_of_adapter(folder: Path) -> str:
     return base
 
 
-def put_adapter(model: Any, folder: str) -> Any:
-    """The model with the adapter of a folder on it, made as large as embeddings that came with it."""
-    rows = _rows_of_adapter(Path(folder))
+def match_embeddings(model: Any, folder: Path) -> None:
+    """Make a base as large as the embeddings that came with the adapter of a folder."""
+    rows = _rows_of_adapter(folder)
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    return PeftModel.from_pretrained(model, folder)
 
 
 def _rows_of_adapter(folder: Path) -> int | None:

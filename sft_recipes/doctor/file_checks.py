@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from sft_recipes.doctor.finding import Look, NotSeen, python
+from sft_recipes.doctor.finding import Look, python
 from sft_recipes.doctor.folder import Run
 from sft_recipes.doctor.weight_files import Weights, pickles
 from sft_recipes.model_folder import ADAPTER_CONFIG, CONFIG, apart, holds_two_models
@@ -74,13 +74,11 @@ def shapes_fit(run: Run, look: Look) -> None:
     """A whole model has the layers and the vocabulary that its configuration says, and is quantized where
     that says so.
     """
-    tensors = run.weights.tensors
-    if not tensors:
-        raise NotSeen("no whole model is here")
+    weights = run.require_whole()
     config = run.text_config
     where = run.configs / CONFIG
-    rows = embedding_rows(run.weights)
-    layers = layers_of(run.weights)
+    rows = embedding_rows(weights)
+    layers = layers_of(weights)
     fix = "put the config.json back that the model was trained with, or copy all shards"
     expected = {"vocab_size": rows, "num_hidden_layers": layers}
     for key, count in expected.items():

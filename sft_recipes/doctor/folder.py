@@ -63,6 +63,14 @@ class Run:
         """The adapter's, none where the run is a whole model."""
         return read_adapter(self.model)
 
+    def require_whole(self) -> Weights:
+        """All weights of a whole model. Raises NotSeen where files of it are missing."""
+        if not self.weights.tensors:
+            raise NotSeen("no whole model is here")
+        if self.weights.faults:
+            raise NotSeen("the weights are not whole")
+        return self.weights
+
     @property
     def kind(self) -> str:
         """What the run is, in words."""

@@ -1,5 +1,7 @@
 """What the numbers of a run say: whether they are numbers, and whether training changed any."""
 
+from collections.abc import Mapping
+
 import torch
 from transformers import AutoConfig
 
@@ -110,11 +112,12 @@ def head_is_tied_as_said(run: Run, look: Look) -> None:
     """Embedding and head are one tensor where the configuration ties them, two where it does not; an adapter
     trains both of a tied pair, or neither.
     """
-    embeddings = _ending(run, ("embed_tokens.weight", "wte.weight"))
-    heads = _ending(run, ("lm_head.weight",))
     if run.adapter is not None and not run.weights.files:
         _find_half_a_tie(run, look)
         return
+    tensors = run.require_whole().tensors
+    embeddings = _ending(tensors, ("embed_tokens.weight", "wte.weight"))
+    heads = _ending(tensors, ("lm_head.weight",))
     if not embeddings:
         raise NotSeen("no embedding is known by its name in the weights")
     tied = is_tied(run)
@@ -152,8 +155,8 @@ def is_tied(run: Run) -> bool:
     return bool(config.get_text_config().tie_word_embeddings or config.tie_word_embeddings)
 
 
-def _ending(run: Run, endings: tuple[str, ...]) -> list[Tensor]:
-    return [tensor for name, tensor in run.weights.tensors.items() if name.endswith(endings)]
+def _ending(tensors: Mapping[str, Tensor], endings: tuple[str, ...]) -> list[Tensor]:
+    return [tensor for name, tensor in tensors.items() if name.endswith(endings)]
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peft import PeftModel
+
 from sft_recipes.data.chat_templates import PROBE, ChatRenderer
 from sft_recipes.data.opening import load_tokenizer, loading
 from sft_recipes.data.template_checks import TemplateCheck
 from sft_recipes.errors import CheckFailed, InputError, Problem
 from sft_recipes.model_folder import ADAPTER_CONFIG
-from sft_recipes.models import base_of_adapter, put_adapter
+from sft_recipes.models import base_of_adapter, match_embeddings
 from sft_recipes.path_contents import fingerprint, read_contents
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.comparison import Answer, Comparison, Questions, compare, load_exactly
@@ -70,9 +72,10 @@ def base_of(recipe: Recipe | None, run: Path) -> Base:
 def load_adapted(base: Base, run: Path, questions: Questions) -> Adapted:
     """The base with the run's adapter. Raises CheckFailed if the adapter does nothing."""
     model = load_exactly(base.name, base.revision)
+    match_embeddings(model, run)
     without = questions.ask("base", model)
     with loading(str(run), "adapter"):
-        model = put_adapter(model, str(run)).eval()
+        model = PeftModel.from_pretrained(model, str(run)).eval()
     answers = questions.ask("trained", model)
     compared = compare(answers, without)
     difference = compared.logit_difference

@@ -24,7 +24,7 @@ from sft_recipes.data.opening import loading
 from sft_recipes.data.template_checks import TemplateCheck, require
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.model_folder import ADAPTER_CONFIG
-from sft_recipes.models import agree_on_special_tokens
+from sft_recipes.models import agree_on_special_tokens, check_vocabulary
 from sft_recipes.release.adapter import base_of, load_adapted, require_effect_kept
 from sft_recipes.release.comparison import (
     TOLERANCES,
@@ -180,12 +180,14 @@ def _trained_model(source: Source, run: Path, questions: Questions) -> _Trained:
     """
     if not (run / ADAPTER_CONFIG).is_file():
         model = load_exactly(str(run))
+        check_vocabulary(model, source.renderer.tokenizer, str(run))
         with loading(str(run), "config"):
             own_dtype = str(AutoConfig.from_pretrained(str(run)).dtype or model.dtype)
         answers = questions.ask("trained", model)
         return _Trained(model, answers, {}, own_dtype.removeprefix("torch."), [])
     adapted = load_adapted(base_of(source.recipe, run), run, questions)
     model = adapted.model.merge_and_unload(safe_merge=True)
+    check_vocabulary(model, source.renderer.tokenizer, str(run))
     merged = compare(adapted.answers, questions.ask("merged", model))
     require_same("merged", merged, "float32")
     compared = {"base": adapted.base, "merged": merged}
