@@ -17,19 +17,12 @@ from sft_recipes.cli_answers import chat, replay
 from sft_recipes.cli_benchmark import evaluate_benchmarks
 from sft_recipes.cli_doctor import doctor
 from sft_recipes.cli_examples import add_examples
+from sft_recipes.cli_init import init
 from sft_recipes.cli_options import NOT_OF_THE_REQUEST, data_options, held_out_sets
-from sft_recipes.cli_output import (
-    list_shipped,
-    print_json,
-    print_rows,
-    say_new_recipe,
-    say_written,
-    speaking_on_stderr,
-)
+from sft_recipes.cli_output import print_json, print_rows, speaking_on_stderr
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe_checks import rewrite
-from sft_recipes.recipe_copies import copy_recipe
 
 app = typer.Typer(
     name="sft-recipes",
@@ -49,46 +42,7 @@ def options(debug: opt.DebugOption = False, version: opt.VersionOption = False) 
     # Read before the command line is, in `run`, so that it may stand behind a command, too.
 
 
-@app.command()
-def init(
-    context: typer.Context,
-    recipe: opt.ShippedArgument = None,
-    model: opt.OwnModelOption = None,
-    data: opt.OwnDataOption = None,
-    format: opt.FormatOption = None,
-    columns: opt.ColumnsOption = None,
-    column_mapping: opt.MappingOption = None,
-    message_mapping: opt.MessagesOption = None,
-    role_mapping: opt.RolesOption = None,
-    consecutive_turns: opt.TurnsOption = None,
-    chat_template: opt.TemplateOption = None,
-    replay: opt.OwnReplayOption = None,
-    full: opt.FullOption = False,
-    output: opt.RecipeFolderOption = None,
-    force: opt.OverwriteOption = False,
-    as_json: opt.JsonOption = False,
-) -> None:
-    """List the shipped recipes, copy one, or write one for your model and data."""
-    if model and data and not recipe:
-        from sft_recipes.training.new_recipe import RecipeRequest
-        from sft_recipes.training.recipe_questions import write_asking
-
-        folder = output or Path(Path(data).stem)
-        request = RecipeRequest(
-            model, data, data_options(context), folder, force, replay, full or None
-        )
-        say_new_recipe(write_asking(request, progress=not as_json), as_json)
-    elif model or data or replay or full:
-        what = "--model and --data go together"
-        if recipe:
-            what = "a shipped recipe is copied as it is"
-        fix = "give --model M --data D and no RECIPE"
-        raise InputError(Problem("command line", "init", what, fix))
-    elif recipe:
-        folder = output or Path(recipe.split("/")[0])
-        say_written(copy_recipe(recipe, folder, force), as_json)
-    else:
-        list_shipped(as_json)
+app.command()(init)
 
 
 @app.command(context_settings=OVERRIDES)

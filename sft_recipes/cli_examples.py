@@ -12,7 +12,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     ),
     "init": (
         "sft-recipes init --model Qwen/Qwen3-0.6B --data rows.jsonl --output mine",
-        "sft-recipes init quickstart/full",
+        "sft-recipes init --from axolotl.yaml --output mine",
     ),
     "check": (
         "sft-recipes check mine/recipe.yaml",

@@ -109,6 +109,20 @@ OwnModelOption = Annotated[
     str | None, typer.Option(help="Your model: writes a recipe for it; needs --data")
 ]
 OwnDataOption = Annotated[str | None, typer.Option(help="Your data: file, folder or Hub name")]
+ForeignOption = Annotated[
+    Path | None,
+    typer.Option("--from", help="Config of axolotl, LLaMA-Factory, torchtune or TRL to start from"),
+]
+ToolOption = Annotated[
+    str | None, typer.Option(help="Whose config --from is, where its keys do not say it")
+]
+NativeModelOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust_remote_code_is_not_needed",
+        help="With --from: transformers has a class for the model, none of its own code is run",
+    ),
+]
 RecipeFolderOption = Annotated[
     Path | None, typer.Option(help="Folder to write to (default: named after the recipe)")
 ]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sft_recipes.data.chat_templates import ChatRenderer
     from sft_recipes.data.inspection import InspectedRow
     from sft_recipes.data.loading import RejectLog
+    from sft_recipes.foreign.new_recipe import ForeignRecipe
     from sft_recipes.training.new_recipe import NewRecipe
 
 
@@ -48,9 +49,26 @@ def say_written(files: Sequence[Path], as_json: bool) -> None:
         print(f"wrote {recipe}")
     else:
         print(f"wrote {len(files)} files to {recipe.parent}")
+    say_next(files)
+
+
+def say_foreign(written: "ForeignRecipe", as_json: bool) -> None:
+    """What `init --from` read and wrote."""
+    if as_json:
+        print_json(written.as_json())
+        return
+    written.print_text()
+    if written.files:
+        say_next(written.files, written.launch)
+
+
+def say_next(files: Sequence[Path], launch: str | None = None) -> None:
+    """What to do with a recipe that was written, and how it is to be launched."""
+    recipe = files[0]
     print("\nnext:")
-    for verb in ("inspect", "check", "train"):
-        print(f"  sft-recipes {verb} {recipe}")
+    print(f"  sft-recipes inspect {recipe}")
+    print(f"  sft-recipes check {recipe}")
+    print(f"  sft-recipes train {recipe}" + (f" --launch {launch}" if launch else ""))
 
 
 def say_new_recipe(new: "NewRecipe", as_json: bool) -> None:

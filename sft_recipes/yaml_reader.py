@@ -6,6 +6,7 @@ thousands deep and a number of thousands of digits are errors with a line. No to
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,18 @@ class YamlDocument(NamedTuple):
 
     value: Any
     lines: dict[str, int]
+
+
+class YamlSetting(NamedTuple):
+    """One value of a document that stands inside no other, with its 1-based line.
+
+    `path`: the keys that lead to it, numbers for the entries of lists. A list or mapping without
+    entries is such a value, too.
+    """
+
+    path: tuple[str | int, ...]
+    value: Any
+    line: int
 
 
 class _NotTaken(yaml.MarkedYAMLError):
@@ -155,19 +168,24 @@ _use_yaml_1_2_rules()
 
 def parse_yaml(text: str, where: str) -> YamlDocument:
     """Read one document. Raises InputError, `where` and the line in front, for what is no YAML."""
+    node, value = _read(text, where)
+    lines = {}
+    if isinstance(node, MappingNode):
+        lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return YamlDocument(value, lines)
+
+
+def _read(text: str, where: str) -> tuple[Node | None, Any]:
+    """The document as nodes, which know their lines, and as plain values."""
     try:
         # Its first look at the text is made here: a character that YAML forbids is an error, too.
         loader = _StrictLoader(text, where)
         node = loader.get_single_node()
         if node is None:
-            return YamlDocument(None, {})
-        value = loader.construct_document(node)
+            return None, None
+        return node, loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _as_input_error(error, text, where) from error
-    lines = {}
-    if isinstance(node, MappingNode):
-        lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
-    return YamlDocument(value, lines)
 
 
 def parse_word(text: str) -> Any:
@@ -205,6 +223,33 @@ def _as_input_error(error: yaml.YAMLError, text: str, where: str) -> InputError:
 def read_yaml_file(path: Path) -> YamlDocument:
     """Read a file. Raises InputError for one that cannot be read, is no UTF-8, or is no YAML."""
     return parse_yaml(_text_of(path), str(path))
+
+
+def read_settings(path: Path) -> list[YamlSetting]:
+    """Every value of a file whose top is a mapping, in its order. Raises InputError as above."""
+    node, value = _read(_text_of(path), str(path))
+    if not isinstance(value, dict):
+        what = "not a mapping of keys to values"
+        raise InputError(Problem(str(path), "", what, "name a file of `key: value` lines"))
+    assert node is not None
+    return list(_settings(node, value, ()))
+
+
+def _settings(node: Node, value: Any, path: tuple[str | int, ...]) -> Iterator[YamlSetting]:
+    if isinstance(node, MappingNode) and value:
+        for key_node, value_node in node.value:
+            key = key_node.value
+            if isinstance(value[key], dict | list) and value[key]:
+                yield from _settings(value_node, value[key], (*path, key))
+            else:
+                yield YamlSetting((*path, key), value[key], key_node.start_mark.line + 1)
+    else:
+        for number, entry_node in enumerate(node.value):
+            entry = value[number]
+            if isinstance(entry, dict | list) and entry:
+                yield from _settings(entry_node, entry, (*path, number))
+            else:
+                yield YamlSetting((*path, number), entry, entry_node.start_mark.line + 1)
 
 
 def _text_of(path: Path) -> str:

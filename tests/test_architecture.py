@@ -21,11 +21,11 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("cli_answers", "cli_benchmark", "cli_doctor", "cli_review", "verdicts"),
+    ("cli_answers", "cli_benchmark", "cli_doctor", "cli_init", "cli_review", "verdicts"),
     ("cli_examples", "cli_options", "cli_output"),
     ("chapter",),
     ("training",),
-    ("audit", "doctor", "evaluation", "release"),
+    ("audit", "doctor", "evaluation", "foreign", "release"),
     ("models", "report"),
     ("data", "devices"),
     ("upstream",),

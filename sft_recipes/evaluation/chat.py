@@ -46,6 +46,10 @@ def chat(
             _take_turn(conversation, as_json, is_terminal)
         except (InputError, OSError) as error:
             _say(crash.explain(error) or error)
+        except KeyboardInterrupt:  # while a command does something, such as loading the base
+            if not is_terminal:
+                raise
+            _say("\nstopped")
 
 
 def _take_turn(conversation: Chat, as_json: bool, is_terminal: bool) -> None:

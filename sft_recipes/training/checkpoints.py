@@ -40,7 +40,6 @@ _HELD = re.compile(
 # What must be as it was besides the recipe, and how messages call it.
 _CONTRACT = {
     "data": "the data, its template or its tokenizer",
-    "world_size": "processes",
     "global_batch_size": "batch",
 }
 # Optimizer states as one process or DDP writes them, as FSDP does, and as DeepSpeed does.
@@ -278,7 +277,8 @@ def check_contract(
 ) -> Mapping[str, Any]:
     """What differs from the run that wrote the checkpoint, if `allowed`. Raises InputError for anything else.
 
-    `facts` as in the manifest: data, world_size, global_batch_size. Other versions of libraries are only announced.
+    `facts` as in the manifest: data, global_batch_size. Other versions of libraries are only announced; other numbers
+    of processes are judged once the trainer stands (`process_count.py`).
     """
     sealed = run_folder.read_json(checkpoint / MANIFEST)
     if sealed.get("versions") != facts["versions"]:

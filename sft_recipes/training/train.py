@@ -57,6 +57,7 @@ from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
 from sft_recipes.training.precision import choose_precision, settle_frozen_weights
+from sft_recipes.training.process_count import require_same_steps
 from sft_recipes.training.processes import (
     check_active,
     is_first_process,
@@ -120,6 +121,7 @@ def train(
         guards = _guards(recipe, data, process, allow_changed)
         trainer = build_trainer(recipe, labeller, data, guards)
         check_active(recipe, trainer)
+        require_same_steps(trainer, guards.checkpoint, allow_changed)
         stop_request.raise_if_asked("while the model was loaded")
         if process.is_main_process:
             _say_what_starts(recipe, labeller, data, trainer, checks)

@@ -304,9 +304,9 @@ def test_r11_changed_recipe(
                                             for key, one in changes.items()}  # fmt: skip
 
 
-@pytest.mark.parametrize("fact", ["data", "world_size", "global_batch_size"])
+@pytest.mark.parametrize("fact", ["data", "global_batch_size"])
 def test_r11_changed_facts(fact: str, tmp_path: Path) -> None:
-    """Data, processes or batch that differ from the checkpoint's are refused with both values, or allowed by name."""
+    """Data or batch that differ from the checkpoint's are refused with both values, or allowed by name."""
     make(tmp_path, 2)
     now = {**FACTS, fact: "other"}
     with pytest.raises(

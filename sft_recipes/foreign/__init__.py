@@ -1,0 +1,1 @@
+"""Configs of other tools: what each of their keys means here, and what is wrong with them."""
