@@ -11,12 +11,15 @@ def report_text(report: Report) -> str:
     parts += [finding.as_text() for finding in report.findings]
     rows = [(look.check, look.outcome, look.seen) for look in report.looked_at]
     parts.append(text_table(("looked at", "", "seen"), rows, left=3).rstrip())
-    missed = [(look.check, look.not_seen) for look in report.looks if look.not_seen]
+    missed: dict[str, list[str]] = {}  # by the reason
+    for look in report.looks:
+        if look.not_seen:
+            missed.setdefault(look.not_seen, []).append(look.check)
     if report.not_read:
-        why = "pickles, which may run code when they are opened"
-        missed.append((", ".join(report.not_read), why))
+        missed["pickles may run code when they are opened"] = list(report.not_read)
     if missed:
-        parts.append(text_table(("not looked at", "because"), missed, left=2).rstrip())
+        reasons = [(", ".join(names), reason) for reason, names in missed.items()]
+        parts.append(text_table(("not looked at", "because"), reasons, left=2).rstrip())
     parts.append(_next(report))
     return "\n\n".join(parts)
 

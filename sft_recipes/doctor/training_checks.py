@@ -10,6 +10,7 @@ from sft_recipes.doctor.finding import Look, NotSeen, command
 from sft_recipes.doctor.folder import Run
 from sft_recipes.doctor.training_log import Point, TrainingLog, is_bad
 from sft_recipes.model_folder import TRAINER_STATE, checkpoints, holds_model
+from sft_recipes.report.number_texts import counted
 
 # So few values say nothing of a trend.
 _FEWEST = 8
@@ -200,7 +201,8 @@ def checkpoints_are_whole(run: Run, look: Look) -> None:
         raise NotSeen("there is no checkpoint-N")
     for path in of_trainer:
         _require_whole(path, look, holds_model(path), (path / TRAINER_STATE).is_file())
-    look.seen = f"{len(of_trainer)} checkpoints have a model and their {TRAINER_STATE}"
+    number = counted(len(of_trainer), "checkpoint")
+    look.seen = f"{number} with a model and its {TRAINER_STATE}"
 
 
 def _require_whole(path: Path, look: Look, has_model: bool, has_state: bool) -> None:
