@@ -15,6 +15,7 @@ from sft_recipes import cli_options as opt
 from sft_recipes import crash, run_folder
 from sft_recipes.cli_answers import chat, replay
 from sft_recipes.cli_benchmark import evaluate_benchmarks
+from sft_recipes.cli_doctor import doctor
 from sft_recipes.cli_examples import add_examples
 from sft_recipes.cli_init import init
 from sft_recipes.cli_options import NOT_OF_THE_REQUEST, data_options, held_out_sets
@@ -271,6 +272,7 @@ def evaluate(
 
 app.command()(chat)
 app.command(context_settings=OVERRIDES)(replay)
+app.command()(doctor)
 
 
 @app.command("export")

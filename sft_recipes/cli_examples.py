@@ -46,6 +46,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         "sft-recipes replay Qwen/Qwen3-0.6B --prompts general.jsonl --rows 500",
         "sft-recipes replay mine/run --prompts general.jsonl --rows 9 --data_seed 1",
     ),
+    "doctor": (
+        "sft-recipes doctor mine/run",
+        "sft-recipes doctor other/run --base other/base --merged other/merged --json",
+    ),
     "export": (
         "sft-recipes export mine/run",
         "sft-recipes export mine/run --output served --dtype bfloat16",

@@ -247,6 +247,18 @@ BesideOption = Annotated[
     str | None, typer.Option(help="Model that answers beside it", callback=_model)
 ]
 
+# doctor
+AnyRunArgument = Annotated[
+    Path, typer.Argument(help="Run folder or checkpoint, of any tool", callback=_run)
+]
+BaseFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder of the model before training (default: as the run says)")
+]
+MergedOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the merged model (default: merged/ or export/ in the run)"),
+]
+
 # export
 ExportFolderOption = Annotated[Path | None, typer.Option(help="New folder (default: RUN/export)")]
 PrecisionOption = Annotated[

@@ -16,7 +16,7 @@ from sft_recipes import models, run_folder
 from sft_recipes.data.trained_rows import trained_rows
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator, retention
-from sft_recipes.evaluation.cautions import cautions
+from sft_recipes.evaluation.cautions import cautions, of_template
 from sft_recipes.evaluation.comparison import (
     System,
     compare_all,
@@ -157,7 +157,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
-    extra = _about_training(training, tuned[DATA], suspects)
+    extra = _about_training(request, run, training, tuned[DATA], suspects)
     base: dict[str, Evaluation] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)
@@ -191,11 +191,18 @@ def _suspects(
 
 
 def _about_training(
-    training: TrainingRows, tuned: Evaluation, suspects: Suspects | None
+    request: EvaluationRequest,
+    run: OpenedRun,
+    training: TrainingRows,
+    tuned: Evaluation,
+    suspects: Suspects | None,
 ) -> dict[str, Any]:
     """What is to be said first, and what is known of the rows that were trained."""
+    warnings = cautions(training, tuned.rows)
+    renderer = run.labeller.renderer
+    warnings += of_template(request.model_or_run, renderer, request.chat_template)
     content: dict[str, Any] = {
-        "warnings": cautions(training, tuned.rows),
+        "warnings": warnings,
         "training_rows": training.as_json(),
     }
     if suspects is not None:

@@ -61,12 +61,9 @@ class EvaluationRequest:
     @property
     def folder(self) -> Path:
         """Where everything is written."""
-        run = Path(self.model_or_run)
         if self.output is not None:
             return self.output
-        if run_folder.is_run_folder(run):
-            return run / run_folder.EVALUATIONS / self.data_name
-        return Path(run_folder.EVALUATIONS) / run.name / self.data_name
+        return run_folder.evaluations_of(Path(self.model_or_run)) / self.data_name
 
 
 def conversations_to_answer(request: EvaluationRequest, run: OpenedRun) -> list[Example]:

@@ -12,11 +12,11 @@ from typing import Any
 from markupsafe import Markup
 
 from sft_recipes import run_folder
+from sft_recipes.model_folder import ADAPTER_CONFIG
 from sft_recipes.recipe import LabelSettings, Recipe
 from sft_recipes.release.card import Card, Line, Score, ScoredEvaluation, metadata, usage
 from sft_recipes.release.card_samples import EVALUATE_AGAIN, read_samples
 from sft_recipes.release.finished_run import (
-    ADAPTER_CONFIG,
     EXPORT,
     evaluations,
     finished_run,
