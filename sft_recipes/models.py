@@ -280,12 +280,15 @@ def check_vocabulary(
         raise InputError(Problem(where, field, what, fix))
 
 
-def load_for_inference(name: str, dtype: str | None = None) -> InferenceModel:
+def load_for_inference(
+    name: str, dtype: str | None = None, field: str = "model_name_or_path"
+) -> InferenceModel:
     """Load a model folder, a run folder, an adapter folder or a Hub name for generation.
 
     An adapter is put on the base that its `adapter_config.json` names. `dtype` is that of the
     weights; None takes bfloat16 where the device computes it faster, else float32. On a CPU an
-    adapter is then merged first, in float32: that is what an export serves.
+    adapter is then merged first, in float32: that is what an export serves. `field`: what named it,
+    for errors.
     """
     check_model(name)
     stated = None if dtype is None else getattr(torch, dtype)
@@ -308,7 +311,7 @@ def load_for_inference(name: str, dtype: str | None = None) -> InferenceModel:
             match_embeddings(model, Path(name))
             model = PeftModel.from_pretrained(model, name)
             kind = "adapter"
-    check_vocabulary(model, tokenizer, name)
+    check_vocabulary(model, tokenizer, name, field)
     if stated is None and device.type == "cpu" and _is_faster_in_bfloat16(model):
         model = _merged_in_bfloat16(model)
     return InferenceModel(model.to(device).eval(), tokenizer, kind)

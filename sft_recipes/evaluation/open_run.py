@@ -41,7 +41,7 @@ def base_model(base: str, tokenizer: Any, dtype: str | None = None) -> Any:
 
     Raises InputError if it has no embedding for some of them.
     """
-    model = models.load_for_inference(base, dtype).model
+    model = models.load_for_inference(base, dtype, "--base").model
     models.check_vocabulary(model, tokenizer, base, "--base")
     return model
 
