@@ -34,6 +34,7 @@ from sft_recipes.training.arguments import (
 )
 from sft_recipes.training.construction import generation_notes, meta_model
 from sft_recipes.training.evaluate_while_training import generation_metrics
+from sft_recipes.training.experts import count_experts
 from sft_recipes.training.fit import (
     free_bytes,
     memory_advice,
@@ -44,6 +45,7 @@ from sft_recipes.training.fit import (
 from sft_recipes.training.launch_config import read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
+from sft_recipes.training.record import earlier_stages
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.step_time import MeanBatch, estimate_step_time
 from sft_recipes.training.varlen_attention import supports_varlen
@@ -100,11 +102,11 @@ def check_recipe(
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"], progress)
     return {
         "recipe": str(recipe.path or recipe.name),
-        "data": data.summary,
+        "data": {**data.summary, "earlier_stages": earlier_stages(recipe)},
         "checks": [asdict(check) for check in checks],
         "looked_at": len(data.check_examples),
         "plan": planned,
-        "notes": _notes(recipe, config, planned),
+        "notes": _notes(recipe, config, planned, model),
         "advice": advice,
         "next": train_command(recipe, launch),
     }
@@ -161,15 +163,14 @@ def _advice(
     return advice
 
 
-def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any]) -> list[str]:
+def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any], model: Any) -> list[str]:
     """What a person should know before the run, a line each."""
     longest = planned["longest row"]
     notes = unusual(recipe, config, longest, planned["model context"], planned["parameters"])
     notes += generation_notes(recipe)
-    if planned.get("trained in experts") == 0:
-        notes.append(
-            "no parameter of the experts is trained; lora_target_parameters names fused ones"
-        )
+    experts = count_experts(model)
+    if experts:
+        notes += experts.notes()
     return notes
 
 
@@ -334,11 +335,9 @@ def _parameters(model: Any) -> dict[str, Any]:
         "trained parameters": trained_by_layer.total(),
         "trained by layer": dict(trained_by_layer.most_common()),
     }
-    # Of a mixture: `all-linear` may pass fused experts by.
-    experts = [parameter for name, parameter in parameters.items() if ".experts." in name]
+    experts = count_experts(model)
     if experts:
-        trained = [parameter.numel() for parameter in experts if parameter.requires_grad]
-        facts["trained in experts"] = sum(trained)
+        facts["experts"] = str(experts)
     return facts
 
 
