@@ -15,6 +15,7 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.experts import count_experts
 from sft_recipes.training.rates import SMALL_MODEL, UsualRange, usual_rates
 from sft_recipes.training.record import earlier_stages
+from sft_recipes.training.start_adapter import start_notes
 
 
 def duration(seconds: float) -> str:
@@ -68,6 +69,7 @@ def banner(
     # Under ZeRO-3 a parameter's own size is that of a share.
     parameters = get_model_param_count(trainer.model)
     notes = unusual(recipe, args, rows["longest"], context, parameters)
+    notes += start_notes(recipe, renderer.template_text)
     experts = count_experts(trainer.model)
     if experts:
         notes += experts.notes()

@@ -47,6 +47,7 @@ from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
 from sft_recipes.training.record import earlier_stages
 from sft_recipes.training.settings_checks import check_settings
+from sft_recipes.training.start_adapter import start_notes
 from sft_recipes.training.step_time import MeanBatch, estimate_step_time
 from sft_recipes.training.varlen_attention import supports_varlen
 
@@ -106,7 +107,10 @@ def check_recipe(
         "checks": [asdict(check) for check in checks],
         "looked_at": len(data.check_examples),
         "plan": planned,
-        "notes": _notes(recipe, config, planned, model),
+        "notes": [
+            *_notes(recipe, config, planned, model),
+            *start_notes(recipe, labeller.renderer.template_text),
+        ],
         "advice": advice,
         "next": train_command(recipe, launch),
     }

@@ -176,3 +176,15 @@ def load_start(recipe: Recipe, model: Any) -> None:
     what = _fill(model, _weights(recipe))
     if what:
         raise InputError(_problem(recipe, what, "name another adapter"))
+
+
+def start_notes(recipe: Recipe, template: str) -> Iterator[str]:
+    """What a person should know of the adapter before the run, which renders with this chat template."""
+    if recipe.adapter_name is None:
+        return
+    own = _folder(recipe) / "chat_template.jinja"
+    if own.is_file() and own.read_text(encoding="utf-8").strip() != template.strip():
+        yield (
+            f"the adapter in {recipe.adapter_name} was trained with another chat template; "
+            f"to keep it, write chat_template: {own}"
+        )
