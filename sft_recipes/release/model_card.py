@@ -120,26 +120,20 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
     has_lora = (run / ADAPTER_CONFIG).is_file()
     is_adapter = has_lora and exported is None
     is_merged = has_lora and exported is not None
-    library = "transformers"
-    relation = "finetune"
     origin = "A model fine-tuned from"
     if is_adapter:
-        library = "peft"
-        relation = "adapter"
         origin = "A LoRA adapter for"
     elif is_merged:
         origin = "A model fine-tuned (LoRA, merged) from"
-    export = {}
-    if exported is not None:
-        export = _read(exported / EXPORT)
+    export = _read(exported / EXPORT) if exported is not None else {}
     paths = [source.path for source in recipe.data.datasets]
     values = _values(recipe, run)
     return Card(
         name=repo or run.resolve().name,
-        library=library,
+        library="peft" if is_adapter else "transformers",
         base=public(recipe.model_name),
         base_on_hub=is_hub_name(public(recipe.model_name)),
-        relation=relation,
+        relation="adapter" if is_adapter else "finetune",
         origin=origin,
         revision=recipe.model.get("model_revision"),
         quantized_bits=_quantized_bits(recipe),

@@ -14,6 +14,7 @@ import numpy as np
 from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
+from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.opening import open_labeller
@@ -107,10 +108,7 @@ def check_recipe(
         "checks": [asdict(check) for check in checks],
         "looked_at": len(data.check_examples),
         "plan": planned,
-        "notes": [
-            *_notes(recipe, config, planned, model),
-            *start_notes(recipe, labeller.renderer.template_text),
-        ],
+        "notes": _notes(recipe, labeller.renderer, config, planned, model),
         "advice": advice,
         "next": train_command(recipe, launch),
     }
@@ -167,11 +165,14 @@ def _advice(
     return advice
 
 
-def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any], model: Any) -> list[str]:
+def _notes(
+    recipe: Recipe, renderer: ChatRenderer, config: SFTConfig, plan: Mapping[str, Any], model: Any
+) -> list[str]:
     """What a person should know before the run, a line each."""
-    longest = planned["longest row"]
-    notes = unusual(recipe, config, longest, planned["model context"], planned["parameters"])
+    longest = plan["longest row"]
+    notes = unusual(recipe, config, longest, plan["model context"], plan["parameters"])
     notes += generation_notes(recipe)
+    notes += start_notes(recipe, renderer.template_text)
     experts = count_experts(model)
     if experts:
         notes += experts.notes()
