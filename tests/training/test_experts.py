@@ -169,7 +169,7 @@ def test_coverage_is_counted(
 def test_all_linear_that_passes_experts_by(
     write_recipe: Callable[..., Path], gpt_oss: Path
 ) -> None:
-    """Where peft knows no layer's name for them, `all-linear` says so; with the keys of the advice it adapts them all."""
+    """Where peft knows them by no layer's name, `all-linear` says so; the keys of the advice adapt them all."""
     keys = {**LORA, "lora_target_modules": None, "model_name_or_path": str(gpt_oss)}
     checked = check_recipe(load_recipe(write_recipe(**keys)), progress=False)
     assert checked["plan"]["experts"] == "4 x 2 layers, LoRA on 0 of 4 expert tensors"
