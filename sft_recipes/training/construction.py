@@ -42,7 +42,7 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import REFUSALS, reason, sft_config
 from sft_recipes.training.batching import check_stated_attention
 from sft_recipes.training.evaluate_while_training import possible_metrics, require_metric
-from sft_recipes.training.experts import count_experts, names_experts
+from sft_recipes.training.experts import count_experts, names_experts, without_adapter
 from sft_recipes.training.start_adapter import peft_config, start_problem
 from sft_recipes.training.trackers import sending_problems
 from sft_recipes.training.varlen_attention import VARLEN
@@ -231,43 +231,42 @@ def _adapter_problems(recipe: Recipe, model: Any) -> Iterator[Problem]:
     known = dict.fromkeys(_TARGETS, modules)
     known["lora_target_parameters"] = [name for name, _ in model.named_parameters()]
     experts = count_experts(model)
+    lora = model.peft_config["default"]
     for key in _TARGETS:
-        for name in recipe.model.get(key) or ():
-            if not _is_pattern(key, name) and not _is_among(name, known[key]):
-                what = f"the model has no {name!r}"
-                fix = f"use some of {', '.join(_own_names(known[key]))}"
-                yield Problem(recipe.place(key), key, what, fix)
-            elif names_experts(name) and not (experts and experts.trained):
+        asked = recipe.model.get(key) or ()
+        for name in asked:
+            fix = f"use some of {', '.join(_own_names(known[key]))}"
+            if experts and names_experts(name):
+                fix = experts.advice
+            what = ""
+            if names_experts(name) and not (experts and experts.trained):
                 what = f"{name!r} names experts, and none gets an adapter"
-                fix = experts.advice if experts else "remove it: the model has none"
+            if not _is_pattern(key, asked) and not _is_among(name, known[key]):
+                what = f"the model has no {name!r}"
+            # Layers that older versions of transformers had, peft turns into parameters.
+            is_translated = experts and name not in lora.target_modules
+            if what and not (key == "lora_target_modules" and is_translated):
                 yield Problem(recipe.place(key), key, what, fix)
 
 
-def _is_pattern(key: str, name: str) -> bool:
-    """Whether a name may stand for several layers; those of parameters are taken as they are."""
-    if key == "lora_target_parameters":
+def _is_pattern(key: str, names: Sequence[str]) -> bool:
+    """Whether peft reads the names as a pattern: where there is one, and it is no plain name."""
+    if key != "lora_target_modules" or len(names) > 1:
         return False
-    return not name.replace(".", "").replace("_", "").isalnum() or name == "all-linear"
+    return not names[0].replace(".", "").replace("_", "").isalnum() or names[0] == "all-linear"
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
     """Whether a name is that of a layer or the end of one; an adapter may lie in between."""
-    plain = [_without_adapter(other) for other in known]
+    plain = [without_adapter(other) for other in known]
     return any(other == name or other.endswith(f".{name}") for other in plain)
-
-
-def _without_adapter(name: str) -> str:
-    """A layer's name without what peft puts around and into it."""
-    for part in (".base_layer", ".original_module", ".modules_to_save.default"):
-        name = name.replace(part, "")
-    return name
 
 
 def _own_names(known: Sequence[str]) -> list[str]:
     """Last names of layers that a person would write, each once."""
     names: dict[str, None] = {}
     for name in known:
-        last = _without_adapter(name).rpartition(".")[2]
+        last = without_adapter(name).rpartition(".")[2]
         if last and not last.isdigit() and "lora" not in name:
             names[last] = None
     return list(names)[-12:]

@@ -55,28 +55,34 @@ def names_experts(name: str) -> bool:
     return _EXPERTS.search(name) is not None
 
 
+def without_adapter(name: str) -> str:
+    """A layer's name without what peft puts around and into it."""
+    for part in (".base_layer", ".original_module", ".modules_to_save.default"):
+        name = name.replace(part, "")
+    return name
+
+
 def count_experts(model: Any) -> Experts | None:
     """The experts of a model, with its adapter if it has one; None for a model without."""
     adapted = {id(weight) for weight in _adapted_weights(model)}
-    weights: list[str] = []
-    trained = 0
+    is_trained: dict[str, bool] = {}
     adapts_router = False
     for name, parameter in model.named_parameters():
         is_covered = parameter.requires_grad or id(parameter) in adapted
         if _ROUTER.search(name):
             adapts_router |= id(parameter) in adapted
         elif ".experts." in name and ".lora_" not in name and not name.endswith("bias"):
-            weights.append(name.replace(".base_layer", ""))
-            trained += is_covered
-    if not weights:
+            plain = without_adapter(name)
+            is_trained[plain] = is_covered or is_trained.get(plain, False)
+    if not is_trained:
         return None
     config = model.config.get_text_config()
     counts = [getattr(config, name) for name in _COUNTS if getattr(config, name, None)]
     return Experts(
         a_layer=counts[0] if counts else "experts",
-        layers=len({name.partition(".experts.")[0] for name in weights}),
-        weights=weights,
-        trained=trained,
+        layers=len({name.partition(".experts.")[0] for name in is_trained}),
+        weights=list(is_trained),
+        trained=sum(is_trained.values()),
         adapts=bool(adapted),
         adapts_router=adapts_router,
     )

@@ -51,7 +51,7 @@ def peft_config(recipe: Recipe, model: Any) -> LoraConfig | None:
     with loading(recipe.adapter_name, "adapter", KEY):
         config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, LoraConfig):
-        what = f"{recipe.adapter_name} is no LoRA but {config.peft_type}"
+        what = f"{recipe.adapter_name} is no LoRA but {type(config).__name__}"
         raise InputError(_problem(recipe, what, "name a LoRA adapter"))
     contradictions = list(_contradictions(recipe, config))
     if contradictions:

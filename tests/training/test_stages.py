@@ -33,6 +33,7 @@ MEMORYLESS = {
     "train_sampling_strategy": "sequential",
     "per_device_train_batch_size": 4,
 }
+START_KEYS = ("model_name_or_path", "adapter_name_or_path")
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "full": ("model_name_or_path", {}),
     "lora": ("adapter_name_or_path", LORA),
@@ -122,9 +123,10 @@ def test_the_chain_is_told(recipe: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"stages      {one} (16 rows, 4 steps) -> {two}/check" in capsys.readouterr().out
     assert stages(three) == [("one", 16, 4), ("checkpoint-2", 16, 2)]
     recorded = json.loads((three / "data.json").read_text())["earlier_stages"]
-    contents = json.loads((three / "contents.json").read_text())["contents"]
-    assert recorded[-1]["weights"] == contents["adapter_name_or_path"]
-    assert recorded[0]["weights"] is None and recorded[0]["data"] != recorded[1]["data"]
+    for stage, run, key in zip(recorded, (two, three), START_KEYS, strict=True):
+        contents = json.loads((run / "contents.json").read_text())["contents"]
+        assert stage["weights"] == contents[key]
+    assert recorded[0]["data"] != recorded[1]["data"]
     card = (three / "README.md").read_text()
     assert "| 1 | `./one` | `./one.jsonl` | 16 | " in card
     assert "| 2 | `./checkpoint-2` | `./two.jsonl` | 16 | " in card
@@ -208,5 +210,5 @@ def test_on_quantized_weights(recipe: Path) -> None:
 @pytest.mark.slow
 def test_on_two_processes(write_recipe: Callable[..., Path], recipe: Path, tmp_path: Path) -> None:
     """Two ranks of a second stage train what one process trains, and hold the same weights."""
-    one = trained(recipe, "one", **LORA)
+    one = trained(recipe, "one-first", **LORA)
     compare(write_recipe, tmp_path, **LORA, adapter_name_or_path=str(one))
