@@ -470,10 +470,8 @@ def switched(key: str, states: Mapping[str, list[Any]], state: Any) -> dict[str,
     name, _, inner = key.partition(".")
     if inner:
         value: Any = {inner: EVALUATION_TRIES[inner].value}
-    elif key in TRL_TRIES:
-        value = TRL_TRIES[key].value
     else:
-        value = 0.5
+        value = {**TRL_TRIES, **OWN_TRIES}[key].value
     return {name: value, **dict.fromkeys(states, state)}
 
 

@@ -208,7 +208,7 @@ def _start_problems(recipe: Recipe, model: Any) -> Iterator[Problem]:
         if recipe.model.get(key):
             asked = adapted(dataclasses.replace(recipe, adapter_name=None), _meta_base(recipe))
             if _trained_layers(asked) != _trained_layers(model):
-                layers = ", ".join(_own_names(list(_trained_layers(model))))
+                layers = ", ".join(_own_names(sorted(_trained_layers(model))))
                 what = f"the adapter in {recipe.adapter_name} is on other layers ({layers})"
                 yield Problem(recipe.place(key), key, what, "remove the key: the adapter decides")
             return
@@ -244,7 +244,7 @@ def _adapter_problems(recipe: Recipe, model: Any) -> Iterator[Problem]:
             if not _is_pattern(key, asked) and not _is_among(name, known[key]):
                 what = f"the model has no {name!r}"
             # Layers that older versions of transformers had, peft turns into parameters.
-            is_translated = experts and name not in lora.target_modules
+            is_translated = experts and name not in (lora.target_modules or ())
             if what and not (key == "lora_target_modules" and is_translated):
                 yield Problem(recipe.place(key), key, what, fix)
 

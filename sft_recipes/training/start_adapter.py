@@ -110,10 +110,8 @@ def start_problem(recipe: Recipe, model: Any) -> Problem | None:
     """Why the adapter cannot be gone on from on this model, of shapes alone and with an adapter like it."""
     name = recipe.adapter_name
     weights = _weights(recipe)
-    learned = [
-        tensor for tensor_name, tensor in weights.items() if not _NEVER_ZERO.search(tensor_name)
-    ]
-    if not all(bool(tensor.isfinite().all()) for tensor in learned):
+    learned = [tensor for key, tensor in weights.items() if not _NEVER_ZERO.search(key)]
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         what = f"the adapter in {name} holds NaN or infinite numbers"
         return _problem(recipe, what, "name an earlier checkpoint, or train it again")
     if not any(bool(tensor.any()) for tensor in learned):
