@@ -158,7 +158,7 @@ def _fill(model: Any, weights: Mapping[str, torch.Tensor]) -> str:
         # torch warns that a model of shapes alone takes no numbers.
         warnings.simplefilter("ignore")
         try:
-            result = set_peft_model_state_dict(model, dict(weights))
+            result: Any = set_peft_model_state_dict(model, dict(weights))
         except REFUSALS as error:
             return reason(error)
     if result.unexpected_keys:
