@@ -181,11 +181,13 @@ def _not_adapted(recipe: Recipe, model: Any, what: str) -> Problem:
     """What peft says of an adapter that cannot be built, under the key that it is most likely about."""
     key = "use_peft"
     fix = "name layers of this model, or remove the key"
+    names: Sequence[str] = ()
     for target in ("lora_target_modules", "lora_target_parameters"):
         if recipe.model.get(target):
             key = target
+            names = recipe.model[target]
     experts = count_experts(model)
-    if experts and any(names_experts(name) for name in recipe.model.get(key, ()) or ()):
+    if experts and any(names_experts(name) for name in names):
         fix = experts.advice
     if "lora_dropout" in what:
         # all-linear reaches the experts of some mixtures, which are parameters.

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GptOssConfig, PretrainedConfig
 
 from sft_recipes.errors import InputError
@@ -147,6 +149,11 @@ COVERED: dict[str, tuple[dict[str, Any], int, bool]] = {
 }
 
 
+# peft warns of a pattern that it made itself, and applies it.
+TRANSLATED = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning")
+
+
+@TRANSLATED
 @pytest.mark.parametrize("case", COVERED)
 def test_coverage_is_counted(
     case: str,
@@ -229,3 +236,19 @@ def test_full_fine_tuning_trains_all_experts(qwen3_moe: Path) -> None:
     counted = count_experts(AutoModelForCausalLM.from_pretrained(qwen3_moe))
     assert str(counted) == "4 x 2 layers, 4 of 4 expert tensors trained"
     assert counted and not list(counted.notes())
+
+
+@TRANSLATED
+@pytest.mark.parametrize("case", ["both", "all linear"])
+def test_a_second_stage_goes_on_from_experts(
+    case: str, write_recipe: Callable[..., Path], qwen3_moe: Path
+) -> None:
+    """The adapter of a mixture is gone on from with every number, also where peft translated the names of its layers."""
+    keys = {**LORA, **COVERED[case][0], "learning_rate": 0.1}
+    here = {"model_name_or_path": str(qwen3_moe), "max_steps": 1}
+    one = train(load_recipe(write_recipe(**here, **keys, output_dir="./one")))
+    two = trainer_for(write_recipe(**here, use_peft=True, adapter_name_or_path=str(one)))
+    saved = load_file(one / "adapter_model.safetensors")
+    started = get_peft_model_state_dict(two.model)
+    assert started.keys() == saved.keys() and any("experts" in name for name in saved)
+    assert all(torch.equal(started[name], saved[name]) for name in saved)
