@@ -243,7 +243,7 @@ def test_full_fine_tuning_trains_all_experts(qwen3_moe: Path) -> None:
 def test_a_second_stage_goes_on_from_experts(
     case: str, write_recipe: Callable[..., Path], qwen3_moe: Path
 ) -> None:
-    """The adapter of a mixture is gone on from with every number, also where peft translated the names of its layers."""
+    """The adapter of a mixture is gone on from with every number, also where peft translated its names."""
     keys = {**LORA, **COVERED[case][0], "learning_rate": 0.1}
     here = {"model_name_or_path": str(qwen3_moe), "max_steps": 1}
     one = train(load_recipe(write_recipe(**here, **keys, output_dir="./one")))
