@@ -471,7 +471,7 @@ def switched(key: str, states: Mapping[str, list[Any]], state: Any) -> dict[str,
     if inner:
         value: Any = {inner: EVALUATION_TRIES[inner].value}
     else:
-        value = {**TRL_TRIES, **OWN_TRIES}[key].value
+        value = {**TRL_TRIES, **OWN_TRIES}.get(key, Try(0.5)).value
     return {name: value, **dict.fromkeys(states, state)}
 
 
