@@ -199,11 +199,11 @@ def test_a_first_stage_that_was_moved(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_on_quantized_weights(recipe: Path) -> None:
     """QLoRA goes on from a LoRA: what it starts with is the adapter in bfloat16, and the loss begins where it ended."""
-    four_bit = {"load_in_4bit": True, "dtype": "float32"}
-    one = trained(recipe, "one", **LORA, **four_bit, num_train_epochs=8)
-    two = trained(recipe, "one-again", use_peft=True, adapter_name_or_path=str(one), **four_bit)
-    assert logged(two)[0] < 0.9 * logged(one)[0]
-    assert logged(two)[0] == pytest.approx(logged(one)[-4], rel=0.1)
+    keys = {"load_in_4bit": True, "optim": "adamw_torch", "learning_rate": 1e-2}
+    one = trained(recipe, "one", **LORA, **keys, num_train_epochs=8)
+    two = trained(recipe, "one-again", use_peft=True, adapter_name_or_path=str(one), **keys)
+    assert logged(two)[0] < 0.95 * logged(one)[0]
+    assert logged(two)[0] == pytest.approx(logged(one)[-4], rel=0.02)
     assert stages(two) == [("one", 16, 32)]
 
 
