@@ -16,12 +16,19 @@ import yaml
 from sft_recipes.evaluation.gate_bounds import INDICATORS
 from sft_recipes.evaluation.metric import Metric
 from sft_recipes.evaluation.metrics import METRICS
-from sft_recipes.recipe_checks import NOTES, REFUSED, REFUSED_VALUES, RENAMED, TABLES, Key
+from sft_recipes.recipe_checks import (
+    IDLE,
+    NEEDS,
+    NOTES,
+    REFUSED,
+    REFUSED_VALUES,
+    RENAMED,
+    TABLES,
+    Key,
+)
 from sft_recipes.recipe_keys import (
     DATA_KEYS,
     EVALUATION_KEYS,
-    IDLE,
-    NEEDS,
     OWN_KEYS,
     SOURCE_KEYS,
     trl_keys,
@@ -101,7 +108,14 @@ def refused_keys_page() -> str:
     ]
     lines += ["| written | now | what differs |", "|---|---|---|"]
     lines += [f"| `{old}` | `{new}` | {NOTES.get(old, '')} |" for old, new in RENAMED.items()]
-    lines += ["", "## Refused", "", "| key | instead |", "|---|---|"]
+    lines += [
+        "",
+        "## Refused",
+        "",
+        "`sft-recipes check --fix` takes out those that only have to be removed, and converts mixtures.",
+        "",
+    ]
+    lines += ["| key | instead |", "|---|---|"]
     lines += [f"| `{name}` | {instead} |" for name, instead in REFUSED.items()]
     return "\n".join(lines) + "\n"
 

@@ -21,7 +21,7 @@ from sft_recipes.cli_options import NOT_OF_THE_REQUEST, data_options, held_out_s
 from sft_recipes.cli_output import print_json, print_rows, speaking_on_stderr
 from sft_recipes.cli_review import review
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.recipe_checks import rewrite
+from sft_recipes.recipe_rewrite import rewrite
 
 app = typer.Typer(
     name="sft-recipes",
@@ -61,6 +61,7 @@ def check(
         for change in changes:
             print(change, flush=True)
         loaded = opt.opened_recipe(recipe, context)
+        from sft_recipes.release.hub import check_push
         from sft_recipes.training.check import check_recipe, check_text
         from sft_recipes.upstream.quiet import quiet_libraries
 
@@ -73,10 +74,12 @@ def check(
             progress=not as_json,
             allow_hub_kernels=allow_hub_kernels,
         )
+    if not as_json:
+        print(check_text(result))
+    # Last: who looks at another's recipe has no token for its repository, and sees all the rest.
+    check_push(loaded)
     if as_json:
         print_json({**result, "changes": changes})
-    else:
-        print(check_text(result))
 
 
 @app.command(context_settings=OVERRIDES)

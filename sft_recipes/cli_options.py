@@ -78,7 +78,7 @@ LengthOption = Annotated[int | None, typer.Option("--max_length", help="Longest 
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="Data format; detected if not given")
 ]
-ColumnsOption = Annotated[str | None, typer.Option(help="Columns to read, as in '[messages]'")]
+ColumnsOption = Annotated[str | None, typer.Option(help="Columns to read, as in '\\[messages]'")]
 MappingOption = Annotated[
     str | None,
     typer.Option(
@@ -148,7 +148,9 @@ ReplayFileOption = Annotated[Path, typer.Option(help="File to write, JSON Lines 
 MeasureOption = Annotated[
     int, typer.Option(help="Train this many steps, only to measure time and memory")
 ]
-FixOption = Annotated[bool, typer.Option("--fix", help="First rewrite old key names in the file")]
+FixOption = Annotated[
+    bool, typer.Option("--fix", help="First bring old and dead keys of the file up to date")
+]
 
 # inspect
 RowsOption = Annotated[

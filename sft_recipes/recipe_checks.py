@@ -1,17 +1,11 @@
 """What a key of a recipe and its value may be: types, ranges, refused names and old names.
 
-`rewrite` brings a file with old names up to date.
-
 No list of types stands here: `typing` hints of dataclasses, TRL's and ours, say what fits, and what
 it is called in an error. Names and their replacements stand in `recipe_keys.yaml`.
 """
 
 import enum
-import io
 import math
-import re
-import shutil
-import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +15,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sft_recipes.errors import InputError, Problem, suggest
+from sft_recipes.errors import Problem, suggest
 from sft_recipes.number_range import Range
 from sft_recipes.plain_values import fault_of, quoted, shown
-from sft_recipes.recipe import BLOCK_KEYS, PATHS, parse_value, read_yaml
+from sft_recipes.recipe import BLOCK_KEYS, PATHS
 
 TABLES: Mapping[str, Any] = yaml.safe_load(
     Path(__file__).with_name("recipe_keys.yaml").read_text(encoding="utf-8")
@@ -34,7 +28,14 @@ TABLES: Mapping[str, Any] = yaml.safe_load(
 RENAMED: Mapping[str, str] = TABLES["renamed"]
 REFUSED: Mapping[str, str] = TABLES["refused"]
 NOTES: Mapping[str, str] = TABLES["notes"]
+# How advice begins that only takes a key out, with the reason behind it.
+REMOVE = "remove it; "
 REFUSED_VALUES: Mapping[str, Mapping[str, str]] = TABLES["refused_values"]
+# Keys that other keys switch on (NEEDS) or off (IDLE), with the values of those that do.
+NEEDS: Mapping[str, Mapping[str, list[Any]]] = TABLES["needs"]
+IDLE: Mapping[str, Mapping[str, list[Any]]] = TABLES["idle"]
+# Values that say in so many words that what a key is for is not wanted.
+SWITCHED_OFF = (False, 0, "no", "none")
 # No key is longer; what is longer is no misspelt one.
 _LONGEST_KEY = 80
 
@@ -250,101 +251,24 @@ class KeyCheck:
         return None
 
 
-# -- files with old keys ---------------------------------------------------------------------------
+# -- keys without effect -----------------------------------------------------------------------------
 
 
-class _Change(NamedTuple):
-    old: Setting
-    new: Setting
+def switches_off(key: str, values: Mapping[str, Any]) -> list[str]:
+    """The other keys whose values leave this one without effect."""
+    idle = IDLE.get(key, {})
+    idling = [switch for switch, states in idle.items() if values.get(switch) in states]
+    if idling:
+        return idling
+    needs = NEEDS.get(key, {})
+    for switch, states in needs.items():
+        value = values.get(switch)
+        switched_on = value in states if states else bool(value)
+        if switched_on or value in SWITCHED_OFF:
+            return []
+    return list(needs)
 
 
-# Everything in front of the first key up to a line `---`, which ruamel.yaml would lose.
-_HEAD = re.compile(r"\A\ufeff?(?:(?:[ \t]*(?:#[^\n]*)?\n)*---[^\n]*\n)?")
-
-
-def rewrite(path: Path) -> list[str]:
-    """Give old keys of a recipe file their current names, and values their current form; returns
-    one line per change, `FILE:LINE: old -> new (note)`. Comments, order and quotes stay.
-
-    A key whose current name is set as well is left alone: reading the recipe reports it. Raises
-    InputError, with the file as it was, if it is no recipe or would not load to the same values
-    under the new names.
-    """
-    values, lines = read_yaml(path)
-    changes: list[_Change] = []
-    expected: dict[str, Any] = {}
-    for key, value in values.items():
-        old = Setting(key, value)
-        new = current(key, value) or old
-        if new.key != key and (new.key in values or new.key in expected):
-            new = old
-        expected[new.key] = new.value
-        if new != old:
-            changes.append(_Change(old, new))
-    if changes:
-        _replace(path.resolve(), changes, expected)
-    return [f"{path}:{lines[change.old.key]}: {_described(change)}" for change in changes]
-
-
-def _described(change: _Change) -> str:
-    """A change in words, with what differs under the new name."""
-    old, new = change
-    text = f"{old.key} -> {new.key}"
-    if new.value != old.value:
-        text = f"{old.key}: {_written(old.value)} -> {new.key}: {_written(new.value)}"
-    if old.key in NOTES:
-        text += f" ({NOTES[old.key]})"
-    return text
-
-
-def _written(value: Any) -> str:
-    """A plain value as YAML writes it."""
-    return yaml.safe_dump(value).partition("\n")[0]
-
-
-def _replace(path: Path, changes: Sequence[_Change], expected: Mapping[str, Any]) -> None:
-    """Write the changed file over the old one, whole or not at all."""
-    text = path.read_bytes().decode("utf-8")
-    line_end = "\r\n" if "\r\n" in text else "\n"
-    text = _changed(text.replace("\r\n", "\n"), changes)
-    values = parse_value(text)
-    if values != expected or list(values) != list(expected):
-        what = "old keys could not be renamed without changing other values"
-        fix = "rename them by hand; check without --fix lists them"
-        raise InputError(Problem(str(path), "", what, fix))
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(text.replace("\n", line_end).encode("utf-8"))
-    shutil.copymode(path, temporary)
-    temporary.replace(path)
-
-
-def _changed(text: str, changes: Sequence[_Change]) -> str:
-    """The text of a recipe file with the changes made."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.util import load_yaml_guess_indent
-
-    body = _HEAD.sub("", text, count=1)
-    head = text.removesuffix(body)
-    writer = YAML()
-    writer.preserve_quotes = True
-    writer.width = sys.maxsize  # no line is broken
-    writer.representer.add_representer(type(None), _represent_null)
-    document, sequence, offset = load_yaml_guess_indent(body, yaml=writer)
-    writer.indent(mapping=2, sequence=sequence, offset=offset)
-    for old, new in changes:
-        position = list(document).index(old.key)
-        comment = document.ca.items.pop(old.key, None)
-        value = document.pop(old.key)  # as it is written, `2e-5` or in quotes
-        if new.value != old.value:
-            value = new.value
-        document.insert(position, new.key, value)
-        if comment is not None:
-            document.ca.items[new.key] = comment
-    written = io.StringIO()
-    writer.dump(document, written)
-    return head + written.getvalue()
-
-
-def _represent_null(representer: Any, _: None) -> Any:
-    """null by its name; ruamel.yaml would leave the place behind the colon empty."""
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
+def states_of(switches: Iterable[str], values: Mapping[str, Any]) -> str:
+    """Keys with their values, for a message: `eval_strategy: no, packing: not set`."""
+    return ", ".join(f"{key}: {values.get(key, 'not set')}".lower() for key in switches)

@@ -28,10 +28,6 @@ from sft_recipes.recipe import (
 )
 from sft_recipes.recipe_checks import REFUSED, RENAMED, TABLES, Key, KeyCheck, Setting
 
-# Keys that other keys switch on (NEEDS) or off (IDLE), with the values of those that do.
-NEEDS: Mapping[str, Mapping[str, list[Any]]] = TABLES["needs"]
-IDLE: Mapping[str, Mapping[str, list[Any]]] = TABLES["idle"]
-
 
 @dataclass(frozen=True, slots=True)
 class TopKeys:
@@ -301,10 +297,6 @@ def _combinations(
     if values.get("dataset_name") is None and values.get("datasets") is None:
         fix = "add dataset_name or datasets"
         problems.append(Problem(where, "dataset_name", "no data set is named", fix))
-    if bool(values.get("push_to_hub")) != bool(values.get("hub_model_id")):
-        what = "push_to_hub: true and hub_model_id go together"
-        place = places.get("hub_model_id") or places.get("push_to_hub") or where
-        problems.append(Problem(place, "hub_model_id", what, "set both or none"))
     for key, other in TABLES["apart"].items():
         if values.get(key) and values.get(other):
             fix = "remove one of them or set it to null"

@@ -24,7 +24,7 @@ SAME_SECONDS = 3.0
 PARENT = "SFT_RECIPES_PARENT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_FIRST = b"\nsignal: stopping as soon as nothing is lost by it; a second signal ends it at once\n"
+_FIRST = b"\nsignal: stopping as soon as nothing is lost by it; another in three seconds or more ends it at once\n"
 
 
 class _Listener:

@@ -35,6 +35,8 @@ FOUNDATION = (
     "recipe_keys",
     "recipe_checks",
     "recipe_copies",
+    "recipe_mixtures",
+    "recipe_rewrite",
     "messages",
     "run_folder",
     "path_contents",

@@ -29,16 +29,15 @@ from sft_recipes.data.prepare import prepare
 from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import DatasetSource, EvaluationSettings, Recipe
-from sft_recipes.recipe_checks import Key
+from sft_recipes.recipe_checks import IDLE, NEEDS, Key
 from sft_recipes.recipe_keys import (
     DATA_KEYS,
-    IDLE,
-    NEEDS,
     OWN_KEYS,
     load_recipe,
     make_recipe,
     trl_keys,
 )
+from sft_recipes.release.hub import check_push
 from sft_recipes.training import evaluate_while_training, processes, settings_checks, train
 from tests.conftest import build_model
 from tests.training.test_start_adapter import save_adapter
@@ -324,6 +323,7 @@ class Builder:
         try:
             recipe = load_recipe(path)
             settings_checks.check_settings(recipe)
+            check_push(recipe)
             labeller = open_labeller(recipe)
             data = prepare(recipe, labeller, self.scratch / str(len(self.known)), progress=False)
             trainer: Any = train.build_trainer(recipe, labeller, data)

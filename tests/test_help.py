@@ -151,7 +151,7 @@ def test_a_wrong_column_is_said_before_heavy_imports(command, write_rows, write_
     recipe = write_recipe(dataset_name=str(data), **WRONG)
     done = run_alone([*command.split(), str(recipe)])
     assert done["code"] == 2 and done["heavy"] == []
-    assert f"{data.name}:1: column_mapping leads to 'question'" in done["err"]
+    assert f"{data.name}: column_mapping: no row has a column 'question'" in done["err"]
     assert "prompt, reply" in done["err"]
 
 
@@ -167,7 +167,7 @@ def test_a_wrong_column_of_data_without_a_recipe(write_rows, base_folder) -> Non
     for command in ("inspect", "audit"):
         done = run_alone([command, data, *options])
         assert done["code"] == 2 and done["heavy"] == []
-        assert "leads to 'question'" in done["err"]
+        assert "no row has a column 'question'" in done["err"]
 
 
 def test_one_good_row_leaves_the_others_to_the_account_of_all_rows(

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from sft_recipes import cli, recipe_checks
+from sft_recipes import cli, recipe_rewrite
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import parse_value
-from sft_recipes.recipe_checks import NOTES, REFUSED, RENAMED, current, rewrite
+from sft_recipes.recipe_checks import NOTES, REFUSED, RENAMED, current
 from sft_recipes.recipe_keys import load_recipe, trl_keys
+from sft_recipes.recipe_rewrite import rewrite
 
 MINIMAL = "model_name_or_path: ./base\ndataset_name: ./data\noutput_dir: runs/x\n"
 
@@ -198,7 +199,7 @@ def test_file_stays_where_a_rewrite_would_change_more(
     """A new file that would not load to the expected values is refused, the old one left as it was."""
     text = f"{MINIMAL}torch_dtype: float32\n"
     path = recipe_file(text)
-    monkeypatch.setattr(recipe_checks, "_changed", lambda text, changes: f"{text}seed: 1\n")
+    monkeypatch.setattr(recipe_rewrite, "_changed", lambda text, changes: f"{text}seed: 1\n")
     with pytest.raises(InputError, match="rename them by hand"):
         rewrite(path)
     assert path.read_text() == text
@@ -290,13 +291,180 @@ def test_check_fix_shows_what_is_left(
     recipe_file: Callable[[str], Path],
 ) -> None:
     """Problems that remain end the check as usual, with their lines in the rewritten file."""
-    path = recipe_file(f"{MINIMAL}torch_dtype: float32\nlearning_rte: 1\nhub_revision: main\n")
+    path = recipe_file(
+        f"{MINIMAL}torch_dtype: float32\nlearning_rte: 1\nbase_model_revision: main\n"
+    )
     code, out, err = run(capsys, monkeypatch, str(path), "--fix")
     assert code == 2 and out == f"{path}:4: torch_dtype -> dtype\n"
     assert (
         f"{path}:5: learning_rte: unknown key" in err
-        and f"{path}:6: hub_revision: not taken" in err
+        and f"{path}:6: base_model_revision: not taken" in err
     )
+
+
+HANDBOOK = """\
+# Written after the handbook's schema
+model_name_or_path: org/model
+trust_remote_code: true  # never needed
+
+# Data
+chat_template: "{% for message in messages %}{{ message.content + eos_token }}{% endfor %}"
+dataset_mixture:
+  datasets:          # two sets
+    - id: org/first
+      config: default
+      split: train_sft
+      columns:
+        - messages
+      weight: 0.5
+    - id: org/second
+      split: test_sft
+      weight: 1.0
+    - id: org/third
+      weight: 0
+  test_split_size: 100
+  seed: 7
+dataset_num_proc: 12
+eos_token: <|im_end|>
+
+# Trainer
+do_eval: true
+evaluation_strategy: epoch
+dataset_kwargs:
+  add_special_tokens: false  # the template writes them
+  append_concat_token: false
+
+save_strategy: epoch
+save_steps: 100
+label_smoothing_factor: 0.0
+assistant_only_loss: true
+hub_strategy: every_save
+learning_rate: 2.0e-05 # as it was
+output_dir: data/model
+# the end
+"""
+FIXED = """\
+# Written after the handbook's schema
+model_name_or_path: org/model
+
+# Data
+chat_template: ./mine.jinja
+datasets:
+- path: org/first
+  name: default
+  split: train_sft
+  columns:
+  - messages
+  weight: 0.5
+- path: org/second
+  split: test_sft
+eval_split: 100
+data_seed: 7
+dataset_num_proc: 12
+
+# Trainer
+eval_strategy: epoch
+
+save_strategy: epoch
+learning_rate: 2.0e-05 # as it was
+output_dir: data/model
+# the end
+"""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_handbook_recipe_becomes_one_of_ours(
+    recipe_file: Callable[[str], Path], end: str
+) -> None:
+    """Mixtures are converted, templates move into a file, keys without effect go; comments on what stays, stay, and a
+    second pass changes nothing.
+    """
+    path = recipe_file(HANDBOOK.replace("\n", end))
+    changes = rewrite(path)
+    assert path.read_bytes().decode() == FIXED.replace("\n", end)
+    assert path.with_name("mine.jinja").read_text() == parse_value(HANDBOOK)["chat_template"]
+    mixture = "dataset_mixture -> datasets, eval_split, data_seed (their weight is ours"
+    assert changes[2].startswith(f"{path}:7: {mixture}")
+    assert changes[-3].endswith("label_smoothing_factor: removed (switched off)")
+    assert f"{path}:33: save_steps: removed (no effect with save_strategy: epoch)" in changes
+    assert len(changes) == 11 and rewrite(path) == []
+    recipe = load_recipe(path)
+    assert [source.weight for source in recipe.data.datasets] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "ours"),
+    [
+        (
+            "dataset_mixer: {a/b: 0.5, c/d: 1.0}\ndataset_splits: [train_sft, test_sft]\n"
+            "dataset_configs: [x, y]\n",
+            {
+                "datasets": [
+                    {"path": "a/b", "name": "x", "split": "train_sft", "weight": 0.5},
+                    {"path": "c/d", "name": "y", "split": "train_sft"},
+                ],
+                "dataset_test_split": "test_sft",
+            },
+        ),
+        (
+            "dataset_mixer: {a/b: 1}\ndataset_splits: [train]\n",
+            {"datasets": [{"path": "a/b", "split": "train"}]},
+        ),
+        (
+            "dataset_name: a/b\ndataset_configs: [all]\ndataset_splits: [test, train]\n",
+            {
+                "dataset_name": "a/b",
+                "dataset_config": "all",
+                "dataset_test_split": "test",
+                "dataset_train_split": "train",
+            },
+        ),
+        ("dataset_name: a/b\ncompletion_only_loss: false\n", {"train_on": "all"}),
+        ("dataset_name: a/b\nassistant_only_loss: false\n", {}),
+        ("dataset_name: a/b\nfsdp: ''\nlabel_names: []\nhub_token: null\n", {}),
+    ],
+)
+def test_conversions_by_known_answers(
+    recipe_file: Callable[[str], Path], lines: str, ours: dict[str, Any]
+) -> None:
+    """Each old form of a mixture, and each key that is taken out, as the keys that it has to become."""
+    rest = {"model_name_or_path": "m", "output_dir": "r"}
+    path = recipe_file("model_name_or_path: m\noutput_dir: r\n" + lines)
+    assert rewrite(path)
+    values = parse_value(path.read_text())
+    assert values == {**rest, **({} if "datasets" in ours else {"dataset_name": "a/b"}), **ours}
+    load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "dataset_mixture: {datasets: [{path: a/b}]}\n",
+        "dataset_mixture: [a/b]\n",
+        "dataset_mixture: {datasets: [], seed: 1}\n",
+        "dataset_mixer: {a/b: 1}\ndataset_splits: [train_sft, train_gen]\n",
+        "dataset_mixer: [a/b]\n",
+        "dataset_mixer: {a/b: 1}\ndataset_configs: [x, y]\n",
+        "label_smoothing_factor: 0.1\n",
+        "lora_r: 8\n",
+    ],
+)
+def test_what_has_no_counterpart_stays(recipe_file: Callable[[str], Path], lines: str) -> None:
+    """Mixtures of another form, special losses, and keys whose switch may have been forgotten are left to a person."""
+    path = recipe_file(f"model_name_or_path: m\noutput_dir: r\n{lines}")
+    before = path.read_text()
+    assert rewrite(path) == [] and path.read_text() == before
+
+
+def test_another_file_of_the_templates_name_is_left(recipe_file: Callable[[str], Path]) -> None:
+    """The template goes to no file that holds something else, and the recipe stays then."""
+    path = recipe_file(MINIMAL + "chat_template: '{{ messages }}'\n")
+    before = path.read_text()
+    other = path.with_name("mine.jinja")
+    other.write_text("mine")
+    with pytest.raises(InputError, match=r"move mine\.jinja away"):
+        rewrite(path)
+    assert other.read_text() == "mine" and path.read_text() == before
 
 
 def test_old_names_of_other_recipes_are_known() -> None:

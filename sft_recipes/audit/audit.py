@@ -191,7 +191,7 @@ def _check(request: AuditRequest, data: AuditData, labeller: Labeller | None) ->
         total=passes * len(rows),
         desc="audit",
         unit=" checks",
-        disable=not request.progress,
+        disable=None if request.progress else True,
         leave=False,
     ) as bar:
         if labeller is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -25,6 +25,18 @@ class InspectedRow:
 
     example: Example
     result: LabelledRow | DroppedRow
+
+
+class TokensAndLabels(Protocol):
+    """A training row, whoever made it."""
+
+    @property
+    def input_ids(self) -> list[int]:
+        """The row's ids."""
+
+    @property
+    def labels(self) -> list[int]:
+        """The id to be learned at each position, or -100."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +77,7 @@ def inspect_rows(
                 yield InspectedRow(batch[result.example], result)
 
 
-def row_json(renderer: ChatRenderer, example: Example, row: LabelledRow) -> dict[str, Any]:
+def row_json(renderer: ChatRenderer, example: Example, row: TokensAndLabels) -> dict[str, Any]:
     """The row for `inspect --json`; `text` is what the ids decode to."""
     text = renderer.tokenizer.decode(row.input_ids, clean_up_tokenization_spaces=False)
     return {
@@ -77,7 +89,7 @@ def row_json(renderer: ChatRenderer, example: Example, row: LabelledRow) -> dict
     }
 
 
-def token_runs(renderer: ChatRenderer, row: LabelledRow) -> Iterator[TokenRun]:
+def token_runs(renderer: ChatRenderer, row: TokensAndLabels) -> Iterator[TokenRun]:
     """The row's text in runs of tokens that are alike: trained or not, special or not."""
     special = set(renderer.special_tokens.values())
     runs: list[_AlikeTokens] = []
@@ -92,7 +104,7 @@ def token_runs(renderer: ChatRenderer, row: LabelledRow) -> Iterator[TokenRun]:
         yield TokenRun(text, run.is_trained, run.is_special)
 
 
-def coloured(renderer: ChatRenderer, row: LabelledRow) -> Text:
+def coloured(renderer: ChatRenderer, row: TokensAndLabels) -> Text:
     """The row's text with trained tokens in green on the rest in grey.
 
     Special tokens bold, invisibles shown.

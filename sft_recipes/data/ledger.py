@@ -14,6 +14,7 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.messages import Example
 
 SHOWN_PLACES = 5
+SHOWN_REASONS = 5
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class SourceLedger:
     trained_tokens_kept: int = 0
     trained_tokens_lost: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    rejected: Mapping[str, int] = field(default_factory=dict)
     places: dict[str, list[str]] = field(default_factory=dict)
     unused_columns: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -86,6 +88,7 @@ class SourceLedger:
         rows = rejects.rejected[source].total()
         self.rows_in += rows
         self.rows_rejected = rows
+        self.rejected = dict(rejects.rejected[source].most_common(SHOWN_REASONS))
         self.unused_columns = rejects.unused_columns[source]
         self.notes = rejects.notes(source)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.data.formats import RowConverter, RowFormat, detect_format
+from sft_recipes.data.reading.column_values import as_list, first_step
 from sft_recipes.data.reading.columns import recognise, refuse_second_candidates
 from sft_recipes.data.reading.json_reader import Row, RowProblem, read_json_rows
 from sft_recipes.data.reading.known_formats import FORMATS
@@ -73,6 +74,7 @@ def iter_examples(
         finally:  # a caller may stop early
             if isinstance(rows, TableRows):
                 rejects.nulls_removed[name] += rows.nulls_removed
+    reader.check_columns()
     rejects.finish(name, total)
     reader.check_settings()
 
@@ -135,19 +137,23 @@ class _SourceReader:
         return converter.convert(values, file, row, line)
 
     def check_settings(self) -> None:
-        """Raise InputError for a name in the settings that no row has."""
-        self.check_columns()
+        """Raise InputError for a key of turns in the settings that no row has."""
         if self._format is not None:
             self._format.keys.check_seen(self._source.path)
 
     def check_columns(self) -> None:
-        """Raise InputError for a column that the user lists and no row has."""
-        for column in self._source.columns or ():
-            if column not in self._seen and self._seen:
-                fix = suggest(column, self._seen, "correct or remove the name")
-                raise InputError(
-                    Problem(self._source.path, "columns", f"no row has a column {column!r}", fix)
-                )
+        """Raise InputError for a column that the user names and no row has."""
+        named = [("columns", column) for column in self._source.columns or ()]
+        for paths in self._source.column_mapping.values():
+            named += [("column_mapping", first_step(path)) for path in as_list(paths)]
+        for key, column in named:
+            is_there = column in self._seen or any(
+                name.startswith(f"{column}.") for name in self._seen
+            )
+            if self._seen and not is_there:
+                fix = suggest(column, self._seen, f"use one of {', '.join(sorted(self._seen))}")
+                what = f"no row has a column {column!r}"
+                raise InputError(Problem(self._source.path, key, what, fix))
 
     def _converter(self, values: Mapping[str, Any], where: str) -> RowConverter:
         """What converts rows with the columns of this one."""

@@ -96,11 +96,11 @@ def check_base_folder(recipe: Recipe) -> None:
     raise InputError(Problem(recipe.place(key), key, what, fix))
 
 
-def check_folder(
-    name: str, fix: str = "check the path; ./ and ../ are relative to the recipe file"
-) -> None:
+def check_folder(name: str, fix: str = "check the path") -> None:
     """Raise InputError, with this fix, for a name that looks like a folder and is none."""
     if run_folder.looks_local(name) and not _is_folder(name):
+        if name.startswith("."):
+            fix += "; in a recipe ./ and ../ are relative to its file"
         raise InputError(Problem(shown(name), "model_name_or_path", "no such folder", fix))
 
 

@@ -322,7 +322,9 @@ class _Preparation:
             rejects=self._rejects,
         )
         title = f"preparing {Path(source.path).name}"
-        return tqdm(examples, title, unit=" rows", disable=not self._progress, leave=False)
+        return tqdm(
+            examples, title, unit=" rows", disable=None if self._progress else True, leave=False
+        )
 
     def _keep_for_split(self, batch: _Batch, result: _PreparedBatch) -> None:
         if self._recipe.data.eval_split:

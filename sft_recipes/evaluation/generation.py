@@ -127,7 +127,7 @@ def _answer_in_batches(
     with tqdm(
         total=len(prompts),
         desc="generating",
-        disable=not progress or not state.is_main_process,
+        disable=None if progress and state.is_main_process else True,
         leave=False,
     ) as bar:
         while len(answers) < len(prompts):

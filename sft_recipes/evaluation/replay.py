@@ -221,7 +221,7 @@ class _Answers:
             initial=len(prompts) - len(left),
             desc="answering",
             unit=" prompts",
-            disable=not progress,
+            disable=None if progress else True,
         ) as bar:
             for start in range(0, len(left), size):
                 batch = left[start : start + size]

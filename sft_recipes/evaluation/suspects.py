@@ -112,7 +112,7 @@ def _losses(model: Any, table: Dataset, trained: Integers, progress: bool) -> Lo
     state = PartialState()
     lengths = column(table, "tokens")[trained]
     batches = list(_batches(lengths))[state.process_index :: state.num_processes]
-    hidden = not progress or not state.is_main_process
+    hidden = None if progress and state.is_main_process else True
     own: list[tuple[int, float]] = []
     for places in tqdm(batches, desc="loss of training rows", disable=hidden, leave=False):
         rows = table[trained[places]]

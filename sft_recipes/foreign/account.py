@@ -4,8 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sft_recipes.foreign.reading import ForeignFinding, Group, Outcome, Reading
+from sft_recipes.foreign.tables import value_text
 
 _LONGEST_VALUE = 50
+# How keys end whose values nobody else may see.
+_SECRETS = ("hub_token", "api_key", "secret")
 
 
 def lines(reading: Reading) -> Iterator[str]:
@@ -16,16 +19,21 @@ def lines(reading: Reading) -> Iterator[str]:
         f"{counts[Group.SAME]} the same, {counts[Group.NO_EFFECT]} without effect here, "
         f"{counts[Group.DIFFERENT]} different, {counts[Group.BLOCKED]} in the way"
     )
+    always = reading.table.more.get("always", ())
+    different = _of(reading, Group.DIFFERENT)
     for title, outcomes in (
         ("in the way, so no recipe was written", reading.blocked),
-        ("different", _of(reading, Group.DIFFERENT)),
+        ("different", [outcome for outcome in different if outcome.rule_key not in always]),
+        (
+            f"different in every config of {reading.table.tool}",
+            [outcome for outcome in different if outcome.rule_key in always],
+        ),
     ):
         if outcomes:
             yield f"\n{title}:"
-            for outcome in outcomes:
-                yield _outcome_line(reading, outcome)
+            yield from (_outcome_line(reading, outcome) for outcome in outcomes)
     if reading.defaults and not reading.blocked:
-        yield f"\nnot set, so as {reading.table.tool} does by itself:"
+        yield f"\nnot set; the recipe says what {reading.table.tool} does then, or what is done here:"
         for outcome in reading.defaults:
             if outcome.ours:
                 yield f"  {_default_line(outcome)}"
@@ -38,6 +46,9 @@ def lines(reading: Reading) -> Iterator[str]:
         if findings:
             yield f"\n{title}:"
             yield from (f"  {finding}" for finding in findings)
+    silent = [outcome.rule_key for outcome in _of(reading, Group.NO_EFFECT)]
+    if silent:
+        yield f"\nwithout effect here (--json says why of each): {', '.join(silent)}"
 
 
 def as_json(reading: Reading) -> dict[str, Any]:
@@ -88,17 +99,20 @@ def _default_line(outcome: Outcome) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value).replace("\n", " ")
+    text = value_text(value).replace("\n", " ")
     if len(text) > _LONGEST_VALUE:
         return text[: _LONGEST_VALUE - 3] + "..."
     return text
 
 
 def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+    value = outcome.setting.value
+    if outcome.setting.key.endswith(_SECRETS):
+        value = "not shown"
     return {
         "key": outcome.setting.key,
         "line": outcome.setting.line or None,
-        "value": outcome.setting.value,
+        "value": value,
         "say": outcome.say,
         "ours": dict(outcome.ours),
     }

@@ -10,17 +10,6 @@ from sft_recipes.foreign import axolotl_data, axolotl_schedule, launch_files
 from sft_recipes.foreign.reading import Reading, Setting
 from sft_recipes.foreign.tables import is_off
 
-# Older flags that each ask for an attention that keeps packed rows apart.
-_ATTENTION_FLAGS = (
-    "flash_attention",
-    "xformers_attention",
-    "sdp_attention",
-    "flex_attention",
-    "eager_attention",
-)
-# Words in a model's name that say it was tuned to chat.
-_CHAT_NAMES = ("instruct", "-chat", "-it")
-
 
 def _base_model(reading: Reading, setting: Setting) -> None:
     reading.same(setting, {"model_name_or_path": reading.local_path(str(setting.value))})
@@ -50,8 +39,35 @@ def _load_in_4bit(reading: Reading, setting: Setting) -> None:
             setting, "a quantized model is only trained through LoRA; axolotl refuses it as well"
         )
     else:
-        # axolotl quantizes its quantization constants, too (bnb_4bit_use_double_quant).
-        reading.same(setting, {"load_in_4bit": True, "use_bnb_nested_quant": True})
+        # axolotl quantizes its quantization constants, too, unless it is told not to.
+        nested = reading.value("bnb_config_kwargs.bnb_4bit_use_double_quant")
+        reading.same(setting, {"load_in_4bit": True, "use_bnb_nested_quant": nested is not False})
+
+
+def _bnb_config(reading: Reading, setting: Setting) -> None:
+    for leaf in list(reading.below(setting.key)):
+        name = leaf.key.rpartition(".")[2]
+        if name in ("bnb_4bit_quant_type", "bnb_4bit_quant_storage"):
+            reading.same(leaf, {name: leaf.value})
+        elif name == "bnb_4bit_use_double_quant":
+            reading.same(leaf, {})
+        else:
+            reading.block(leaf, "a setting of quantization that a recipe has not")
+
+
+def _train_on_inputs(reading: Reading, setting: Setting) -> None:
+    if not setting.value:
+        reading.same(setting, {"train_on": "assistant"})
+        return
+    reading.find(setting, "prompts are trained: the model also learns to write questions")
+    kinds = {str(entry.get("type")) for entry in reading.value("datasets") or []}
+    if "chat_template" in kinds:
+        say = (
+            "every token is trained, the headers of turns as well; axolotl trains contents and ends"
+        )
+        reading.differs(setting, say, {"train_on": "all"})
+    else:
+        reading.same(setting, {"train_on": "all"})
 
 
 def _load_in_8bit(reading: Reading, setting: Setting) -> None:
@@ -98,13 +114,21 @@ def _bf16(reading: Reading, setting: Setting) -> None:
         say = "bfloat16 where the machine has it, which is what is detected without a key"
     elif setting.value is False and not reading.value("fp16"):
         ours = {"bf16": False, "dtype": "float32"}
-    if setting.value and full:
+    if setting.value and full and not _keeps_float32(reading):
         # `resolve_dtype` loads the weights themselves in bfloat16 and hands them to the optimizer.
         ours["dtype"] = "bfloat16"
     if ours:
         reading.same(setting, ours)
     else:
         reading.no_effect(setting, say or "switched off")
+
+
+def _keeps_float32(reading: Reading) -> bool:
+    """Whether the optimizer has float32 weights all the same: ZeRO keeps them, accelerate makes them for FSDP1."""
+    if reading.value("deepspeed"):
+        return True
+    version = reading.value("fsdp_version") or reading.value("fsdp_config.fsdp_version") or 1
+    return bool(reading.value("fsdp") or reading.value("fsdp_config")) and str(version) != "2"
 
 
 def _bfloat16(reading: Reading, setting: Setting) -> None:
@@ -117,6 +141,13 @@ def _bfloat16(reading: Reading, setting: Setting) -> None:
 def _batch_size(reading: Reading, setting: Setting) -> None:
     steps = int(setting.value) // int(reading.value("micro_batch_size"))
     reading.same(setting, {"gradient_accumulation_steps": max(steps, 1)})
+
+
+def _optim_args(reading: Reading, setting: Setting) -> None:
+    arguments = setting.value
+    if isinstance(arguments, Mapping):
+        arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
+    reading.same(setting, {"optim_args": arguments})
 
 
 def _adam_eps(reading: Reading, setting: Setting) -> None:
@@ -132,7 +163,7 @@ def _val_set_size(reading: Reading, setting: Setting) -> None:
         reading.no_effect(setting, "no rows are held out")
     else:
         ours = {"eval_split": setting.value}
-        say = "eval_split: seeded, rows with one prompt stay together"
+        say = "eval_split: another seeded draw, rows with one prompt stay together"
         reading.differs(setting, say, ours)
 
 
@@ -148,6 +179,7 @@ def _test_datasets(reading: Reading, setting: Setting) -> None:
     path = held_out.get("path", "FILE")
     say = f"not evaluated during training; afterwards: sft-recipes evaluate RUN --data {path}"
     reading.differs(setting, say)
+    reading.evaluates_elsewhere = True
 
 
 # -- templates and tokens ----------------------------------------------------------------------------
@@ -155,7 +187,8 @@ def _test_datasets(reading: Reading, setting: Setting) -> None:
 
 def _chat_template(reading: Reading, setting: Setting) -> None:
     kinds = {str(entry.get("type")) for entry in reading.value("datasets") or []}
-    if not kinds & {"chat_template", "sharegpt"}:
+    types = reading.table.more["types"]
+    if kinds <= types.keys() and not kinds & {"chat_template", "sharegpt"}:
         reading.no_effect(setting, f"rows of type {', '.join(sorted(kinds))} are not written in it")
         reading.find(
             setting,
@@ -186,9 +219,6 @@ def _special_tokens(reading: Reading, setting: Setting) -> None:
             reading.differs(leaf, "the tokenizer's own is kept; no token is added")
         else:
             reading.block(leaf, "the vocabulary never grows")
-    tokens = setting.value
-    if tokens.get("pad_token") and tokens.get("pad_token") == tokens.get("eos_token"):
-        reading.find(setting, "PAD is EOS: what masks padding masks the end of answers as well")
 
 
 # -- the rest ------------------------------------------------------------------------------------------
@@ -251,9 +281,15 @@ def _fsdp(reading: Reading, setting: Setting) -> None:
         reading.no_effect(setting, "switched off")
         return
     reading.launch = "fsdp2_qlora" if reading.value("load_in_4bit") else "fsdp2"
-    reading.differs(
-        setting, f"`train --launch {reading.launch}`: FSDP2 with float32 weights, sharded by layer"
+    say = f"`train --launch {reading.launch}`: FSDP2, every layer sharded over all processes"
+    offloads = any(
+        leaf.key.endswith("offload_params") and leaf.value for leaf in reading.settings.values()
     )
+    if offloads:
+        say += (
+            "; nothing moves to the CPU unless a copy of that file says `fsdp_offload_params: true`"
+        )
+    reading.differs(setting, say)
 
 
 def _dp_shard_size(reading: Reading, setting: Setting) -> None:
@@ -279,10 +315,13 @@ RULES: Mapping[str, Callable[[Reading, Setting], None]] = {
     "load_in_8bit": _load_in_8bit,
     "lora_target_linear": _lora_target_linear,
     "lora_target_modules": _lora_target_modules,
+    "bnb_config_kwargs": _bnb_config,
+    "train_on_inputs": _train_on_inputs,
     "bf16": _bf16,
     "bfloat16": _bfloat16,
     "batch_size": _batch_size,
     "adam_eps": _adam_eps,
+    "optim_args": _optim_args,
     "val_set_size": _val_set_size,
     "datasets": axolotl_data.read_data_sets,
     "test_datasets": _test_datasets,
@@ -307,65 +346,3 @@ RULES: Mapping[str, Callable[[Reading, Setting], None]] = {
     "tensor_parallel_size": _lone_size,
     "expert_parallel_size": _lone_size,
 }
-
-
-def finish(reading: Reading) -> None:
-    """What takes more than one key: warmup, evaluation, packing, Alpaca in chat models."""
-    recipe = reading.recipe
-    if "warmup_steps" not in recipe:
-        # `_configure_warmup_and_logging`: 3 % of the steps, at most 100.
-        reading.put_default("warmup_steps", 0.03, "3 % of the steps, in axolotl at most 100")
-    if "eval_strategy" not in recipe and ("eval_split" in recipe or "dataset_test_split" in recipe):
-        say = "after each epoch; axolotl never evaluates them"
-        reading.put_default("eval_strategy", "epoch", say)
-        reading.find(
-            reading.setting("val_set_size"),
-            "rows are held out and nothing says when to evaluate them: axolotl never does",
-        )
-    _keep_the_best(reading)
-    if "save_strategy" not in recipe:
-        reading.put_default("save_strategy", "epoch", "after each epoch, as in axolotl")
-    _look_at_packing(reading)
-    _look_at_alpaca(reading)
-    if reading.value("train_on_inputs"):
-        reading.find(
-            reading.setting("train_on_inputs"),
-            "prompts are trained: the model also learns to write questions",
-        )
-
-
-def _keep_the_best(reading: Reading) -> None:
-    """axolotl loads the best checkpoint at the end wherever saving falls on evaluations (`causal.py`)."""
-    recipe = reading.recipe
-    save_steps = recipe.get("save_steps")
-    eval_steps = recipe.get("eval_steps")
-    if not save_steps or not eval_steps or reading.value("load_best_model_at_end") is not None:
-        return
-    if round(save_steps / eval_steps, 6).is_integer():
-        reading.put_default(
-            "load_best_model_at_end", True, "the best checkpoint is kept, not the last"
-        )
-
-
-def _look_at_packing(reading: Reading) -> None:
-    setting = reading.setting("sample_packing")
-    if setting is None or not setting.value:
-        return
-    if any(reading.value(flag) for flag in _ATTENTION_FLAGS):
-        return
-    attention = str(reading.value("attn_implementation") or "none is set")
-    name = attention.partition(":")[0].partition("@")[0].strip()
-    if name not in reading.table.more["separating"]:
-        what = f"packed rows see one another in axolotl under this attention ({attention})"
-        reading.find(setting, what)
-
-
-def _look_at_alpaca(reading: Reading) -> None:
-    model = str(reading.value("base_model") or "").lower()
-    tuned = any(name in model for name in _CHAT_NAMES)
-    if tuned and reading.recipe.get("chat_template") == "alpaca":
-        reading.find(
-            reading.setting("datasets"),
-            "Alpaca text in a model that was tuned to chat: served by its own template, it never sees "
-            "what it was trained on",
-        )

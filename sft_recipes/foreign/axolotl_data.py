@@ -26,22 +26,22 @@ def _data_set(sets: DataSets, number: int) -> None:
     if kind is None:
         entry.block_whole("rows without a `type` come as tokens; this project starts from text")
         return
+    _source(entry)
     if not isinstance(kind, str):
         why = (
             "a prompt format of your own: write it as a chat template (`chat_template: FILE.jinja`)"
         )
         entry.block("type", why)
-        return
-    if kind not in types:
+    elif kind not in types:
         entry.block("type", f"rows of type {kind!r}: this project reads {', '.join(types)}")
-        return
-    known = types[kind]
-    _source(entry)
-    _say_type(entry, kind, known)
+    else:
+        _say_type(entry, kind, types[kind])
     for key in entry.names():
-        rule = _ENTRY_RULES.get(key)
-        if rule is not None:
-            rule(entry, known)
+        if key in _MAPPED:
+            block, ours = _MAPPED[key]
+            entry.same(key, {block: {ours: entry.value(key)}})
+        elif key in _ENTRY_RULES:
+            _ENTRY_RULES[key](entry)
 
 
 def _say_type(entry: Entry, kind: str, known: Mapping[str, Any]) -> None:
@@ -77,79 +77,59 @@ def _source(entry: Entry) -> None:
         entry.same("data_files", {"data_files": files})
 
 
-def _entry_split(entry: Entry, known: Mapping[str, Any]) -> None:
-    entry.same("split", {"split": entry.value("split")})
+# Keys that name a column or a key of turns: the mapping of ours and the name in it.
+_MAPPED = {
+    "field": ("column_mapping", "text"),
+    "field_messages": ("column_mapping", "messages"),
+    "field_tools": ("column_mapping", "tools"),
+    "field_thinking": ("message_mapping", "reasoning_content"),
+    "message_field_role": ("message_mapping", "role"),
+    "message_field_content": ("message_mapping", "content"),
+    "message_field_training": ("message_mapping", "train"),
+}
 
 
-def _entry_name(entry: Entry, known: Mapping[str, Any]) -> None:
+def _entry_split(entry: Entry) -> None:
+    split = entry.value("split")
+    entry.take_split("split", str(split))
+
+
+def _entry_name(entry: Entry) -> None:
     entry.same("name", {"name": entry.value("name")})
 
 
-def _entry_field(entry: Entry, known: Mapping[str, Any]) -> None:
-    entry.same("field", {"column_mapping": {"text": entry.value("field")}})
+def _entry_properties(entry: Entry) -> None:
+    mapping = entry.value("message_property_mappings")
+    entry.same("message_property_mappings", {"message_mapping": mapping})
 
 
-def _entry_messages(entry: Entry, known: Mapping[str, Any]) -> None:
-    entry.same("field_messages", {"column_mapping": {"messages": entry.value("field_messages")}})
-
-
-def _entry_tools(entry: Entry, known: Mapping[str, Any]) -> None:
-    entry.same("field_tools", {"column_mapping": {"tools": entry.value("field_tools")}})
-
-
-def _entry_thinking(entry: Entry, known: Mapping[str, Any]) -> None:
-    column = entry.value("field_thinking")
-    entry.same("field_thinking", {"message_mapping": {"reasoning_content": column}})
-
-
-def _entry_properties(entry: Entry, known: Mapping[str, Any]) -> None:
-    entry.same(
-        "message_property_mappings", {"message_mapping": entry.value("message_property_mappings")}
-    )
-
-
-def _entry_role_key(entry: Entry, known: Mapping[str, Any]) -> None:
-    entry.same(
-        "message_field_role", {"message_mapping": {"role": entry.value("message_field_role")}}
-    )
-
-
-def _entry_content_key(entry: Entry, known: Mapping[str, Any]) -> None:
-    key = entry.value("message_field_content")
-    entry.same("message_field_content", {"message_mapping": {"content": key}})
-
-
-def _entry_training(entry: Entry, known: Mapping[str, Any]) -> None:
-    key = entry.value("message_field_training")
-    entry.same("message_field_training", {"message_mapping": {"train": key}})
-
-
-def _entry_roles(entry: Entry, known: Mapping[str, Any]) -> None:
+def _entry_roles(entry: Entry) -> None:
     entry.same("roles", {"role_mapping": entry.value("roles")})
 
 
-def _entry_template(entry: Entry, known: Mapping[str, Any]) -> None:
+def _entry_template(entry: Entry) -> None:
     template = entry.value("chat_template")
     entry.use_template(take_template(entry.reading, entry.setting("chat_template"), str(template)))
 
 
-def _entry_jinja(entry: Entry, known: Mapping[str, Any]) -> None:
+def _entry_jinja(entry: Entry) -> None:
     entry.use_template(entry.reading.jinja_file(entry.value("chat_template_jinja")))
     entry.same("chat_template_jinja", {})
 
 
-def _entry_roles_to_train(entry: Entry, known: Mapping[str, Any]) -> None:
+def _entry_roles_to_train(entry: Entry) -> None:
     roles = entry.value("roles_to_train")
-    if set(roles) <= {"assistant", "gpt"}:
+    if not roles:
+        why = "only turns that say so are trained there; here a turn of the assistant is unless it says no"
+        entry.block("roles_to_train", why)
+    elif set(roles) <= {"assistant", "gpt"}:
         entry.no_effect("roles_to_train", "the assistant's turns are trained")
     else:
-        entry.block(
-            "roles_to_train",
-            f"turns of {', '.join(map(str, roles))}: only the assistant's are trained here",
-        )
+        names = ", ".join(map(str, roles))
+        entry.block("roles_to_train", f"turns of {names}: only the assistant's are trained here")
 
 
-def _entry_train_on_end(entry: Entry, known: Mapping[str, Any]) -> None:
+def _entry_train_on_end(entry: Entry) -> None:
     for key in ("train_on_eos", "train_on_eot"):
         when = entry.value(key)
         if when is None:
@@ -162,31 +142,24 @@ def _entry_train_on_end(entry: Entry, known: Mapping[str, Any]) -> None:
             entry.find(key, "the end of a turn is never trained: the model does not learn to stop")
 
 
-def _entry_drop_system(entry: Entry, known: Mapping[str, Any]) -> None:
+def _entry_drop_system(entry: Entry) -> None:
     if entry.value("drop_system_message"):
         entry.differs("drop_system_message", "system turns of the rows are kept", {})
     else:
         entry.no_effect("drop_system_message", "switched off")
 
 
-def _without_effect(key: str, why: str) -> Callable[[Entry, Mapping[str, Any]], None]:
-    def rule(entry: Entry, known: Mapping[str, Any]) -> None:
+def _without_effect(key: str, why: str) -> Callable[[Entry], None]:
+    def rule(entry: Entry) -> None:
         entry.no_effect(key, why)
 
     return rule
 
 
-_ENTRY_RULES: Mapping[str, Callable[[Entry, Mapping[str, Any]], None]] = {
+_ENTRY_RULES: Mapping[str, Callable[[Entry], None]] = {
     "split": _entry_split,
     "name": _entry_name,
-    "field": _entry_field,
-    "field_messages": _entry_messages,
-    "field_tools": _entry_tools,
-    "field_thinking": _entry_thinking,
     "message_property_mappings": _entry_properties,
-    "message_field_role": _entry_role_key,
-    "message_field_content": _entry_content_key,
-    "message_field_training": _entry_training,
     "roles": _entry_roles,
     "chat_template": _entry_template,
     "chat_template_jinja": _entry_jinja,
@@ -194,6 +167,7 @@ _ENTRY_RULES: Mapping[str, Callable[[Entry, Mapping[str, Any]], None]] = {
     "train_on_eos": _entry_train_on_end,
     "train_on_eot": _entry_train_on_end,
     "drop_system_message": _entry_drop_system,
+    "conversation": _without_effect("conversation", "axolotl reads it for alpaca_chat alone"),
     "ds_type": _without_effect("ds_type", "follows from the file"),
     "trust_remote_code": _without_effect("trust_remote_code", "data sets run no code"),
     "template_thinking_key": _without_effect(

@@ -61,10 +61,13 @@ def _eval_steps(reading: Reading, setting: Setting) -> None:
 
 
 def _eval_strategy(reading: Reading, setting: Setting) -> None:
-    if not _evaluates(reading):
-        reading.no_effect(setting, "no rows are held out (val_set_size)")
-    else:
+    if _evaluates(reading):
         reading.same(setting, {"eval_strategy": setting.value})
+        return
+    reading.no_effect(setting, "no rows are held out (val_set_size)")
+    if setting.value != "no":
+        what = "evaluations are asked for and no rows are held out: axolotl refuses it"
+        reading.find(setting, what)
 
 
 def _save_steps(reading: Reading, setting: Setting) -> None:

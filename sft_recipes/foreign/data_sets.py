@@ -1,5 +1,6 @@
 """The data sets of a foreign config: entry by entry, then as `dataset_name` or `datasets`."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ _MAPPINGS = ("column_mapping", "message_mapping", "role_mapping")
 _AT_TOP = {"path": "dataset_name", **{inside: top for top, inside in NAMES_INSIDE.items()}}
 # Keys that only stand inside `datasets`.
 _ONLY_INSIDE = ("data_files", "fraction", "held_out")
+# A part of a split as `datasets` writes it, in percent or in rows.
+_PART = re.compile(r"(?P<split>\w+)\[(?P<start>\d*)%?:(?P<stop>\d*)%?\]")
 
 
 def put_sources(reading: Reading, origin: Setting, sources: Sequence[Mapping[str, Any]]) -> None:
@@ -31,9 +34,10 @@ class DataSets:
         self.key = key
         self._entries: list[Entry] = []
 
-    def entry(self, number: int) -> "Entry":
-        """The data set at this place of the list."""
-        entry = Entry(self.reading, f"{self.key}.{number}")
+    def entry(self, number: int | None = None) -> "Entry":
+        """The data set at this place of the list; without one, the only set, whose keys stand there themselves."""
+        key = self.key if number is None else f"{self.key}.{number}"
+        entry = Entry(self.reading, key)
         self._entries.append(entry)
         return entry
 
@@ -42,14 +46,25 @@ class DataSets:
         origin = self.reading.setting(self.key)
         templates = {entry.template for entry in self._entries}
         if len(templates) > 1 and origin is not None:
-            names = ", ".join(sorted(str(name or "the model's own") for name in templates))
-            self.reading.block(origin, f"one recipe has one template, and these sets need {names}")
+            names = " and ".join(sorted(str(name or "the model's own") for name in templates))
+            why = f"data sets in several templates ({names}): a recipe has one, so bring the rows into one format"
+            self.reading.block(origin, why)
             return
         template = templates.pop() if templates else None
         if template is not None and origin is not None:
             self.reading.put("chat_template", template, origin)
         if origin is not None:
+            self._limit_rows(origin)
             put_sources(self.reading, origin, [entry.ours for entry in self._entries])
+
+    def _limit_rows(self, origin: Setting) -> None:
+        limits = [entry.max_rows for entry in self._entries if entry.max_rows is not None]
+        if limits and len(self._entries) > 1:
+            self.reading.block(
+                origin, "a number of rows of one set among several: write `weight` by hand"
+            )
+        elif limits:
+            self.reading.put("max_rows", limits[0], origin)
 
 
 class Entry:
@@ -60,6 +75,7 @@ class Entry:
         self.key = key
         self.ours: dict[str, Any] = {}
         self.template: str | None = None
+        self.max_rows: int | None = None
 
     def names(self) -> Iterator[str]:
         """The names of the keys that are set in this entry."""
@@ -104,6 +120,22 @@ class Entry:
     def find(self, name: str, what: str) -> None:
         """Something is wrong with the config itself."""
         self.reading.find(self.setting(name), what)
+
+    def take_split(self, name: str, split: str) -> None:
+        """A split's name, or a part of one: `train[:10%]`, `train[:500]`."""
+        part = _PART.fullmatch(split)
+        if part is not None and "%" in split:
+            share = (int(part["stop"] or 100) - int(part["start"] or 0)) / 100
+            say = f"a seeded {share:.0%} of the rows in place of this part"
+            self.differs(name, say, {"split": part["split"], "weight": share})
+        elif part is not None and part["stop"]:
+            self.max_rows = int(part["stop"]) - int(part["start"] or 0)
+            say = f"{self.max_rows} rows drawn by seed in place of this part"
+            self.differs(name, say, {"split": part["split"]})
+        elif "[" in split or "+" in split:
+            self.block(name, f"{split!r}: a recipe names one split of a data set")
+        else:
+            self.same(name, {"split": split})
 
     def use_template(self, template: str | None) -> None:
         """Which template its rows are written in; None is the model's own."""

@@ -23,13 +23,13 @@ def use_deepspeed(reading: Reading, setting: Setting, quantized: bool = False) -
         reading.block(setting, why)
         return
     reading.launch = "ddp" if stage == 0 else f"zero{stage}"
-    say = f"`train --launch {reading.launch}` instead of {name}"
+    say = f"`train --launch {reading.launch}` in place of {name}"
     if quantized and stage == 3:
         reading.launch = "fsdp2_qlora"
-        say = f"`train --launch fsdp2_qlora` instead of {name}: ZeRO-3 does not shard quantized weights"
+        say = f"`train --launch fsdp2_qlora` in place of {name}: ZeRO-3 does not shard quantized weights"
     elif offloads and stage == 3:
         reading.launch = "zero3_offload"
-        say = f"`train --launch zero3_offload` instead of {name}"
+        say = f"`train --launch zero3_offload` in place of {name}"
     elif offloads:
         say += ", without moving the optimizer to the CPU"
     reading.differs(setting, say)
@@ -50,9 +50,9 @@ def _stage_of(reading: Reading, value: Any) -> tuple[str, int | None, bool]:
     name = Path(str(value)).name.lower()
     for stage in (1, 2, 3):
         if any(word in name for word in (f"zero{stage}", f"z{stage}", f"stage{stage}")):
-            return str(value), stage, "offload" in name
+            return f"{value} (not there, judged by its name)", stage, "offload" in name
     if "z0" in name or "zero0" in name:
-        return str(value), 0, False
+        return f"{value} (not there, judged by its name)", 0, False
     return str(value), None, False
 
 

@@ -61,7 +61,8 @@ class ForeignFinding:
     source: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.place}: {self.key}: {self.what}"
+        parts = (self.place, self.key, self.what)
+        text = ": ".join(part for part in parts if part)
         if self.source:
             text += f" ({self.source})"
         return text
@@ -90,6 +91,8 @@ class Reading:
         self.files: dict[str, str] = {}
         self.launch: str | None = None
         self.remote_code_is_not_needed = False
+        # Whether the config evaluates rows that stand in another data set.
+        self.evaluates_elsewhere = False
         # Rows that stand in for data sets that are not at hand; None where there are none.
         self.data: str | None = None
 
@@ -122,10 +125,10 @@ class Reading:
                 yield setting
 
     def place(self, setting: Setting | None) -> str:
-        """Where a key stands, for messages."""
+        """Where a key stands, for messages: its file's name, which stands in full above them, and its line."""
         if setting is None or setting.is_default:
-            return str(self.path)
-        return f"{self.path}:{setting.line}"
+            return self.path.name
+        return f"{self.path.name}:{setting.line}"
 
     def find_file(self, name: str) -> Path | None:
         """A file that the config names: seen from the working directory, or from the config's folder or one above."""
@@ -195,7 +198,7 @@ class Reading:
         for key, value in ours.items():
             first = self.origins.get(key)
             if first is not None and self.recipe[key] != value:
-                say = f"{key} is set by {first.key} as well, to {self.recipe[key]!r}"
+                say = f"{first.key} says {self.recipe[key]!r} of the same: keep one of the two"
                 group = Group.BLOCKED
                 ours = {}
                 break

@@ -10,6 +10,8 @@ from sft_recipes.foreign.reading import Group, Reading
 from sft_recipes.recipe_keys import DATA_KEYS, OWN_KEYS, trl_keys
 
 _WIDTH = 116
+# Keys of this project that are no keys of data.
+_TRAINING = {"global_batch_size", "push_to_hub", "hub_model_id", "gate"}
 
 
 def write(reading: Reading, folder: Path, force: bool) -> list[Path]:
@@ -30,13 +32,14 @@ def write(reading: Reading, folder: Path, force: bool) -> list[Path]:
 
 
 def _lines(reading: Reading) -> Iterator[str]:
+    said: set[str] = set()
     yield f"# From {reading.path.name}, a config of {reading.table.label}. Written by `sft-recipes init --from`."
     for title, keys in _sections(reading).items():
         if keys:
             yield ""
             yield f"### {title}"
             for key in keys:
-                yield from _key_lines(reading, key)
+                yield from _key_lines(reading, key, said)
 
 
 def _sections(reading: Reading) -> dict[str, Sequence[str]]:
@@ -46,21 +49,22 @@ def _sections(reading: Reading) -> dict[str, Sequence[str]]:
             sections["model"].append(key)
         elif "eval" in key and key != "eval_split":
             sections["evaluation"].append(key)
-        elif key in DATA_KEYS or (key in OWN_KEYS and key != "global_batch_size"):
+        elif key in DATA_KEYS or key in OWN_KEYS.keys() - _TRAINING:
             sections["data"].append(key)
         else:
             sections["training"].append(key)
     return dict(sections)
 
 
-def _key_lines(reading: Reading, key: str) -> Iterator[str]:
-    """A key with its origin behind it, and above it what is different."""
+def _key_lines(reading: Reading, key: str, said: set[str]) -> Iterator[str]:
+    """A key with its origin behind it, and above it what is different, once for all keys that it is said of."""
     origin = reading.origins[key]
     say = ""
     for outcome in (*reading.decided, *reading.defaults):
         if outcome.rule_key == origin.key and outcome.group is Group.DIFFERENT:
             say = outcome.say
-    if say:
+    if say and say not in said:
+        said.add(say)
         yield from _comment(say)
     text = yaml.safe_dump(
         {key: reading.recipe[key]}, sort_keys=False, allow_unicode=True, width=_WIDTH
@@ -70,7 +74,7 @@ def _key_lines(reading: Reading, key: str) -> Iterator[str]:
     if origin.key == "command line":
         note = "command line"
     elif origin.is_default:
-        note = f"the default of {reading.table.tool}"
+        note = "not set there"
     yield f"{first}  # {note}"
     yield from rest
 

@@ -1,7 +1,8 @@
 """What is known of a tool's keys: one YAML file a tool, read once.
 
 A file holds `tool`, `version` and `source` (what it was read from), `unknown_keys` (whether the tool ignores or refuses
-a key that it does not know), and the rules of its keys:
+a key that it does not know), `interpolated` (whether its values may name others, `${output_dir}`), and the rules of its
+keys:
 
     exact: {their key: our key}     the same meaning, so the value is carried over
     values: {their key: {value: {set: {our key: value}, say: what differs}, other value: {harmless: why}, ...}}
@@ -44,6 +45,7 @@ class Table:
     version: str
     source: str
     ignores_unknown_keys: bool
+    is_interpolated: bool
     rules: Mapping[str, KeyRule]
     defaults: Mapping[str, Any]
     known: frozenset[str]
@@ -66,6 +68,7 @@ def read_table(name: str) -> Table:
         version=str(content.pop("version")),
         source=content.pop("source"),
         ignores_unknown_keys=content.pop("unknown_keys") == "ignored",
+        is_interpolated=content.pop("interpolated", False),
         rules=rules,
         defaults=content.pop("defaults", {}),
         known=frozenset(content.pop("known", ())),

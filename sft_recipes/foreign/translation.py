@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.foreign import axolotl, findings, llamafactory
+from sft_recipes.foreign import axolotl, axolotl_whole, findings, llamafactory, torchtune, trl
+from sft_recipes.foreign.interpolation import Interpolation
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
-from sft_recipes.recipe_keys import IDLE, NEEDS, make_recipe
+from sft_recipes.recipe_checks import IDLE, NEEDS
+from sft_recipes.recipe_keys import make_recipe
 from sft_recipes.text_files import interpreting
 from sft_recipes.yaml_reader import parse_word, read_settings, read_yaml_file
 
@@ -45,8 +47,10 @@ class _Found(NamedTuple):
 def tools() -> Mapping[str, Tool]:
     """The tools whose configs are read, by name."""
     return {
-        "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl.finish),
+        "axolotl": Tool(read_table("axolotl"), axolotl.RULES, axolotl_whole.finish),
         "llamafactory": Tool(read_table("llamafactory"), llamafactory.RULES, llamafactory.finish),
+        "torchtune": Tool(read_table("torchtune"), torchtune.RULES, torchtune.finish),
+        "trl": Tool(read_table("trl"), trl.rules(), trl.finish),
     }
 
 
@@ -68,11 +72,13 @@ def translate(
         for leaf in read_settings(path)
     ]
     chosen = _tool_of(path, document.value, tool)
-    reading = Reading(chosen.table, path, document.value, leaves)
+    interpolation = Interpolation(document.value if chosen.table.is_interpolated else {})
+    tree = interpolation.tree or document.value
+    reading = Reading(chosen.table, path, tree, leaves)
     reading.remote_code_is_not_needed = remote_code_is_not_needed
     reading.data = data
-    walk = _Walk(reading, chosen)
-    for key, value in document.value.items():
+    walk = _Walk(reading, chosen, interpolation)
+    for key, value in tree.items():
         walk.visit(key, key, value, None)
     walk.take_defaults()
     chosen.finish(reading)
@@ -104,9 +110,10 @@ def _tool_of(path: Path, tree: Mapping[str, Any], name: str | None) -> Tool:
 class _Walk:
     """Applies the rules of a tool to every key."""
 
-    def __init__(self, reading: Reading, tool: Tool) -> None:
+    def __init__(self, reading: Reading, tool: Tool, interpolation: Interpolation) -> None:
         self._reading = reading
         self._tool = tool
+        self._interpolation = interpolation
         self._patterns = (*tool.table.rules, *tool.rules)
 
     def visit(self, key: str, pattern: str, value: Any, inherited: KeyRule | Rule | None) -> None:
@@ -154,7 +161,9 @@ class _Walk:
         decides_on_null = (
             isinstance(rule, KeyRule) and rule.kind == "values" and "null" in rule.content
         )
-        if rule is None:
+        if setting.key in self._interpolation.unknown:
+            reading.block(setting, "it names what is no key of this file: write the value out")
+        elif rule is None:
             self._unknown(pattern, setting)
         elif setting.value is None and not decides_on_null:
             reading.no_effect(setting, "null: not set")
@@ -167,6 +176,9 @@ class _Walk:
     def _unknown(self, pattern: str, setting: Setting) -> None:
         table = self._tool.table
         reading = self._reading
+        if setting.key in self._interpolation.used:
+            reading.no_effect(setting, "its value stands in other keys")
+            return
         if pattern in table.known or pattern.partition(".")[0] in table.known:
             if is_off(setting.value):
                 reading.no_effect(setting, "switched off")

@@ -48,7 +48,9 @@ class Questions:
         """The answers of a model; `name` is what the progress bar calls it."""
         title = f"asking the {name} model"
         answers = []
-        for prompt in tqdm(self.prompts, title, disable=not self.progress, leave=False):
+        for prompt in tqdm(
+            self.prompts, title, disable=None if self.progress else True, leave=False
+        ):
             ids = torch.tensor([prompt], device=model.device)
             with torch.inference_mode():
                 logits = model(input_ids=ids).logits[0, -POSITIONS:].cpu()

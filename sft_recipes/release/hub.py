@@ -124,8 +124,19 @@ def push_after_training(recipe: Recipe) -> None:
         print("pushed:", push(recipe.output_dir, recipe.values["hub_model_id"]).url)
 
 
+def check_push(recipe: Recipe) -> None:
+    """Raise InputError where the finished run could not be pushed, which training wants to know early."""
+    wanted = bool(recipe.values.get("push_to_hub"))
+    if wanted != bool(recipe.values.get("hub_model_id")):
+        key = "push_to_hub" if wanted else "hub_model_id"
+        what = "push_to_hub: true and hub_model_id go together"
+        raise InputError(Problem(recipe.place(key), key, what, "set both or none"))
+    if wanted:
+        require_token()
+
+
 def require_token() -> str:
-    """The user's token. Raises InputError if there is none, which training wants to know early."""
+    """The user's token. Raises InputError if there is none."""
     if token := get_token():
         return token
     fix = "run `hf auth login`, or set HF_TOKEN in the environment"

@@ -15,7 +15,7 @@ SAME = "same"
 # What each comes to in words.
 CHANGES: Mapping[str, str] = {
     LOST: "lost: right in the base, wrong now",
-    GAINED: "won: wrong in the base, right now",
+    GAINED: "won: wrong in the base, right after tuning",
     SAME: "as right or wrong as the base",
 }
 

@@ -77,7 +77,7 @@ def render_evaluation_report(
         + texts.openers(_openers(samples, base_samples))
         + figures.length_histogram(samples, base_samples),
         "Training rows that the model finds hardest": texts.suspects(content.get("suspects")),
-        "Over training": figures.over_training(content.get("training_curves", {}), metrics),
+        "During training": figures.over_training(content.get("training_curves", {}), metrics),
         "Safety": _safety_section(texts, content.get("safety")),
         "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),

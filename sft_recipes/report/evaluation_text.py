@@ -37,7 +37,7 @@ FIGURES = (
     Figure("token_f1", "Words shared with what is expected"),
     Figure("eos_rate", "Ended by itself"),
     Figure("format_adherence", "Well formed"),
-    Figure("length_ratio", "Length, in that of what is expected"),
+    Figure("length_ratio", "Length, expected = 1"),
 )
 SHOWN_FIGURES = 5
 

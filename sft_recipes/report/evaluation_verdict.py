@@ -274,8 +274,8 @@ def next_step(verdict: Verdict, content: Content, model: str, base: str | None) 
     if verdict.is_open or gate["verdict"] in _UNDECIDED_GATES:
         rows = f"about {verdict.rows_needed:,} rows" if verdict.rows_needed else "more rows"
         return (
-            f"hold out {rows} (eval_split in the recipe, --data FILE, no --max_rows), then "
-            f"sft-recipes evaluate {model}{beside}"
+            f"ask {rows}: sft-recipes evaluate {model}{beside} --data FILE with others that were not trained; "
+            "or hold out more (eval_split) and train again into another --output_dir"
         )
     if verdict.outcome == NOTHING_RIGHT and training.get("rows"):
         return (

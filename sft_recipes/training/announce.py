@@ -69,10 +69,7 @@ def banner(
     # Under ZeRO-3 a parameter's own size is that of a share.
     parameters = get_model_param_count(trainer.model)
     notes = unusual(recipe, args, rows["longest"], context, parameters)
-    notes += start_notes(recipe, renderer.template_text)
-    experts = count_experts(trainer.model)
-    if experts:
-        notes += experts.notes()
+    notes += adapter_notes(recipe, renderer, trainer.model)
     values = {
         "recipe": recipe,
         "renderer": renderer,
@@ -83,7 +80,7 @@ def banner(
         "eval": data.summary["eval"],
         "checks": checks,
         "notes": notes,
-        "experts": experts,
+        "experts": count_experts(trainer.model),
         "stages": earlier_stages(recipe),
         "method": training_method(recipe),
         "template": template_name(recipe, renderer),
@@ -154,6 +151,15 @@ def unusual(recipe: Recipe, args: Any, longest: int, context: Any, parameters: i
         notes.append(
             f"the longest row has {longest:,} tokens, the model's context is {context:,}: lower max_length"
         )
+    return notes
+
+
+def adapter_notes(recipe: Recipe, renderer: ChatRenderer, model: Any) -> list[str]:
+    """What a person should know of the adapter that a run goes on from, and of one that passes experts by."""
+    notes = list(start_notes(recipe, renderer.template_text))
+    experts = count_experts(model)
+    if experts:
+        notes += experts.notes()
     return notes
 
 

@@ -14,18 +14,17 @@ import numpy as np
 from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
-from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import check_template, require
-from sft_recipes.devices import computes_on_cpu
+from sft_recipes.devices import computes_on_cpu, has_accelerator
 from sft_recipes.errors import InputError
 from sft_recipes.models import check_vocabulary
 from sft_recipes.recipe import Recipe, launch_config
-from sft_recipes.training.announce import TEXTS, unusual
+from sft_recipes.training.announce import TEXTS, adapter_notes, unusual
 from sft_recipes.training.arguments import (
     REFUSALS,
     batch_per_device,
@@ -43,12 +42,11 @@ from sft_recipes.training.fit import (
     time_advice,
     train_command,
 )
-from sft_recipes.training.launch_config import read_strategy
+from sft_recipes.training.launch_config import needs_gpus, read_launch_config, read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
 from sft_recipes.training.record import earlier_stages
 from sft_recipes.training.settings_checks import check_settings
-from sft_recipes.training.start_adapter import start_notes
 from sft_recipes.training.step_time import MeanBatch, estimate_step_time
 from sft_recipes.training.varlen_attention import supports_varlen
 
@@ -58,6 +56,8 @@ _NF4 = 0.5 + 4 / 64
 _NF4_NESTED = 0.5 + 1 / 64 + 4 / (64 * 256)
 # Batches looked at for the largest one. Of thousands it is hardly larger: their sums are close.
 _SAMPLED_BATCHES = 64
+# As `evaluate` has it (`report/evaluation_verdict.py`).
+FEW_TO_JUDGE = 30
 # Attention of transformers that is given a mask over the whole sequence.
 _MASKED_ATTENTION = ("sdpa", "eager")
 
@@ -85,8 +85,7 @@ def check_recipe(
         elsewhere=launch is not None,
         allow_hub_kernels=allow_hub_kernels,
     )
-    if model is None:
-        model = meta_model(recipe)
+    model = model or meta_model(recipe)
     labeller = open_labeller(recipe)
     check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
@@ -100,6 +99,7 @@ def check_recipe(
         if launch is None and strategy.processes == 1:
             planned |= _on_this_machine(recipe, data, config, model, planned["steps"])
         advice = _advice(recipe, data, config, planned)
+        notes = _notes(recipe, config, planned, data.summary) + _launch_notes(launch)
         if measure:
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"], progress)
     return {
@@ -108,9 +108,9 @@ def check_recipe(
         "checks": [asdict(check) for check in checks],
         "looked_at": len(data.check_examples),
         "plan": planned,
-        "notes": _notes(recipe, labeller.renderer, config, planned, model),
+        "notes": notes + adapter_notes(recipe, labeller.renderer, model),
         "advice": advice,
-        "next": train_command(recipe, launch),
+        "next": train_command(recipe, launch, processes=processes),
     }
 
 
@@ -165,17 +165,31 @@ def _advice(
     return advice
 
 
+def _launch_notes(launch: Path | str | None) -> list[str]:
+    if launch is None or has_accelerator():
+        return []
+    if not needs_gpus(read_launch_config(launch_config(launch)).value):
+        return []
+    return ["this launch is for GPUs and there is none here: a plan for another machine"]
+
+
 def _notes(
-    recipe: Recipe, renderer: ChatRenderer, config: SFTConfig, plan: Mapping[str, Any], model: Any
+    recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> list[str]:
     """What a person should know before the run, a line each."""
-    longest = plan["longest row"]
-    notes = unusual(recipe, config, longest, plan["model context"], plan["parameters"])
+    longest = planned["longest row"]
+    notes = unusual(recipe, config, longest, planned["model context"], planned["parameters"])
     notes += generation_notes(recipe)
-    notes += start_notes(recipe, renderer.template_text)
-    experts = count_experts(model)
-    if experts:
-        notes += experts.notes()
+    held_out = (summary.get("eval") or {}).get("rows", 0)
+    if 0 < held_out < FEW_TO_JUDGE:
+        notes.append(
+            f"{held_out} rows held out are few to judge a model by: eval_split sets how many"
+        )
+    every = config.eval_steps
+    if config.eval_strategy == "steps" and every and every > planned["steps"]:
+        notes.append(
+            f"eval_steps {every:,} is more than the run's {planned['steps']:,} steps: nothing is evaluated"
+        )
     return notes
 
 

@@ -105,12 +105,17 @@ def time_advice(recipe: Recipe, steps: int, seconds_a_step: float) -> str | None
 
 
 def train_command(
-    recipe: Recipe, launch: Path | str | None, settings: Mapping[str, Any] | None = None
+    recipe: Recipe,
+    launch: Path | str | None,
+    settings: Mapping[str, Any] | None = None,
+    processes: int | None = None,
 ) -> str:
     """The command that trains the recipe as it was given, changed by `settings`."""
     words = ["sft-recipes", "train", str(recipe.path or recipe.name)]
     if launch:
         words += ["--launch", str(launch)]
+    if processes:
+        words += ["--num_processes", str(processes)]
     given: dict[str, Any] = {}
     for key, place in recipe.places.items():
         if place == "command line":

@@ -20,7 +20,7 @@ from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
 from sft_recipes.recipe import launch_config, launch_names, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.checkpoints import check_same_run
-from sft_recipes.training.launch_config import read_launch_config
+from sft_recipes.training.launch_config import needs_gpus, read_launch_config
 from sft_recipes.training.run_lock import lock_holder, require_unlocked
 
 # The folder in which ranks leave their exit codes.
@@ -70,7 +70,7 @@ def _check_possible(config: Path, settings: Mapping[str, Any], processes: int) -
         what = f"accelerate starts one process for distributed_type {kind}, whatever is asked"
         fix = "use MULTI_GPU, on CPUs with use_cpu: true"
         raise InputError(Problem(str(config), "distributed_type", what, fix))
-    if not alone and not settings.get("use_cpu") and not torch.cuda.is_available():
+    if needs_gpus(settings) and not torch.cuda.is_available():
         what = f"{config.stem} launches on GPUs, and there is none here"
         same_on_cpus = f"{config.stem}_cpu"
         if same_on_cpus not in launch_names():

@@ -61,6 +61,12 @@ def read_launch_config(path: Path) -> LaunchConfig:
     return LaunchConfig(path, document.value, document.lines)
 
 
+def needs_gpus(settings: Mapping[str, Any]) -> bool:
+    """Whether an accelerate config starts processes on GPUs."""
+    alone = settings.get("distributed_type") in ("NO", False, "MULTI_CPU")
+    return not alone and not settings.get("use_cpu")
+
+
 def read_strategy(config: Path, processes: int | None) -> Strategy:
     """The strategy of an accelerate config, read as `accelerate launch` reads it.
 

@@ -15,8 +15,7 @@ from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu, has_accel
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.gate import parse_gate
 from sft_recipes.recipe import Recipe
-from sft_recipes.recipe_keys import IDLE, NEEDS
-from sft_recipes.release.hub import require_token
+from sft_recipes.recipe_checks import SWITCHED_OFF, states_of, switches_off
 from sft_recipes.training.arguments import accumulation_steps
 from sft_recipes.training.construction import check_construction
 from sft_recipes.training.processes import launched_processes, launched_with
@@ -30,7 +29,6 @@ _FLASH_PACKAGES = {
     "flash_attention_3": "flash_attn_interface",
     "flash_attention_4": "flash_attn",
 }
-_SWITCHED_OFF = (False, 0, "no", "none")
 
 
 def check_settings(
@@ -58,8 +56,6 @@ def check_settings(
     problems += _template_problems(recipe)
     if problems:
         raise InputError(problems)
-    if recipe.values.get("push_to_hub"):
-        require_token()
     # Bounds stand before the run, so they are read before it.
     if recipe.values.get("gate") is not None:
         parse_gate(recipe.values["gate"], recipe.place("gate"))
@@ -188,25 +184,9 @@ def dead_keys(recipe: Recipe) -> list[Problem]:
             values[f"evaluation.{key}"] = value
     problems = []
     for key, value in values.items():
-        switches = [] if value in _SWITCHED_OFF else _switches_off(key, values)
+        switches = [] if value in SWITCHED_OFF else switches_off(key, values)
         if switches:
-            states = [f"{switch}: {values.get(switch, 'not set')}".lower() for switch in switches]
-            what = f"has no effect with {', '.join(states)}"
+            what = f"has no effect with {states_of(switches, values)}"
             fix = f"remove it, or change {' or '.join(switches)}"
             problems.append(Problem(recipe.place(key), key, what, fix))
     return problems
-
-
-def _switches_off(key: str, values: dict[str, Any]) -> list[str]:
-    """The other keys whose values leave this one without effect."""
-    idle = IDLE.get(key, {})
-    idling = [switch for switch, states in idle.items() if values.get(switch) in states]
-    if idling:
-        return idling
-    needs = NEEDS.get(key, {})
-    for switch, states in needs.items():
-        value = values.get(switch)
-        switched_on = value in states if states else bool(value)
-        if switched_on or value in _SWITCHED_OFF:
-            return []
-    return list(needs)

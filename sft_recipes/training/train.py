@@ -40,7 +40,7 @@ from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
 from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
-from sft_recipes.release.hub import push_after_training
+from sft_recipes.release.hub import check_push, push_after_training
 from sft_recipes.release.model_card import write_card
 from sft_recipes.training.announce import banner, next_steps
 from sft_recipes.training.arguments import sft_config
@@ -93,6 +93,7 @@ def train(
     stop_request.raise_if_asked("while modules were loaded")
     # May this run start here, or go on?
     check_settings(recipe, allow_hub_kernels=allow_hub_kernels)
+    check_push(recipe)
     process = join_processes(recipe)
     if process.num_processes > 1:  # before, one process would have been taken for all
         check_construction(recipe)
@@ -102,7 +103,6 @@ def train(
             f"{recipe.output_dir} is already complete ({before['step']} steps). Nothing to do."
         )
         return recipe.output_dir
-
     with contextlib.ExitStack() as to_the_end:
         to_the_end.enter_context(stop_request.listening())
         on_main(lambda: to_the_end.enter_context(run_lock(recipe.output_dir)))
@@ -236,6 +236,8 @@ def _say_what_starts(
 def _run_steps(trainer: RecipeTrainer, guards: Guards) -> None:
     """Train to the end. Raises Preempted if a signal asked for an earlier one: a checkpoint is sealed by then."""
     checkpoint = guards.checkpoint
+    if checkpoint is not None and trainer.is_world_process_zero():
+        print(f"goes on from {checkpoint.name}", flush=True)
     for shown_by_transformers in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown_by_transformers)
     progress = TrainingProgress(

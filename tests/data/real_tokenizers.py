@@ -31,7 +31,7 @@ FITTING = (
     ("</s>", LLAMA2_TEMPLATE),
 )
 # Templates of this project that any tokenizer with an end of text can use.
-SHIPPED = ("instruction", "chapter_chat")
+SHIPPED = ("instruction", "alpaca", "chapter_chat")
 
 
 @dataclass(frozen=True)

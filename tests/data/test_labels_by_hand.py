@@ -92,6 +92,35 @@ SHIPPED: dict[str, tuple[str, list[str]]] = {
         "<|user|>\nHi\n<|assistant|>\nHello</s>\n<|user|>\nBye\n<|assistant|>\nCiao</s>\n",
         ["Hello</s>", "Ciao</s>"],
     ),
+    "alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nHi\n\n### Response:\nHello</s>\n\n### Instruction:\nBye\n\n### Response:\nCiao</s>",
+        ["Hello</s>", "Ciao</s>"],
+    ),
+}
+
+# our own templates on a tokenizer with the tokens that they need
+SHIPPED_WITH_TOKENS: dict[str, tuple[str, str, list[str]]] = {
+    "chatml": (
+        "<|im_start|><|im_end|>",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|>\n",
+        ["Hello<|im_end|>", "Ciao<|im_end|>"],
+    ),
+    "llama3": (
+        "<|start_header_id|><|end_header_id|><|eot_id|>",
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHello<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nCiao<|eot_id|>",
+        ["Hello<|eot_id|>", "Ciao<|eot_id|>"],
+    ),
+    "gemma": (
+        "<start_of_turn><end_of_turn>",
+        "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n"
+        "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\nCiao<end_of_turn>\n",
+        ["Hello<end_of_turn>", "Ciao<end_of_turn>"],
+    ),
 }
 
 
@@ -144,16 +173,13 @@ def test_shipped_plain_text_templates(name: str) -> None:
     assert len(tokenizer) == size
 
 
-def test_shipped_chatml() -> None:
-    """ChatML needs its two tokens in the vocabulary; each answer ends in <|im_end|>."""
-    tokenizer = build_tokenizer("<|im_start|><|im_end|>", None, "<|endoftext|>", "<pad>")
-    text = (
-        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
-        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nCiao<|im_end|>\n"
-    )
-    expected = [(text, ["Hello<|im_end|>", "Ciao<|im_end|>"])]
-    assert read(tokenizer, label(tokenizer, PLAIN, template="chatml")) == expected
-    assert tokenizer.eos_token == "<|im_end|>"
+@pytest.mark.parametrize("name", SHIPPED_WITH_TOKENS)
+def test_shipped_templates_with_tokens(name: str) -> None:
+    """Templates that need tokens of the vocabulary: each answer ends in the one that becomes EOS."""
+    tokens, text, answers = SHIPPED_WITH_TOKENS[name]
+    tokenizer = build_tokenizer(tokens, None, "<|endoftext|>", "<pad>")
+    assert read(tokenizer, label(tokenizer, PLAIN, template=name)) == [(text, answers)]
+    assert answers[0] == f"Hello{tokenizer.eos_token}"
 
 
 def test_mistral_style(tmp_path: Path) -> None:

@@ -628,3 +628,19 @@ def test_cells_may_be_separated_as_spreadsheets_do(delimiter: str, tmp_path: Pat
     settings = DataSettings((source,))
     (example,) = iter_examples(source, settings, RejectLog(settings))
     assert [message["content"] for message in example.messages] == ["One, two?", "Yes, no."]
+
+
+def test_a_misspelt_column_is_named_once(tmp_path: Path) -> None:
+    """A mapping to a column that no row has is a fault of the mapping, not of the rows, whatever bad rows are."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"customer_message": f"Where is {n}?", "our_reply": "On its way."} for n in range(40)]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    mapping = {"instruction": "customer_mesage", "output": "our_reply"}
+    source = DatasetSource(str(file), column_mapping=mapping)
+    settings = DataSettings([source], on_bad_rows="skip")
+    with pytest.raises(InputError) as caught:
+        list(iter_examples(source, settings, RejectLog(settings)))
+    assert str(caught.value) == (
+        f"{file}: column_mapping: no row has a column 'customer_mesage'. "
+        "Fix: did you mean 'customer_message'?"
+    )

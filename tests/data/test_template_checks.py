@@ -43,7 +43,7 @@ def outcomes(renderer: ChatRenderer, labeller: Any, *examples: Example) -> dict[
     return {check.name: check for check in check_template(labeller, examples)}
 
 
-@pytest.mark.parametrize("template", [None, "chatml", "chapter_chat"])
+@pytest.mark.parametrize("template", [None, "chatml", "chapter_chat", "alpaca"])
 def test_shipped_templates_pass(template: str | None) -> None:
     """All checks of a shipped template are ok, on the probe and on a conversation of two turns."""
     renderer = renderer_for(template)

@@ -248,7 +248,7 @@ TITLES = (
     "Task types",
     "Format overfitting",
     "Health of the output",
-    "Over training",
+    "During training",
     "Safety",
     "Retention",
     "Provenance",

@@ -68,7 +68,6 @@ def test_a_lora_config() -> None:
         "save_strategy": "steps",
         "save_steps": 0.5,
         "save_total_limit": 4,
-        "load_best_model_at_end": True,
         "logging_steps": 5,
         "weight_decay": 0.0,
     }
@@ -127,7 +126,6 @@ def test_what_is_wrong_with_a_config_is_found() -> None:
         (13, "evaluation_strategy", "reads `eval_strategy`"),
         (5, "chat_template", "no rows are written in it"),
         (3, "datasets", "Alpaca text in a model that was tuned to chat"),
-        (15, "special_tokens", "PAD is EOS"),
         (12, "learning_rate", "a rate of LoRA"),
     ):
         finding = next(one for one in text.splitlines() if f": {key}: " in one and what in one)
@@ -186,7 +184,35 @@ def test_a_model_with_its_own_class_needs_no_remote_code() -> None:
             "test_datasets:\n  - {path: rows.jsonl, split: test, type: alpaca}\n",
             {"dataset_test_split": "test"},
         ),
-        ("use_wandb: true\n", {"report_to": ["wandb"]}),
+        ("use_wandb: true\nwandb_name: mine\n", {"report_to": ["wandb"], "run_name": "mine"}),
+        (
+            "adapter: qlora\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: false}\n",
+            {"use_bnb_nested_quant": False},
+        ),
+        (
+            "datasets:\n  - {path: a.jsonl, type: alpaca, split: 'train[:10%]'}\n",
+            {"datasets": None, "weight": 0.1, "dataset_train_split": "train"},
+        ),
+        (
+            "datasets:\n  - {path: a.jsonl, type: alpaca, split: 'train[:500]'}\n",
+            {"max_rows": 500, "dataset_train_split": "train"},
+        ),
+        (
+            "val_set_size: 0.1\nearly_stopping_patience: 3\neval_steps: 50\nsave_steps: 50\n",
+            {"load_best_model_at_end": True},
+        ),
+        # Rows to evaluate in another file: none are evaluated during training.
+        (
+            "test_datasets:\n  - {path: val.jsonl, type: alpaca}\neval_steps: 50\n",
+            {"eval_strategy": None, "eval_steps": None, "dataset_test_split": None},
+        ),
+        # The optimizer has float32 weights under ZeRO and FSDP1, and not under FSDP2.
+        ("bf16: true\ndeepspeed: zero2.json\n", {"dtype": None, "bf16": True}),
+        ("bf16: true\nfsdp: [full_shard]\n", {"dtype": None}),
+        (
+            "bf16: true\nfsdp_version: 2\nfsdp_config: {offload_params: false}\n",
+            {"dtype": "bfloat16"},
+        ),
         ("weight_decay: '1e-2'\n", {"weight_decay": 0.01}),
     ],
 )
@@ -211,11 +237,45 @@ def test_values_that_need_a_rule(tmp_path: Path, text: str, expected: dict[str, 
         "datasets:\n  - {path: a, type: alpaca}\n  - {path: b, type: chat_template}\n",
         "deepspeed: my.json\n",
         "warmup_steps: 10\nwarmup_ratio: 0.1\n",
+        "datasets:\n  - {path: a, type: chat_template, roles_to_train: []}\n",
+        "datasets:\n  - {path: a, type: chat_template, roles_to_train: [assistant, user]}\n",
+        "datasets:\n  - {path: a, type: alpaca, split: train+test}\n",
     ],
 )
 def test_what_is_not_done_here_blocks(tmp_path: Path, text: str) -> None:
     """No recipe comes of a config that asks for it."""
     assert read_text(tmp_path, text).blocked
+
+
+def test_what_nearly_carries_over_is_called_different(tmp_path: Path) -> None:
+    """Prompts trained in conversations, and weights that axolotl moves to the CPU, are not the same here."""
+    chat = "train_on_inputs: true\ndatasets:\n  - {path: a, type: chat_template}\n"
+    reading = read_text(tmp_path, chat)
+    assert group_of(reading, "train_on_inputs") is Group.DIFFERENT
+    reading = read_text(tmp_path, "fsdp_config: {offload_params: true}\n")
+    assert "nothing moves to the CPU" in reading.outcomes["fsdp_config.offload_params"].say
+
+
+def test_a_config_is_not_blamed_for_what_is_fine(tmp_path: Path) -> None:
+    """PAD as EOS masks nothing in axolotl, other files are evaluated, and data that is not read is not judged."""
+    text = (
+        "adapter: lora\nlora_target_linear: true\n"
+        "special_tokens: {pad_token: </s>, eos_token: </s>}\n"
+        "test_datasets:\n  - {path: val.jsonl, type: alpaca}\n"
+    )
+    assert found(read_text(tmp_path, text)) == ""
+    preferences = (
+        "adapter: lora\nlora_target_linear: true\nrl: dpo\nchat_template: llama3\nval_set_size: 0.1\neval_steps: 5\n"
+        "datasets:\n  - {path: a, type: chat_template.default}\n"
+    )
+    assert found(read_text(tmp_path, preferences)) == ""
+
+
+def test_blockers_inside_a_data_set_are_all_named(tmp_path: Path) -> None:
+    """A type that is not read does not hide what else stands in the way."""
+    text = "datasets:\n  - {path: a, type: oasst, roles_to_train: [user], split: a+b}\n"
+    keys = {outcome.rule_key for outcome in read_text(tmp_path, text).blocked}
+    assert keys == {"datasets.0.type", "datasets.0.roles_to_train", "datasets.0.split"}
 
 
 def test_a_switched_off_key_blocks_nothing(tmp_path: Path) -> None:

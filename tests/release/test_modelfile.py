@@ -31,7 +31,7 @@ ACTIONS = {
     "else": "{% else %}",
 }
 ENDS = {"if": "{% endif %}", "range": "{% endfor %}"}
-SHIPPED = ("instruction", "chatml", "chapter_chat", "deepseek_r1")
+SHIPPED = ("instruction", "alpaca", "chatml", "chapter_chat", "deepseek_r1")
 REAL = ("llama3", "gemma3", "qwen2_5", "qwen3", "phi3", "cohere", "deepseekv3", "glm4moe")
 SYSTEM = {"role": "system", "content": "You are a pirate.\nAnswer in {{ rhymes }}."}
 TALK = [

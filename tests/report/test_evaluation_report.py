@@ -261,7 +261,7 @@ ORDER = [
     "Format overfitting",
     "Health of the output",
 ]
-ORDER += ["Over training", "Safety", "Provenance"]
+ORDER += ["During training", "Safety", "Provenance"]
 
 
 def test_sections_stand_in_order_and_only_with_content() -> None:

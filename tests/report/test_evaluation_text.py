@@ -121,7 +121,7 @@ def test_answers_stand_side_by_side_in_a_bounded_space() -> None:
     text = evaluation_text.answers_text(order_rows(rows, base))
     assert re.search(r"^expected +base +tuned$", text, re.MULTILINE)
     assert re.search(r"^yes +nope +yes$", text, re.MULTILINE)
-    assert "won: wrong in the base, right now\n" in text
+    assert "won: wrong in the base, right after tuning\n" in text
     assert ", both wrong\n" in text
     assert " ..." in text and len(text.splitlines()) < 30
 

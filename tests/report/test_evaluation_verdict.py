@@ -139,8 +139,8 @@ def test_tool_calls_are_counted_where_no_text_is_expected() -> None:
     ("outcome", "few", "more", "step"),
     [
         (verdicts.BETTER, False, {}, "sft-recipes chat RUN --base B"),
-        (verdicts.BETTER, True, {}, "hold out more rows"),
-        (verdicts.UNDECIDED, False, {}, "hold out about 400 rows"),
+        (verdicts.BETTER, True, {}, "ask more rows"),
+        (verdicts.UNDECIDED, False, {}, "ask about 400 rows"),
         (verdicts.ALONE, False, {"training": {"rows": 9, "model": "M"}}, "RUN --base M"),
         (verdicts.NOTHING_RIGHT, False, {"training": {"rows": 9}}, "train on more rows or longer"),
         (verdicts.BETTER, False, {"gate": {"verdict": "insufficient_n"}}, "hold out"),

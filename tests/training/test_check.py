@@ -233,7 +233,7 @@ def test_a_launch_elsewhere_is_not_timed_here(
     result = check_recipe(load_recipe(write_recipe()), config, processes=4, progress=False)
     text = check_text(result)
     assert "this machine" not in text
-    assert text.splitlines()[-1].endswith(f"--launch {config}")
+    assert text.splitlines()[-1].endswith(f"--launch {config} --num_processes 4")
 
 
 def test_measured_steps_leave_no_trace(
@@ -263,3 +263,13 @@ def test_peak_memory_is_that_of_the_work() -> None:
         torch.ones(2**25)
     assert 0.9 * 2**27 < (memory.bytes() or 0) < 1.5 * 2**27
     assert held_before.sum() == 2**24
+
+
+def test_evaluations_that_never_come_are_noted(write_recipe: Callable[..., Path]) -> None:
+    """More steps between evaluations than the run has are said before it; fewer are not."""
+    keys: dict[str, Any] = {"eval_split": 8, "eval_strategy": "steps", "max_steps": 3}
+    keys["evaluation"] = {"max_new_tokens": 4}
+    late = check_recipe(load_recipe(write_recipe(**keys, eval_steps=100)), progress=False)
+    assert "eval_steps 100 is more than the run's 3 steps: nothing is evaluated" in late["notes"]
+    early = check_recipe(load_recipe(write_recipe(**keys, eval_steps=2)), progress=False)
+    assert not any("eval_steps" in note for note in early["notes"])

@@ -108,3 +108,9 @@ def test_the_command_trains_the_recipe_as_it_was_given(
     again = recipe_of(train_command(recipe, None))
     assert again.values.keys() == recipe.values.keys()
     assert (again.training, again.template) == (recipe.training, recipe.template)
+
+
+def test_the_command_keeps_the_launch(write_recipe: Callable[..., Path]) -> None:
+    """What was planned for a launch is trained by that launch, with as many processes."""
+    command = train_command(load_recipe(write_recipe()), "zero3", processes=4)
+    assert command.endswith("--launch zero3 --num_processes 4")

@@ -42,6 +42,11 @@ _LIKE_AN_ANSWER = (
     "summary",
     "chosen",
 )
+# Names that say less: tried where no name above fits.
+_MAYBE_A_QUESTION = ("message", "customer", "user", "frage", "pregunta", "domanda")
+_MAYBE_AN_ANSWER = ("agent", "assistant", "bot", "antwort", "respuesta", "reponse", "risposta")
+# An order number, a price, a key: no question and no answer while there are sentences beside it.
+_LIKE_A_CODE = re.compile(r"\S*\d\S*")
 _LIKE_A_CONTEXT = ("context", "article", "document", "passage", "background")
 
 
@@ -160,7 +165,8 @@ def _way_in(values: Mapping[str, Any], mapping: Mapping[str, Any]) -> str:
         first, second = list(paths.values())[:2]
         pair = setting("column_mapping", {"instruction": first, "output": second})
         name = next(iter(paths))
-        return f"name the columns, as in {pair}; or, {raw_way_in(name, values[name])}"
+        guess = "say which column is the question and which the answer"
+        return f"{guess}: {pair} if it is these two; or, {raw_way_in(name, values[name])}"
     return "write the rows in one of these formats; no column holds text"
 
 
@@ -221,7 +227,14 @@ def _text_paths(values: Mapping[str, Any]) -> dict[str, str]:
         path = text_path(name, value)
         if path is not None and fold(name) not in about and not is_empty(value):
             paths[name] = path
+    sentences = [name for name in paths if not _is_code(values[name])]
+    if len(sentences) > 1:
+        return {name: paths[name] for name in sentences}
     return paths
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and _LIKE_A_CODE.fullmatch(value.strip()) is not None
 
 
 def likely_columns(values: Mapping[str, Any]) -> dict[str, str]:
@@ -248,6 +261,12 @@ def _guess_roles(paths: Mapping[str, str]) -> dict[str, str]:
             roles.setdefault("output", path)
         elif _is_like(name, _LIKE_A_CONTEXT):
             roles.setdefault("input", path)
+    unnamed = {name: path for name, path in paths.items() if path not in roles.values()}
+    for name, path in unnamed.items():
+        if "output" not in roles and _is_like(name, _MAYBE_AN_ANSWER):
+            roles["output"] = path
+        elif "instruction" not in roles and _is_like(name, _MAYBE_A_QUESTION):
+            roles["instruction"] = path
     return {
         column: roles[column] for column in ("instruction", "input", "output") if column in roles
     }
