@@ -23,7 +23,8 @@ Contents = Mapping[str, str]
 _WHOLE_BYTES = 2**28
 _PARTS = 64
 _PART_BYTES = 2**20
-_MODEL_FILE = re.compile(r"config\.json|.*\.safetensors|.*\.safetensors\.index\.json")
+_CONFIGS = ("config.json", "adapter_config.json")
+_MODEL_FILE = re.compile(r"(adapter_)?config\.json|.*\.safetensors|.*\.safetensors\.index\.json")
 _FIX = "delete it: paths are then compared as they are written"
 
 
@@ -79,15 +80,15 @@ def _paths(recipe: Recipe) -> dict[str, Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """Of a file its size and content; of a folder the names and contents of its files, of a model's
-    folder those that make the model.
+    """Of a file its size and content; of a folder the names and contents of its files, of the folder
+    of a model or an adapter those that make it.
     """
     if not path.is_dir():
         digest = xxhash.xxh3_128()
         _add_file(digest, path)
         return f"xxh3_128:{digest.hexdigest()}"
     files = sorted(file for file in path.iterdir() if file.is_file())
-    if (path / "config.json").is_file():
+    if any((path / name).is_file() for name in _CONFIGS):
         files = [file for file in files if _MODEL_FILE.fullmatch(file.name)]
     digest = xxhash.xxh3_128()
     for file in files:

@@ -20,7 +20,15 @@ _PACKAGE = Path(__file__).resolve().parent
 GATE = "gate.yaml"  # the bounds that belong to the recipes of a folder
 # Keys whose text names a file, a folder or a repository; those of which `./` is seen from the
 # recipe's file, at any depth; and those that hold other keys.
-PATHS = ("model_name_or_path", "dataset_name", "chat_template", "output_dir", "path", "data_files")
+PATHS = (
+    "model_name_or_path",
+    "adapter_name_or_path",
+    "dataset_name",
+    "chat_template",
+    "output_dir",
+    "path",
+    "data_files",
+)
 _PATH_KEYS = (*PATHS[:-1], "datasets", "data")
 BLOCK_KEYS = ("datasets", "evaluation", "data")
 
@@ -104,6 +112,7 @@ class Recipe:
     """A whole run. `values` are the keys exactly as set (file, then overrides); the rest follows.
 
     `model` and `training` hold the keys that go verbatim to TRL's `ModelConfig` and `SFTConfig`.
+    `adapter_name` is the folder or Hub name of the adapter that the run goes on from, if it does.
     `places` says where each key was set, `FILE:LINE` or the command line.
     """
 
@@ -117,6 +126,7 @@ class Recipe:
     template: TemplateSettings
     evaluation: EvaluationSettings
     global_batch_size: int | None = None
+    adapter_name: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
 
     def place(self, key: str) -> str:

@@ -37,6 +37,7 @@ class TopKeys:
     """
 
     datasets: list | None = None
+    adapter_name_or_path: str | None = None
     global_batch_size: int | None = None
     evaluation: dict | None = None
     gate: list | None = None
@@ -221,6 +222,7 @@ def make_recipe(
             given.get("evaluation", {}), places.get("evaluation", where)
         ),
         global_batch_size=given.get("global_batch_size"),
+        adapter_name=given.get("adapter_name_or_path"),
         places=dict(places),
     )
 

@@ -104,6 +104,16 @@ def evaluations_of(model: Path) -> Path:
     return Path(EVALUATIONS) / name
 
 
+def run_of(folder: Path) -> Path | None:
+    """The run folder that a model lies in, which is the folder itself or, for an export or a
+    checkpoint, the one above it; None for a model that no run here made.
+    """
+    for path in (folder, folder.parent):
+        if (path / RUN_STATE).is_file():
+            return path
+    return None
+
+
 def looks_local(name: str) -> bool:
     """Whether a name of a model is a path, and none of the Hub."""
     # Shipped recipes write below runs/; a name that begins with a dash is a misspelt option.

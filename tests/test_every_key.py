@@ -40,6 +40,7 @@ from sft_recipes.recipe_keys import (
 from sft_recipes.release.hub import check_push
 from sft_recipes.training import evaluate_while_training, processes, settings_checks, train
 from tests.conftest import build_model
+from tests.training.test_start_adapter import save_adapter
 
 MODEL_KEYS, TRAINING_KEYS = trl_keys()
 SOURCE_KEYS = [one.name for one in dataclasses.fields(DatasetSource)]
@@ -168,6 +169,7 @@ OWN_TRIES: Mapping[str, Try] = {
     "on_bad_rows": Try("skip", {"dataset_name": "./bad.jsonl", "max_rejected": 0.5}),
     "max_rejected": Try(0.5, {"dataset_name": "./bad.jsonl", "on_bad_rows": "skip"}),
     "allow_empty_output": Try(True, {"dataset_name": "./empty.jsonl"}),
+    "adapter_name_or_path": Try("./adapter", PEFT),
     "global_batch_size": Try(16),
     "max_rows": Try(2),
     "evaluation": Try({"rows": 1}, EVALUATED),
@@ -249,6 +251,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Path:
     (path / "mood.jinja").write_text(TEMPLATE)
     for name in ("base", "other_base"):
         shutil.copytree(base_folder, path / name)
+    save_adapter(path / "base", path / "adapter")
     return path
 
 
@@ -278,6 +281,7 @@ class Builder:
         self.seen: dict[str, Any] = {}
         patch.setattr(models, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=self._load))
         patch.setattr(train, "RecipeTrainer", _Settings)
+        patch.setattr(train, "load_start", self._load_start)
         patch.setattr(evaluate_while_training, "evaluate", self._evaluate)
         patch.setattr(prepare_page, "Workers", self._workers)
         # As on a machine without accelerator, where this test is run most.
@@ -287,6 +291,9 @@ class Builder:
     def _load(self, name: str, **settings: Any) -> Any:
         self.seen["model"] = {"name": name, **settings}
         return build_model(400, max_position_embeddings=2048)
+
+    def _load_start(self, recipe: Recipe, _: Any) -> None:
+        self.seen["start"] = recipe.adapter_name
 
     def _workers(self, work: Any, processes: int | None, blame: Any) -> Workers[Any, Any]:
         self.seen["processes"] = processes
@@ -463,10 +470,8 @@ def switched(key: str, states: Mapping[str, list[Any]], state: Any) -> dict[str,
     name, _, inner = key.partition(".")
     if inner:
         value: Any = {inner: EVALUATION_TRIES[inner].value}
-    elif key in TRL_TRIES:
-        value = TRL_TRIES[key].value
     else:
-        value = 0.5
+        value = {**TRL_TRIES, **OWN_TRIES}.get(key, Try(0.5)).value
     return {name: value, **dict.fromkeys(states, state)}
 
 

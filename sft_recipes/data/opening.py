@@ -99,8 +99,17 @@ def open_data(path: Path, tokenizer: str | None, options: Mapping[str, Any]) -> 
 
 
 def check_base_folder(recipe: Recipe) -> None:
-    """Raise InputError for a recipe's model that looks like a folder and is none."""
-    check_folder(recipe.model_name, "check the path, or give it with --model_name_or_path FOLDER")
+    """Raise InputError for a recipe's model that looks like a folder and is none, or an adapter's."""
+    name = recipe.model_name
+    check_folder(name, "check the path, or give it with --model_name_or_path FOLDER")
+    adapter = Path(name) / "adapter_config.json"
+    if not adapter.is_file() or adapter.with_name("config.json").is_file():
+        return
+    base = read_json(adapter, RESTORE).get("base_model_name_or_path")
+    fix = f"write model_name_or_path: {base}, adapter_name_or_path: {name} and use_peft: true"
+    key = "model_name_or_path"
+    what = f"{shown(name)} holds an adapter, not a model"
+    raise InputError(Problem(recipe.place(key), key, what, fix))
 
 
 def check_folder(name: str, fix: str = "check the path") -> None:
@@ -120,22 +129,22 @@ def _is_folder(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def loading(name: str, what: str) -> Iterator[None]:
+def loading(name: str, what: str, field: str = "model_name_or_path") -> Iterator[None]:
     """Turns what a library raises while it loads something into InputError.
 
-    `what`: model, adapter, tokenizer, config or generation config. Of damaged files libraries raise
-    whatever comes first, tokenizers a bare Exception, so all of them are taken; the reason is named.
-    A Hub that does not answer is HubUnavailable.
+    `what`: model, adapter, tokenizer, config or generation config; `field`: the key that names it.
+    Of damaged files libraries raise whatever comes first, tokenizers a bare Exception, so all of
+    them are taken; the reason is named. A Hub that does not answer is HubUnavailable.
     """
     try:
         yield
     except (SFTRecipesError, MemoryError):
         raise
     except Exception as error:
-        raise not_loadable(name, what, error) from error
+        raise not_loadable(name, what, error, field) from error
 
 
-def not_loadable(name: str, what: str, error: Exception) -> InputError | HubUnavailable:
+def not_loadable(name: str, what: str, error: Exception, field: str) -> InputError | HubUnavailable:
     """The error for what a library could not load, with the first line of its reason.
 
     `what`: model, tokenizer, config or generation config.
@@ -151,5 +160,5 @@ def not_loadable(name: str, what: str, error: Exception) -> InputError | HubUnav
     if is_network_down(error):
         problem = f"the {what} is not here, and the Hub did not answer ({reason})"
         fix = "check the network and run it again, or download it and give the folder"
-        return HubUnavailable(str(Problem(shown(name), "model_name_or_path", problem, fix)))
-    return InputError(Problem(shown(name), "model_name_or_path", problem, fix))
+        return HubUnavailable(str(Problem(shown(name), field, problem, fix)))
+    return InputError(Problem(shown(name), field, problem, fix))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from sft_recipes.release.stages import Stage
 from sft_recipes.report.number_texts import sentence, spaced
 
 _DIGITS = 6  # of a metric
@@ -80,6 +81,7 @@ class Card:
     system_prompt: str | None
     template_arguments: Mapping[str, Any]
     data: Mapping[str, Any]
+    stages: Sequence[Stage]
     trained: Sequence[Line]
     hyperparameters: Sequence[Line]
     unset_keys: Sequence[str]

@@ -24,9 +24,10 @@ from sft_recipes.release.finished_run import (
 from sft_recipes.release.local_paths import is_hub_name, public, recipe_text
 from sft_recipes.release.markdown import CARDS, inline
 from sft_recipes.release.older_transformers import CHECK
+from sft_recipes.release.stages import card_stages
 from sft_recipes.report.benchmark_report import fewer_rows, longest_answer, settings_in_words
 from sft_recipes.report.number_texts import format_estimate, sentence, spaced, thousands
-from sft_recipes.text_files import interpreting, read_json_lines, read_text
+from sft_recipes.text_files import RESTORE, interpreting, read_json, read_json_lines, read_text
 
 CARD = "README.md"
 MARK = (
@@ -51,6 +52,8 @@ _LORA_KEYS = (
     "use_dora",
     "use_rslora",
 )
+# What peft calls them where not alike.
+_IN_ADAPTERS = {"lora_r": "r", "lora_target_modules": "target_modules"}
 _TRAINING_KEYS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -117,25 +120,20 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
     has_lora = (run / ADAPTER_CONFIG).is_file()
     is_adapter = has_lora and exported is None
     is_merged = has_lora and exported is not None
-    library = "transformers"
-    relation = "finetune"
     origin = "A model fine-tuned from"
     if is_adapter:
-        library = "peft"
-        relation = "adapter"
         origin = "A LoRA adapter for"
     elif is_merged:
         origin = "A model fine-tuned (LoRA, merged) from"
-    export = {}
-    if exported is not None:
-        export = _read(exported / EXPORT)
+    export = _read(exported / EXPORT) if exported is not None else {}
     paths = [source.path for source in recipe.data.datasets]
+    values = _values(recipe, run)
     return Card(
         name=repo or run.resolve().name,
-        library=library,
+        library="peft" if is_adapter else "transformers",
         base=public(recipe.model_name),
         base_on_hub=is_hub_name(public(recipe.model_name)),
-        relation=relation,
+        relation="adapter" if is_adapter else "finetune",
         origin=origin,
         revision=recipe.model.get("model_revision"),
         quantized_bits=_quantized_bits(recipe),
@@ -147,9 +145,10 @@ def read_card(run: Path, exported: Path | None = None, repo: str | None = None) 
         system_prompt=recipe.labels.system_prompt,
         template_arguments=recipe.template.chat_template_kwargs,
         data=_read(run / run_folder.DATA),
+        stages=card_stages(run, repo or run.resolve().name),
         trained=_trained_lines(recipe.labels, recipe),
-        hyperparameters=_hyperparameter_lines(recipe, run, has_lora, environment),
-        unset_keys=[key for key in _shown_keys(has_lora) if key not in recipe.values],
+        hyperparameters=_hyperparameter_lines(recipe, run, values, environment),
+        unset_keys=[key for key in _shown_keys(has_lora) if key not in values],
         evaluations=[*_scored_evaluations(run, scored), *_benchmarks(benchmarks)],
         has_gate=bool(recipe.values.get("gate")),
         samples=read_samples(run / run_folder.EVALUATIONS / next(iter(scored), "")),
@@ -189,11 +188,21 @@ def _shown_keys(has_lora: bool) -> Sequence[str]:
     return (*_LORA_KEYS, *_TRAINING_KEYS) if has_lora else _TRAINING_KEYS
 
 
+def _values(recipe: Recipe, run: Path) -> dict[str, Any]:
+    """The keys as they were set, and what an adapter that was gone on from decided."""
+    values: dict[str, Any] = {}
+    if recipe.adapter_name is not None:
+        config = read_json(run / ADAPTER_CONFIG, RESTORE)
+        for key in _LORA_KEYS:
+            values[key] = config.get(_IN_ADAPTERS.get(key, key))
+    return {**values, **public(recipe.values)}
+
+
 def _hyperparameter_lines(
-    recipe: Recipe, run: Path, has_lora: bool, environment: Mapping[str, Any]
+    recipe: Recipe, run: Path, values: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> list[Line]:
-    """The method, the keys as they were set, and what the run made of them."""
-    values = public(recipe.values)
+    """The method, its keys, and what the run made of them."""
+    has_lora = (run / ADAPTER_CONFIG).is_file()
     method = "full fine-tuning"
     if recipe.model.get("load_in_4bit"):
         method = "QLoRA"

@@ -12,7 +12,10 @@ from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import TemplateCheck
 from sft_recipes.recipe import Recipe
+from sft_recipes.training.experts import count_experts
 from sft_recipes.training.rates import SMALL_MODEL, UsualRange, usual_rates
+from sft_recipes.training.record import earlier_stages
+from sft_recipes.training.start_adapter import start_notes
 
 
 def duration(seconds: float) -> str:
@@ -28,11 +31,23 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} days"
 
 
+def stages_text(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The runs that this one goes on from, the first one first, with what each was trained on."""
+    text = ""
+    for stage in stages:
+        text += stage["run"]
+        if stage.get("steps"):
+            text += f" ({stage['rows']:,} rows, {stage['steps']:,} steps)"
+        text += " -> "
+    return f"{text}this run"
+
+
 TEXTS = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
 )
 TEXTS.filters["repr"] = repr
 TEXTS.filters["duration"] = duration
+TEXTS.filters["stages"] = stages_text
 
 
 # The chapter's.
@@ -53,6 +68,8 @@ def banner(
     args = trainer.args
     # Under ZeRO-3 a parameter's own size is that of a share.
     parameters = get_model_param_count(trainer.model)
+    notes = unusual(recipe, args, rows["longest"], context, parameters)
+    notes += adapter_notes(recipe, renderer, trainer.model)
     values = {
         "recipe": recipe,
         "renderer": renderer,
@@ -62,7 +79,9 @@ def banner(
         "rows": rows,
         "eval": data.summary["eval"],
         "checks": checks,
-        "notes": unusual(recipe, args, rows["longest"], context, parameters),
+        "notes": notes,
+        "experts": count_experts(trainer.model),
+        "stages": earlier_stages(recipe),
         "method": training_method(recipe),
         "template": template_name(recipe, renderer),
         "steps": planned_steps(args, len(trainer.train_dataset)),
@@ -132,6 +151,15 @@ def unusual(recipe: Recipe, args: Any, longest: int, context: Any, parameters: i
         notes.append(
             f"the longest row has {longest:,} tokens, the model's context is {context:,}: lower max_length"
         )
+    return notes
+
+
+def adapter_notes(recipe: Recipe, renderer: ChatRenderer, model: Any) -> list[str]:
+    """What a person should know of the adapter that a run goes on from, and of one that passes experts by."""
+    notes = list(start_notes(recipe, renderer.template_text))
+    experts = count_experts(model)
+    if experts:
+        notes += experts.notes()
     return notes
 
 

@@ -24,7 +24,7 @@ from sft_recipes.devices import computes_on_cpu, has_accelerator
 from sft_recipes.errors import InputError
 from sft_recipes.models import check_vocabulary
 from sft_recipes.recipe import Recipe, launch_config
-from sft_recipes.training.announce import TEXTS, unusual
+from sft_recipes.training.announce import TEXTS, adapter_notes, unusual
 from sft_recipes.training.arguments import (
     REFUSALS,
     batch_per_device,
@@ -34,6 +34,7 @@ from sft_recipes.training.arguments import (
 )
 from sft_recipes.training.construction import generation_notes, meta_model
 from sft_recipes.training.evaluate_while_training import generation_metrics
+from sft_recipes.training.experts import count_experts
 from sft_recipes.training.fit import (
     free_bytes,
     memory_advice,
@@ -44,6 +45,7 @@ from sft_recipes.training.fit import (
 from sft_recipes.training.launch_config import needs_gpus, read_launch_config, read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
+from sft_recipes.training.record import earlier_stages
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.step_time import MeanBatch, estimate_step_time
 from sft_recipes.training.varlen_attention import supports_varlen
@@ -83,8 +85,7 @@ def check_recipe(
         elsewhere=launch is not None,
         allow_hub_kernels=allow_hub_kernels,
     )
-    if model is None:
-        model = meta_model(recipe)
+    model = model or meta_model(recipe)
     labeller = open_labeller(recipe)
     check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
@@ -98,15 +99,16 @@ def check_recipe(
         if launch is None and strategy.processes == 1:
             planned |= _on_this_machine(recipe, data, config, model, planned["steps"])
         advice = _advice(recipe, data, config, planned)
+        notes = _notes(recipe, config, planned, data.summary) + _launch_notes(launch)
         if measure:
             planned |= measure_steps(recipe, labeller, data, measure, planned["steps"], progress)
     return {
         "recipe": str(recipe.path or recipe.name),
-        "data": data.summary,
+        "data": {**data.summary, "earlier_stages": earlier_stages(recipe)},
         "checks": [asdict(check) for check in checks],
         "looked_at": len(data.check_examples),
         "plan": planned,
-        "notes": _notes(recipe, config, planned, data.summary) + _launch_notes(launch),
+        "notes": notes + adapter_notes(recipe, labeller.renderer, model),
         "advice": advice,
         "next": train_command(recipe, launch, processes=processes),
     }
@@ -187,10 +189,6 @@ def _notes(
     if config.eval_strategy == "steps" and every and every > planned["steps"]:
         notes.append(
             f"eval_steps {every:,} is more than the run's {planned['steps']:,} steps: nothing is evaluated"
-        )
-    if planned.get("trained in experts") == 0:
-        notes.append(
-            "no parameter of the experts is trained; lora_target_parameters names fused ones"
         )
     return notes
 
@@ -356,11 +354,9 @@ def _parameters(model: Any) -> dict[str, Any]:
         "trained parameters": trained_by_layer.total(),
         "trained by layer": dict(trained_by_layer.most_common()),
     }
-    # Of a mixture: `all-linear` may pass fused experts by.
-    experts = [parameter for name, parameter in parameters.items() if ".experts." in name]
+    experts = count_experts(model)
     if experts:
-        trained = [parameter.numel() for parameter in experts if parameter.requires_grad]
-        facts["trained in experts"] = sum(trained)
+        facts["experts"] = str(experts)
     return facts
 
 

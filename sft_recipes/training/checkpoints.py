@@ -24,7 +24,7 @@ from sft_recipes.recipe import Recipe, read_yaml
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-\d+")
-_MODEL = "model_name_or_path"
+_WEIGHTS = ("model_name_or_path", "adapter_name_or_path")
 UNFINISHED = "unfinished"
 INTERRUPTED = "its save was interrupted"
 CORRUPT_SEAL = f"corrupt {MANIFEST}"
@@ -35,7 +35,7 @@ XXH3 = "xxh3_128"
 _FREE_KEYS = frozenset({"output_dir", "report_to", "run_name", "disable_tqdm"})
 # What a checkpoint's own states decide: another value would be ignored, or would not fit.
 _HELD = re.compile(
-    "learning_rate|weight_decay|adam_.*|optim.*|model_.*|dtype|use_(peft|.*lora|bnb.*)|lora_.*|load_in.*"
+    "learning_rate|weight_decay|adam_.*|optim.*|model_.*|adapter_.*|dtype|use_(peft|.*lora|bnb.*)|lora_.*|load_in.*"
 )
 # What must be as it was besides the recipe, and how messages call it.
 _CONTRACT = {
@@ -264,11 +264,12 @@ def _changed_keys(recipe: Recipe, before: Mapping[str, Any]) -> dict[str, Change
         is_written_alike = before.get(key) == now.get(key)
         if not is_written_alike and meant_before.get(key) != meant_now.get(key):
             changes[key] = Change(before.get(key), now.get(key))
-    # Rows have a fingerprint of their own in each checkpoint; the base under an adapter has not.
-    model_before = contents_before.get(_MODEL)
-    model_now = contents_now.get(_MODEL)
-    if model_before and model_now and model_before != model_now:
-        changes.setdefault(_MODEL, Change(model_before, model_now))
+    # Rows have a fingerprint of their own in each checkpoint; what a run starts from has not.
+    for key in _WEIGHTS:
+        weights_before = contents_before.get(key)
+        weights_now = contents_now.get(key)
+        if weights_before and weights_now and weights_before != weights_now:
+            changes.setdefault(key, Change(weights_before, weights_now))
     return changes
 
 

@@ -5,7 +5,9 @@ trackers are constructed as training constructs them, so that what one of these 
 refused here, under the key that it is about, and not hours later. `check` and `train` both ask.
 """
 
+import dataclasses
 import math
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,13 +36,14 @@ from sft_recipes.models import (
     check_quantization,
     clean_generation_config,
     freeze_unfed_encoders,
-    lora_config,
     model_dtype,
 )
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.arguments import REFUSALS, reason, sft_config
 from sft_recipes.training.batching import check_stated_attention
 from sft_recipes.training.evaluate_while_training import possible_metrics, require_metric
+from sft_recipes.training.experts import count_experts, names_experts, without_adapter
+from sft_recipes.training.start_adapter import peft_config, start_problem
 from sft_recipes.training.trackers import sending_problems
 from sft_recipes.training.varlen_attention import VARLEN
 
@@ -49,6 +52,8 @@ _ASSUMED_STEPS = 1000
 _LOOKED_AT_STEPS = 8
 # Trackers that transformers knows and never lists as installed, or not beside another.
 _NOT_LOOKED_FOR = ("azure_ml", "flyte")
+# Which layers get an adapter, or are trained whole beside it.
+_TARGETS = ("lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
 
 
 def check_construction(
@@ -66,7 +71,8 @@ def check_construction(
     if not elsewhere:
         check_quantization(recipe)
     config = sft_config(recipe, processes)
-    problems = [*_adapter_problems(recipe, model), *_model_problems(recipe, model, config)]
+    problems = [*_adapter_problems(recipe, model), *_start_problems(recipe, model)]
+    problems += _model_problems(recipe, model, config)
     problems += _schedule_problems(recipe, config)
     if not elsewhere:
         problems += _optimizer_problems(recipe, model, config)
@@ -110,19 +116,24 @@ def meta_model(recipe: Recipe) -> Any:
 
     Raises InputError if its config cannot be read, or if the adapter does not fit it.
     """
-    check_base_folder(recipe)
-    config = base_config(recipe.model_name, recipe.model.get("model_revision", "main"))
-    with loading(recipe.model_name, "model"), torch.device("meta"):
-        dtype = getattr(torch, model_dtype(recipe))
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        freeze_unfed_encoders(model)
-    _set_attention(recipe, model)
-    model = adapted(recipe, model)
+    model = adapted(recipe, _meta_base(recipe))
     if recipe.model.get("load_in_8bit") or recipe.model.get("load_in_4bit"):
         # TRL trains adapters on quantized weights in bfloat16, others in float32.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def _meta_base(recipe: Recipe) -> Any:
+    """The same without an adapter."""
+    check_base_folder(recipe)
+    config = base_config(recipe.model_name, recipe.model.get("model_revision", "main"))
+    with loading(recipe.model_name, "model"), torch.device("meta"):
+        dtype = getattr(torch, model_dtype(recipe))
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        freeze_unfed_encoders(model)
+    _set_attention(recipe, model)
     return model
 
 
@@ -155,7 +166,7 @@ def _set_attention(recipe: Recipe, model: Any) -> None:
 def adapted(recipe: Recipe, model: Any, device: str = "meta") -> Any:
     """The model with the recipe's adapter, if it has one, made on `device`."""
     try:
-        lora = lora_config(recipe, model)
+        lora = peft_config(recipe, model)
         if lora is None:
             return model
         with torch.device(device), warnings.catch_warnings():
@@ -163,58 +174,101 @@ def adapted(recipe: Recipe, model: Any, device: str = "meta") -> Any:
             warnings.simplefilter("ignore")
             return get_peft_model(model, lora)
     except REFUSALS as error:
-        key = _adapter_key(recipe)
-        fix = "name layers of this model, or remove the key"
-        raise InputError(Problem(recipe.place(key), key, reason(error), fix)) from error
+        raise InputError(_not_adapted(recipe, model, reason(error))) from error
 
 
-def _adapter_key(recipe: Recipe) -> str:
-    """The key that an adapter which cannot be built is most likely about."""
-    for key in ("lora_target_parameters", "lora_target_modules"):
+def _not_adapted(recipe: Recipe, model: Any, what: str) -> Problem:
+    """What peft says of an adapter that cannot be built, under the key that it is most likely about."""
+    key = "use_peft"
+    fix = "name layers of this model, or remove the key"
+    names: Sequence[str] = ()
+    for target in ("lora_target_modules", "lora_target_parameters"):
+        if recipe.model.get(target):
+            key = target
+            names = recipe.model[target]
+    experts = count_experts(model)
+    if experts and any(names_experts(name) for name in names):
+        fix = experts.advice
+    if "lora_dropout" in what:
+        # all-linear reaches the experts of some mixtures, which are parameters.
+        key = "lora_dropout"
+        fix = "set it to 0.0, or name layers other than experts in lora_target_modules"
+    if recipe.adapter_name:
+        key = "adapter_name_or_path"
+        fix = "name the adapter's base in model_name_or_path, or another adapter"
+    return Problem(recipe.place(key), key, what, fix)
+
+
+def _start_problems(recipe: Recipe, model: Any) -> Iterator[Problem]:
+    """What keeps the run from going on from its adapter, whose layers the recipe may name, too."""
+    if recipe.adapter_name is None:
+        return
+    problem = start_problem(recipe, model)
+    if problem is not None:
+        yield problem
+    for key in _TARGETS:
         if recipe.model.get(key):
-            return key
-    return "use_peft"
+            asked = adapted(dataclasses.replace(recipe, adapter_name=None), _meta_base(recipe))
+            if _trained_layers(asked) != _trained_layers(model):
+                layers = ", ".join(_own_names(sorted(_trained_layers(model))))
+                what = f"the adapter in {recipe.adapter_name} is on other layers ({layers})"
+                yield Problem(recipe.place(key), key, what, "remove the key: the adapter decides")
+            return
+
+
+def _trained_layers(model: Any) -> set[str]:
+    """The names of the layers that have an adapter or are trained whole."""
+    names: set[str] = set()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            names.add(re.split(r"\.lora_|\.modules_to_save\.", name)[0])
+    return names
 
 
 def _adapter_problems(recipe: Recipe, model: Any) -> Iterator[Problem]:
     """Names of layers and parameters that match nothing; peft leaves them out with a warning."""
     if not recipe.model.get("use_peft"):
         return
-    names = {
-        "lora_target_modules": [name for name, _ in model.named_modules()],
-        "lora_modules_to_save": [name for name, _ in model.named_modules()],
-        "lora_target_parameters": [name for name, _ in model.named_parameters()],
-    }
-    for key, known in names.items():
+    modules = [name for name, _ in model.named_modules()]
+    known = dict.fromkeys(_TARGETS, modules)
+    known["lora_target_parameters"] = [name for name, _ in model.named_parameters()]
+    experts = count_experts(model)
+    lora = model.peft_config["default"]
+    for key in _TARGETS:
         asked = recipe.model.get(key) or ()
         for name in asked:
-            is_pattern = (
-                not name.replace(".", "").replace("_", "").isalnum() or name == "all-linear"
-            )
-            if not is_pattern and not _is_among(name, known):
+            fix = f"use some of {', '.join(_own_names(known[key]))}"
+            if experts and names_experts(name):
+                fix = experts.advice
+            what = ""
+            if names_experts(name) and not (experts and experts.trained):
+                what = f"{name!r} names experts, and none gets an adapter"
+            if not _is_pattern(key, asked) and not _is_among(name, known[key]):
                 what = f"the model has no {name!r}"
-                fix = f"use some of {', '.join(_own_names(known))}"
+            # Layers that older versions of transformers had, peft turns into parameters.
+            is_translated = experts and name not in (lora.target_modules or ())
+            if what and not (key == "lora_target_modules" and is_translated):
                 yield Problem(recipe.place(key), key, what, fix)
+
+
+def _is_pattern(key: str, names: Sequence[str]) -> bool:
+    """Whether peft reads the names as a pattern: where there is one, and it is no plain name."""
+    if key != "lora_target_modules" or len(names) > 1:
+        return False
+    return not names[0].replace(".", "").replace("_", "").isalnum() or names[0] == "all-linear"
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
     """Whether a name is that of a layer or the end of one; an adapter may lie in between."""
-    plain = [_without_adapter(other) for other in known]
+    plain = [without_adapter(other) for other in known]
     return any(other == name or other.endswith(f".{name}") for other in plain)
-
-
-def _without_adapter(name: str) -> str:
-    """A layer's name without what peft puts around and into it."""
-    for part in (".base_layer", ".original_module", ".modules_to_save.default"):
-        name = name.replace(part, "")
-    return name
 
 
 def _own_names(known: Sequence[str]) -> list[str]:
     """Last names of layers that a person would write, each once."""
     names: dict[str, None] = {}
     for name in known:
-        last = _without_adapter(name).rpartition(".")[2]
+        last = without_adapter(name).rpartition(".")[2]
         if last and not last.isdigit() and "lora" not in name:
             names[last] = None
     return list(names)[-12:]

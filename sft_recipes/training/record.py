@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from trl import SFTConfig
 import sft_recipes
 from sft_recipes import crash, run_folder
 from sft_recipes.errors import Preempted, SFTRecipesError
-from sft_recipes.path_contents import record_contents
+from sft_recipes.path_contents import read_contents, record_contents
 from sft_recipes.recipe import Recipe
+from sft_recipes.release.stages import stages_of
 from sft_recipes.training.arguments import accumulation_steps, batch_per_device
 from sft_recipes.training.processes import launched_processes
 
@@ -96,3 +98,19 @@ def run_facts(recipe: Recipe, processes: int, data: str) -> dict[str, Any]:
         "seed": int(recipe.training.get("seed", SFTConfig.seed)),
         "versions": environment()["versions"],
     }
+
+
+def earlier_stages(recipe: Recipe) -> list[dict[str, Any]]:
+    """The runs whose weights this one goes on from, the first one first: `stages_of` them, and a
+    fingerprint of the weights that it starts with.
+    """
+    stages = stages_of(Path(recipe.model_name))
+    key = "model_name_or_path"
+    if recipe.adapter_name is not None:
+        key = "adapter_name_or_path"
+        # Of an adapter that no run here made there is only a name.
+        others = [*stages, {"run": recipe.adapter_name}]
+        stages = stages_of(Path(recipe.adapter_name)) or others
+    if stages:
+        stages[-1]["weights"] = read_contents(recipe.output_dir).get(key)
+    return stages

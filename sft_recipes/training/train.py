@@ -37,7 +37,7 @@ from sft_recipes.data.prepare import write_prepared
 from sft_recipes.data.prepared import PreparedData, load_prepared
 from sft_recipes.data.template_checks import TemplateCheck, check_template, require
 from sft_recipes.errors import InputError, Preempted, Problem, TrainingFault
-from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model, lora_config
+from sft_recipes.models import agree_on_special_tokens, check_vocabulary, load_model
 from sft_recipes.recipe import Recipe, parse_overrides
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.release.hub import check_push, push_after_training
@@ -66,6 +66,7 @@ from sft_recipes.training.processes import (
 )
 from sft_recipes.training.progress import TrainingProgress
 from sft_recipes.training.record import (
+    earlier_stages,
     record_failure,
     record_start,
     record_state,
@@ -73,6 +74,7 @@ from sft_recipes.training.record import (
 )
 from sft_recipes.training.run_lock import run_lock
 from sft_recipes.training.settings_checks import check_settings
+from sft_recipes.training.start_adapter import load_start, peft_config
 from sft_recipes.training.trackers import SampleAnswers
 from sft_recipes.training.trainer import Guards, RecipeTrainer
 from sft_recipes.upstream.quiet import quiet_libraries
@@ -205,12 +207,13 @@ def build_trainer(
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
-        peft_config=lora_config(recipe, model),
+        peft_config=peft_config(recipe, model),
         callbacks=[LogWriter(recipe.output_dir / run_folder.LOG)],
         guards=guards,
         generation_metrics=generation,
         generation_share=recipe.evaluation.max_share if chosen_by_loss else None,
     )
+    load_start(recipe, trainer.model)
     if generation is not None:
         trainer.add_callback(SampleAnswers(trainer, generation.take_rows))
     # TRL mirrors its own idea of EOS and PAD onto the model while it is built; ours is the one that is served.
@@ -225,7 +228,8 @@ def _say_what_starts(
     trainer: RecipeTrainer,
     checks: Sequence[TemplateCheck],
 ) -> None:
-    run_folder.write_json(recipe.output_dir / run_folder.DATA, data.summary)
+    summary = {**data.summary, "earlier_stages": earlier_stages(recipe)}
+    run_folder.write_json(recipe.output_dir / run_folder.DATA, summary)
     print(banner(recipe, labeller.renderer, data, trainer, checks), flush=True)
 
 
