@@ -176,7 +176,7 @@ def prepare(
     if as_json:
         print_json(data.summary)
     else:
-        print(*ledger_lines(data.summary["sources"]), sep="\n")
+        print(*ledger_lines(data.summary), sep="\n")
         print(f"\nprepared in {data.folder}\nnext: sft-recipes train {recipe}")
 
 

@@ -25,6 +25,7 @@ from sft_recipes.evaluation.comparison import (
     task_table,
     training_curves,
 )
+from sft_recipes.evaluation.data_set_losses import losses_of_run
 from sft_recipes.evaluation.evaluation_request import EvaluationRequest, conversations_to_answer
 from sft_recipes.evaluation.evaluator import Evaluation
 from sft_recipes.evaluation.further_questions import (
@@ -58,7 +59,7 @@ class EvaluationResult:
     """An evaluation, the base's where one was asked for, and the folder both were written to.
 
     `extra` holds what else is known, as plain data: `verdict`, `warnings`, `training_rows`,
-    `training`, `comparisons`, `task_differences`, `training_curves`, with a base `prompting`, and
+    `data_set_losses`, `training`, `comparisons`, `task_differences`, `training_curves`, with a base `prompting`, and
     where asked for `suspects`, `format_overfitting`, `safety`, `retention`, `gate`.
     """
 
@@ -112,6 +113,7 @@ class EvaluationResult:
             print(evaluation_text.rows_text(content, rows), end="")
             print(evaluation_text.figures_text(content, self.base_content), end="")
             print(evaluation_text.task_types_text(content), end="")
+            print(evaluation_text.data_sets_text(content), end="")
         print(evaluator.examples_text(self.evaluation, self.base, examples), end="")
         for part in parts:
             if part in content:
@@ -153,11 +155,13 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     shots = plan_shots(request.shots, questions[DATA], training, asking, loaded.model)
 
     tuned = asking.ask(loaded.model, questions)
+    losses = losses_of_run(request, run, loaded.model, progress)
     suspects = _suspects(request, run, loaded.model, progress)
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
     extra = _about_training(training, tuned[DATA], suspects)
+    extra["data_set_losses"] = evaluator.estimates_as_json(losses)
     base: dict[str, Evaluation] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)

@@ -170,6 +170,16 @@ def over_training(curves: Mapping[str, Any], metrics: Estimates) -> Markup:
     )
 
 
+def data_sets_over_training(content: Content) -> Markup:
+    """The loss of the held-out rows of each data set of a mixture."""
+    curves = content.get("training_curves", {})
+    losses = {}
+    for name in content.get("data_set_losses", {}):
+        if f"eval_{name}_loss" in curves:
+            losses[name] = curves[f"eval_{name}_loss"]
+    return _curves(losses, "step", "loss", "Loss of held-out rows by data set")
+
+
 @_figure
 def _curves(curves: Mapping[str, Sequence[Sequence[float]]], x: str, y: str, title: str) -> Markup:
     """Lines through points `[x, y]`, or `[x, y, low, high]` with intervals."""

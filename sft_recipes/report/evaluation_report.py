@@ -70,6 +70,7 @@ def render_evaluation_report(
         "Task types": texts.task_types(
             content, base, content.get("task_differences", {}), task_types_of(answers)
         ),
+        "Data sets": texts.data_sets(content, base),
         "Format overfitting": texts.format_overfitting(
             formats, content["n"], metrics, figures.formats(formats, metrics)
         ),
@@ -77,7 +78,8 @@ def render_evaluation_report(
         + texts.openers(_openers(samples, base_samples))
         + figures.length_histogram(samples, base_samples),
         "Training rows that the model finds hardest": texts.suspects(content.get("suspects")),
-        "Over training": figures.over_training(content.get("training_curves", {}), metrics),
+        "Over training": figures.over_training(content.get("training_curves", {}), metrics)
+        + figures.data_sets_over_training(content),
         "Safety": _safety_section(texts, content.get("safety")),
         "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),

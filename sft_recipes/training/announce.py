@@ -69,7 +69,7 @@ def banner(
         "batch": rows_a_step(args),
         "autocast": autocast_name(args),
     }
-    ledger = ledger_lines(data.summary["sources"])
+    ledger = ledger_lines(data.summary)
     return TEXTS.get_template("banner.txt.jinja").render(values, ledger=ledger).rstrip()
 
 

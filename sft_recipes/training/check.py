@@ -175,9 +175,8 @@ def _notes(recipe: Recipe, config: SFTConfig, planned: Mapping[str, Any]) -> lis
 
 def check_text(result: Mapping[str, Any]) -> str:
     """What `check_recipe` returned, for the terminal."""
-    return TEXTS.get_template("check.txt.jinja").render(
-        result, ledger=ledger_lines(result["data"]["sources"])
-    )
+    ledger = ledger_lines(result["data"])
+    return TEXTS.get_template("check.txt.jinja").render(result, ledger=ledger)
 
 
 def make_plan(
