@@ -54,6 +54,7 @@ from sft_recipes.training.checkpoints import (
 )
 from sft_recipes.training.construction import check_construction
 from sft_recipes.training.consumption import Consumption
+from sft_recipes.training.data_set_losses import held_out_losses
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
 from sft_recipes.training.precision import choose_precision, settle_frozen_weights
@@ -208,6 +209,7 @@ def build_trainer(
         guards=guards,
         generation_metrics=generation,
         generation_share=recipe.evaluation.max_share if chosen_by_loss else None,
+        data_set_losses=held_out_losses(data, config.device),
     )
     if generation is not None:
         trainer.add_callback(SampleAnswers(trainer, generation.take_rows))
