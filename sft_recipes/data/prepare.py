@@ -103,6 +103,15 @@ def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
     return _digest(_inputs(recipe, renderer, []))
 
 
+def changed_inputs(
+    recipe: Recipe, renderer: ChatRenderer, manifest: Mapping[str, Any]
+) -> list[str]:
+    """What of the recipe's inputs is not as it was when the rows of this manifest were prepared."""
+    before = manifest["inputs"]
+    now = _inputs(recipe, renderer, before["data"])
+    return [name for name, value in now.items() if before.get(name) != value]
+
+
 def _inputs(
     recipe: Recipe, renderer: ChatRenderer, known: Sequence[Sequence[str]]
 ) -> dict[str, Any]:

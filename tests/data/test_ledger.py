@@ -23,7 +23,9 @@ NO_LOSS = SourceLedger(
 
 def test_a_source_without_losses_is_one_line() -> None:
     """Only numbers above 0 get a line of their own; a source without tokens divides by nothing."""
-    assert ledger_lines({"sources": [NO_LOSS.as_json(), SourceLedger("b.jsonl", "test").as_json()]}) == [
+    assert ledger_lines(
+        {"sources": [NO_LOSS.as_json(), SourceLedger("b.jsonl", "test").as_json()]}
+    ) == [
         "a.jsonl [train]: 2 rows in, 2 kept as 2 training rows, 0 dropped, 0 rejected; 2 of 8 tokens trained (25.0%)",
         "b.jsonl [test]: 0 rows in, 0 kept as 0 training rows, 0 dropped, 0 rejected; 0 of 0 tokens trained (0.0%)",
     ]
