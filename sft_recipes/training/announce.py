@@ -12,6 +12,7 @@ from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import TemplateCheck
 from sft_recipes.recipe import Recipe
+from sft_recipes.training.processes import processes_a_batch
 from sft_recipes.training.rates import SMALL_MODEL, UsualRange, usual_rates
 
 
@@ -67,6 +68,7 @@ def banner(
         "template": template_name(recipe, renderer),
         "steps": planned_steps(args, len(trainer.train_dataset)),
         "batch": rows_a_step(args),
+        "processes_a_batch": processes_a_batch(),
         "autocast": autocast_name(args),
     }
     ledger = ledger_lines(data.summary)
@@ -90,7 +92,7 @@ def template_name(recipe: Recipe, renderer: ChatRenderer) -> str:
 def rows_a_step(args: Any) -> int:
     """Rows (or packs) of an optimizer step over all processes."""
     per_device: int = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    return per_device * int(args.world_size)
+    return per_device * int(args.world_size) // processes_a_batch()
 
 
 def planned_steps(args: Any, rows: int) -> int:

@@ -28,11 +28,11 @@ from sft_recipes.training.announce import TEXTS, unusual
 from sft_recipes.training.arguments import (
     REFUSALS,
     batch_per_device,
-    launched_processes,
     reason,
     sft_config,
 )
 from sft_recipes.training.construction import generation_notes, meta_model
+from sft_recipes.training.context_parallel import check_context_parallel
 from sft_recipes.training.evaluate_while_training import generation_metrics
 from sft_recipes.training.fit import (
     free_bytes,
@@ -44,6 +44,7 @@ from sft_recipes.training.fit import (
 from sft_recipes.training.launch_config import read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
+from sft_recipes.training.processes import launched_processes, processes_a_batch
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.step_time import MeanBatch, estimate_step_time
 from sft_recipes.training.varlen_attention import supports_varlen
@@ -76,13 +77,14 @@ def check_recipe(
     strategy = _strategy(launch, processes)
     model = check_settings(
         recipe,
-        strategy.processes,
+        strategy.batches,
         zero3=strategy.master_weights and strategy.stage == 3,
         elsewhere=launch is not None,
         allow_hub_kernels=allow_hub_kernels,
     )
     if model is None:
         model = meta_model(recipe)
+    check_context_parallel(recipe, model, strategy.context)
     labeller = open_labeller(recipe)
     check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +93,7 @@ def check_recipe(
         require(checks)
         # Prompts that the model has no room for are refused, as training would.
         generation_metrics(recipe, labeller, data, model)
-        config = sft_config(recipe, processes=strategy.processes)
+        config = sft_config(recipe, processes=strategy.batches)
         planned = make_plan(recipe, data, config, strategy, model)
         if launch is None and strategy.processes == 1:
             planned |= _on_this_machine(recipe, data, config, model, planned["steps"])
@@ -114,7 +116,7 @@ def _strategy(launch: Path | str | None, processes: int | None) -> Strategy:
     """How the launch planned for spreads the model; without one, as this process was launched."""
     if launch:
         return read_strategy(launch_config(launch), processes)
-    return Strategy(processes=launched_processes())
+    return Strategy(processes=launched_processes(), context=processes_a_batch())
 
 
 def _on_this_machine(
@@ -185,7 +187,7 @@ def make_plan(
     """The plan as plain values by readable names; `config` and the meta `model` are the run's."""
     counts = data.summary["train"]
     rows_a_step = (
-        config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.processes
+        config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.batches
     )
     plan: dict[str, Any] = {
         "rows": counts["rows"],
@@ -208,6 +210,9 @@ def make_plan(
     plan |= _parameters(model)
     plan["strategy"] = strategy.name
     batch = largest_batch(data.train, counts["longest"], config, plan_layout(recipe, model))
+    if strategy.context > 1:
+        plan["processes that share a batch"] = strategy.context
+        batch = batch.cut(strategy.context)
     memory = estimate_memory(model, config, batch, strategy, quantized_width(recipe))
     plan |= _memory(memory, batch)
     plan["bytes a checkpoint"] = memory.checkpoint

@@ -19,6 +19,7 @@ from sft_recipes.data.reading.json_reader import display_path
 from sft_recipes.messages import place as row_place
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.known_rows import KnownRows
+from sft_recipes.training.processes import reads_for_its_group
 
 FILE = "consumption.npz"
 SHOWN = 20
@@ -36,13 +37,16 @@ class Consumption:
         # The last one counts documents that are no row.
         count = len(self._rows.keys) + 1
         self._counts = torch.zeros(count, dtype=torch.int64, device=self._rows.device)
-        # Of each micro-step since the last optimizer step: the places of its documents in `_keys`.
+        # Processes that share a batch would count its rows once each.
+        self._counts_batches = reads_for_its_group()
+        # Of each micro-step since the last optimizer step: the places of its documents.
         self.step: list[torch.Tensor] = []
 
     def count(self, inputs: Mapping[str, Any]) -> None:
         """Count a batch as the model gets it, padded or flattened. Stays on its device and never waits for it."""
         documents = self._rows.find(inputs)
-        self._counts.index_add_(0, documents.places, documents.trained.long())
+        if self._counts_batches:
+            self._counts.index_add_(0, documents.places, documents.trained.long())
         self.step.append(documents.places)
 
     @property

@@ -54,6 +54,7 @@ from sft_recipes.training.checkpoints import (
 )
 from sft_recipes.training.construction import check_construction
 from sft_recipes.training.consumption import Consumption
+from sft_recipes.training.context_parallel import check_context_parallel
 from sft_recipes.training.data_set_losses import held_out_losses
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
@@ -63,6 +64,7 @@ from sft_recipes.training.processes import (
     is_first_process,
     join_processes,
     on_main,
+    processes_a_batch,
 )
 from sft_recipes.training.progress import TrainingProgress
 from sft_recipes.training.record import (
@@ -93,7 +95,8 @@ def train(
     check_settings(recipe, allow_hub_kernels=allow_hub_kernels)
     process = join_processes(recipe)
     if process.num_processes > 1:  # before, one process would have been taken for all
-        check_construction(recipe)
+        model = check_construction(recipe)
+        check_context_parallel(recipe, model, processes_a_batch())
     before = on_main(lambda: check_same_run(recipe, allow_changed))
     if before.get("state") == "finished":
         process.print(
