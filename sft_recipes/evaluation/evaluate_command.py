@@ -52,6 +52,7 @@ from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel
 from sft_recipes.report import evaluation_tables, evaluation_text
 from sft_recipes.report.evaluation_verdict import Verdict, next_step, verdict_of
+from sft_recipes.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     before = name_of_model_before(request, run, questions)
     systems = _earlier_systems(request, examples)
     training = _training_rows(request, run, examples, is_judged=bool(bounds))
-    segments = run.labeller.renderer.template_segments
-    asking = Asking(request.max_new_tokens, request.batch_size, segments, progress)
+    asking = _asking(request, run, progress)
     asking.check_lengths(loaded.model, questions.values())
     shots = plan_shots(request.shots, questions[DATA], training, asking, loaded.model)
 
@@ -160,8 +160,7 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
-    extra = _about_training(training, tuned[DATA], suspects)
-    extra["data_set_losses"] = evaluator.estimates_as_json(losses)
+    extra = _about_training(training, tuned[DATA], suspects, losses)
     base: dict[str, Evaluation] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)
@@ -184,6 +183,12 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     return result
 
 
+def _asking(request: EvaluationRequest, run: OpenedRun, progress: bool) -> Asking:
+    """How every model is asked."""
+    segments = run.labeller.renderer.template_segments
+    return Asking(request.max_new_tokens, request.batch_size, segments, progress)
+
+
 def _suspects(
     request: EvaluationRequest, run: OpenedRun, model: Any, progress: bool
 ) -> Suspects | None:
@@ -195,12 +200,16 @@ def _suspects(
 
 
 def _about_training(
-    training: TrainingRows, tuned: Evaluation, suspects: Suspects | None
+    training: TrainingRows,
+    tuned: Evaluation,
+    suspects: Suspects | None,
+    losses: Mapping[str, Estimate],
 ) -> dict[str, Any]:
-    """What is to be said first, and what is known of the rows that were trained."""
+    """What is to be said first, and what is known of the rows that were trained and held out."""
     content: dict[str, Any] = {
         "warnings": cautions(training, tuned.rows),
         "training_rows": training.as_json(),
+        "data_set_losses": evaluator.estimates_as_json(losses),
     }
     if suspects is not None:
         content["suspects"] = suspects.as_json()

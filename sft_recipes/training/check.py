@@ -75,16 +75,7 @@ def check_recipe(
     `plan` by readable names, `notes`, `advice` where memory or time is short, the `next` command.
     """
     strategy = _strategy(launch, processes)
-    model = check_settings(
-        recipe,
-        strategy.batches,
-        zero3=strategy.master_weights and strategy.stage == 3,
-        elsewhere=launch is not None,
-        allow_hub_kernels=allow_hub_kernels,
-    )
-    if model is None:
-        model = meta_model(recipe)
-    check_context_parallel(recipe, model, strategy.context)
+    model = _model_of_shapes(recipe, strategy, launch is not None, allow_hub_kernels)
     labeller = open_labeller(recipe)
     check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
@@ -117,6 +108,23 @@ def _strategy(launch: Path | str | None, processes: int | None) -> Strategy:
     if launch:
         return read_strategy(launch_config(launch), processes)
     return Strategy(processes=launched_processes(), context=processes_a_batch())
+
+
+def _model_of_shapes(
+    recipe: Recipe, strategy: Strategy, elsewhere: bool, allow_hub_kernels: bool
+) -> Any:
+    """The model without weights, once the recipe's settings and it can be launched so."""
+    model = check_settings(
+        recipe,
+        strategy.batches,
+        zero3=strategy.master_weights and strategy.stage == 3,
+        elsewhere=elsewhere,
+        allow_hub_kernels=allow_hub_kernels,
+    )
+    if model is None:
+        model = meta_model(recipe)
+    check_context_parallel(recipe, model, strategy.context)
+    return model
 
 
 def _on_this_machine(

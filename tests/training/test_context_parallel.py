@@ -1,4 +1,4 @@
-"""Context parallel: planned and launched rightly, and what it would train wrong is refused. It needs two GPUs to run."""
+"""Context parallel: planned and launched rightly; what it would train wrong is refused. It needs two GPUs to run."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_every_label_is_predicted_in_one_part(write_recipe: Callable[..., Path])
 
 
 def test_accelerate_makes_the_mesh_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file and the option that `train --launch` adds for four processes, as accelerate's own launcher reads them."""
+    """The file and the option that `train --launch` adds for four processes, as accelerate's launcher reads them."""
     config = str(launch_config("fsdp2_cp"))
     options = ["--config_file", config, "--num_processes", "4"]
     options += ["--parallelism_config_dp_shard_size", "2", "script.py"]
