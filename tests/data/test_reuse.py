@@ -31,18 +31,36 @@ EXPECTED = {
 }
 
 
+class Encodings:
+    """How many rows were made into ids: a file, since rows are labelled in a process of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.forget()
+
+    def add(self, count: int) -> None:
+        with self._path.open("a") as file:
+            file.write("x" * count)
+
+    def count(self) -> int:
+        return self._path.stat().st_size
+
+    def forget(self) -> None:
+        self._path.write_text("")
+
+
 @pytest.fixture
-def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of rows of each call that makes ids of texts."""
-    calls: list[int] = []
+def encodings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Encodings:
+    """Counts the rows of each call that makes ids of texts."""
+    counter = Encodings(tmp_path / "encodings")
     encode = Encoder.encode
 
     def counted(self: Encoder, rows: Any) -> Any:
-        calls.append(len(rows))
+        counter.add(len(rows))
         return encode(self, rows)
 
     monkeypatch.setattr(Encoder, "encode", counted)
-    return calls
+    return counter
 
 
 @pytest.fixture
@@ -62,16 +80,16 @@ def recipe(
 
 @pytest.mark.parametrize("case", REMIXES)
 def test_another_mixture_calls_no_tokenizer(
-    case: str, recipe: Callable[..., Path], encodings: list[int]
+    case: str, recipe: Callable[..., Path], encodings: Encodings
 ) -> None:
     """Weights, shares, `max_rows` and the size of the split are drawn from the rows that are there."""
     keys = dict(REMIXES[case])
     split = {"eval_split": 5} if "eval_split" in keys else {}
     prepared(recipe(**split))
-    assert sum(encodings) >= 30
-    encodings.clear()
+    assert encodings.count() >= 30
+    encodings.forget()
     data = prepared(recipe(**keys))
-    assert not encodings
+    assert not encodings.count()
     if case in EXPECTED:
         rows = {name: part["rows"] for name, part in data.summary["mixture"].items()}
         assert rows == EXPECTED[case] and len(data.train) == sum(rows.values())
@@ -79,27 +97,27 @@ def test_another_mixture_calls_no_tokenizer(
 
 def test_another_run_takes_the_rows(
     recipe: Callable[..., Path],
-    encodings: list[int],
+    encodings: Encodings,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
     """`prepare --reuse RUN` fills another run's folder without a call of the tokenizer, and says the mixture."""
     prepared(recipe())
-    encodings.clear()
+    encodings.forget()
     path = str(recipe(datasets=[{**A, "weight": 2}, {**B, "weight": 3}]))
     code = cli.run(
         ["prepare", path, "--output_dir", str(tmp_path / "two"), "--reuse", str(tmp_path / "run")]
     )
     out = capsys.readouterr().out
-    assert code == 0 and not encodings
+    assert code == 0 and not encodings.count()
     assert "mixture: 40 rows of a" in out and "mixture: 30 rows of b" in out
     assert len(prepared(Path(path), output_dir=str(tmp_path / "two")).train) == 70
-    assert not encodings
+    assert not encodings.count()
 
 
 @pytest.mark.parametrize(
     ("keys", "what"),
-    [({"max_length": 64}, "settings changed"), ({"chat_template": "chatml"}, "template changed")],
+    [({"max_length": 64}, "others: settings"), ({"chat_template": "chatml"}, "others: template")],
 )
 def test_other_rows_are_not_taken(
     keys: dict[str, Any],

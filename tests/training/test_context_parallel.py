@@ -182,7 +182,8 @@ def test_every_label_is_predicted_in_one_part(write_recipe: Callable[..., Path])
     """Labels shifted before rows are cut, as transformers does it: the parts' losses add up to the batch's, with the
     token behind each cut in one of them. Shifted after, some would be lost.
     """
-    trainer = trainer_for(write_recipe(padding_free=False, pad_to_multiple_of=row_multiple(2)))
+    keys = {"padding_free": False, "train_on": "all", "pad_to_multiple_of": row_multiple(2)}
+    trainer = trainer_for(write_recipe(**keys))
     batch = first_batch(trainer)
     trainer.model.eval()
     labels = batch["labels"]
