@@ -134,7 +134,7 @@ class RecipeTrainer(TrainerWithMoments):
         if not self.trained_positions_only:
             noting: Any = contextlib.nullcontext()
             if told is not None:
-                noting = told.noting(model, inputs, self.args.loss_type)
+                noting = told.noting(model, inputs, getattr(self.args, "loss_type", "nll"))
             with noting:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
@@ -353,9 +353,10 @@ class RecipeTrainer(TrainerWithMoments):
         told.begin()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = dict(output.metrics or {})
         for name, loss in told.by_name(self.accelerator).items():
-            output.metrics[f"{prefix}_{name}_loss"] = loss
-        return output
+            metrics[f"{prefix}_{name}_loss"] = loss
+        return output._replace(metrics=metrics)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation loss plus generation metrics, under the same prefix."""
