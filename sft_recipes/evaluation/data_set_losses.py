@@ -52,4 +52,4 @@ def data_set_losses(
         tokens = by_group(losses.tokens[own].tolist(), prompts, sum)
         estimate = ratio_estimate(totals, tokens, unit="nats a token")
         estimates[name] = replace(estimate, higher_is_better=False)
-    return estimates
+    return dict(sorted(estimates.items()))
