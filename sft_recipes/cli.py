@@ -167,20 +167,27 @@ def audit(
 
 @app.command(context_settings=OVERRIDES)
 def prepare(
-    context: typer.Context, recipe: opt.RecipeArgument, as_json: opt.JsonOption = False
+    context: typer.Context,
+    recipe: opt.RecipeArgument,
+    reuse: opt.ReuseOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Tokenize a recipe's data once into its run folder; `--key value` overrides a recipe's key."""
     loaded = opt.opened_recipe(recipe, context)
     from sft_recipes.data.ledger import ledger_lines
     from sft_recipes.data.opening import open_labeller
     from sft_recipes.data.prepare import prepare as prepare_data
+    from sft_recipes.data.reuse import reuse_prepared
 
     folder = loaded.output_dir / run_folder.PREPARED
-    data = prepare_data(loaded, open_labeller(loaded), folder, progress=not as_json)
+    labeller = open_labeller(loaded)
+    if reuse is not None:
+        reuse_prepared(loaded, labeller.renderer, reuse, folder)
+    data = prepare_data(loaded, labeller, folder, progress=not as_json)
     if as_json:
         print_json(data.summary)
     else:
-        print(*ledger_lines(data.summary["sources"]), sep="\n")
+        print(*ledger_lines(data.summary), sep="\n")
         print(f"\nprepared in {data.folder}\nnext: sft-recipes train {recipe}")
 
 

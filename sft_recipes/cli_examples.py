@@ -28,7 +28,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     ),
     "prepare": (
         "sft-recipes prepare mine/recipe.yaml",
-        "sft-recipes prepare mine/recipe.yaml --max_length 512",
+        "sft-recipes prepare mine/recipe.yaml --output_dir mine/other --reuse mine/run",
     ),
     "train": (
         "sft-recipes train mine/recipe.yaml --num_train_epochs 1",

@@ -62,6 +62,10 @@ LaunchOption = Annotated[
     str | None,
     typer.Option(help=f"How to launch: {', '.join(launch_names())}; or an accelerate config file"),
 ]
+ReuseOption = Annotated[
+    Path | None,
+    typer.Option(help="A run whose prepared rows are taken: nothing is tokenized again"),
+]
 ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 KernelsOption = Annotated[
     bool,

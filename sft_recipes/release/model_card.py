@@ -296,20 +296,12 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
     differences = content.get("differences") or {}
     scores = []
     for metric, estimate in content["metrics"].items():
-        difference = differences.get(metric)
-        scores.append(
-            Score(
-                metric=metric,
-                label=estimate.get("label", metric),
-                definition=estimate.get("definition"),
-                n=estimate["n"],
-                value=estimate["value"],
-                ci_low=estimate["ci_low"],
-                ci_high=estimate["ci_high"],
-                estimate=format_estimate(estimate),
-                difference=format_estimate(difference, "+") if difference else None,
-            )
-        )
+        label = estimate.get("label", metric)
+        scores.append(_score(metric, label, estimate, differences.get(metric)))
+    for data_set, estimate in content.get("data_sets", {}).items():
+        scores.append(_score("exact_match", f"Exact match: {data_set}", estimate))
+    for data_set, estimate in content.get("data_set_losses", {}).items():
+        scores.append(_score("loss", f"Loss of held-out rows: {data_set}", estimate))
     return ScoredEvaluation(
         name=name,
         data=public(info["data"]),
@@ -320,6 +312,26 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
         base=public(info["base"]) if differences else None,
         scores=scores,
         gate=content.get("gate"),
+    )
+
+
+def _score(
+    metric: str,
+    label: str,
+    estimate: Mapping[str, Any],
+    difference: Mapping[str, Any] | None = None,
+) -> Score:
+    """A metric and its estimate, from `metrics.json`."""
+    return Score(
+        metric=metric,
+        label=label,
+        definition=estimate.get("definition"),
+        n=estimate["n"],
+        value=estimate["value"],
+        ci_low=estimate["ci_low"],
+        ci_high=estimate["ci_high"],
+        estimate=format_estimate(estimate),
+        difference=format_estimate(difference, "+") if difference else None,
     )
 
 

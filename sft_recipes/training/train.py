@@ -54,6 +54,8 @@ from sft_recipes.training.checkpoints import (
 )
 from sft_recipes.training.construction import check_construction
 from sft_recipes.training.consumption import Consumption
+from sft_recipes.training.context_parallel import check_context_parallel
+from sft_recipes.training.data_set_losses import held_out_losses
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
 from sft_recipes.training.precision import choose_precision, settle_frozen_weights
@@ -63,6 +65,7 @@ from sft_recipes.training.processes import (
     is_first_process,
     join_processes,
     on_main,
+    processes_a_batch,
 )
 from sft_recipes.training.progress import TrainingProgress
 from sft_recipes.training.record import (
@@ -96,7 +99,8 @@ def train(
     check_push(recipe)
     process = join_processes(recipe)
     if process.num_processes > 1:  # before, one process would have been taken for all
-        check_construction(recipe)
+        model = check_construction(recipe)
+        check_context_parallel(recipe, model, processes_a_batch())
     before = on_main(lambda: check_same_run(recipe, allow_changed))
     if before.get("state") == "finished":
         process.print(
@@ -212,6 +216,7 @@ def build_trainer(
         guards=guards,
         generation_metrics=generation,
         generation_share=recipe.evaluation.max_share if chosen_by_loss else None,
+        data_set_losses=held_out_losses(data, config.device),
     )
     load_start(recipe, trainer.model)
     if generation is not None:
