@@ -22,7 +22,7 @@ from sft_recipes.release.finished_run import (
     finished_run,
 )
 from sft_recipes.release.local_paths import is_hub_name, public, recipe_text
-from sft_recipes.release.markdown import CARDS, inline
+from sft_recipes.release.markdown import CARDS, inline, three_digits
 from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.release.stages import card_stages
 from sft_recipes.report.benchmark_report import fewer_rows, longest_answer, settings_in_words
@@ -389,15 +389,11 @@ def _unbroken(text: str) -> Markup:
     return Markup(str(inline(text)).replace(" ", "&nbsp;"))
 
 
-def _three_digits(value: float | None) -> str:
-    return "no value" if value is None else f"{value:.3f}"
-
-
 CARDS.filters |= {
     "public": public,
     "number": thousands,
     "spaced": spaced,
     "left_out": _left_out,
     "unbroken": _unbroken,
-    "three_digits": _three_digits,
+    "three_digits": three_digits,
 }

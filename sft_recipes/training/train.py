@@ -127,12 +127,11 @@ def train(
         guards = _guards(recipe, data, process, allow_changed)
         trainer = build_trainer(recipe, labeller, data, guards)
         check_active(recipe, trainer)
-        require_same_steps(trainer, guards.checkpoint, allow_changed)
         stop_request.raise_if_asked("while the model was loaded")
         if process.is_main_process:
             _say_what_starts(recipe, labeller, data, trainer, checks)
 
-        _run_steps(trainer, guards)
+        _run_steps(trainer, guards, allow_changed)
         return save(recipe, trainer, guards.consumption)
 
 
@@ -238,9 +237,10 @@ def _say_what_starts(
     print(banner(recipe, labeller.renderer, data, trainer, checks), flush=True)
 
 
-def _run_steps(trainer: RecipeTrainer, guards: Guards) -> None:
+def _run_steps(trainer: RecipeTrainer, guards: Guards, allow_changed: Sequence[str]) -> None:
     """Train to the end. Raises Preempted if a signal asked for an earlier one: a checkpoint is sealed by then."""
     checkpoint = guards.checkpoint
+    require_same_steps(trainer, checkpoint, allow_changed)
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"goes on from {checkpoint.name}", flush=True)
     for shown_by_transformers in (ProgressCallback, PrinterCallback):
