@@ -89,6 +89,5 @@ def look(reading: Reading, recipe: Path, data: str | None) -> FirstRows | None:
 
 def _config(reading: Reading, format: str, examples: Sequence[Example]) -> Mapping[str, Any]:
     """The config with what the tools read elsewhere: in `dataset_info.json`, and from the columns."""
-    formatting = "alpaca" if format == "instruction" else "sharegpt"
     turns = any(len(example.messages) > 2 for example in examples)
-    return {"formatting": formatting, "format": format, "turns": turns, **reading.tree}
+    return {"format": format, "turns": turns, **reading.beside_config, **reading.tree}
