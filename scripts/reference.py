@@ -1,4 +1,5 @@
-"""Write the pages of docs/reference/ that follow from the code: recipe keys and metrics.
+"""Write the pages of docs/reference/ that follow from the code: recipe keys and metrics, and
+the doctor's checks.
 
     python scripts/reference.py
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from sft_recipes.doctor.doctor import CHECKS
 from sft_recipes.evaluation.gate_bounds import INDICATORS
 from sft_recipes.evaluation.metric import Metric
 from sft_recipes.evaluation.metrics import METRICS
@@ -214,10 +216,32 @@ def _metric(metric: Metric) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def doctor_page() -> str:
+    """Every check of `sft-recipes doctor`, from the table that runs them."""
+    lines = [
+        "# What the doctor looks at",
+        "",
+        NOTICE,
+        "",
+        "`sft-recipes doctor RUN` makes each of these on files alone: no model is loaded, no pickle is",
+        "opened (`training_args.bin`, optimizer states), nothing is asked of the Hub. A check that finds",
+        "no files for it says why it did not look. What a rule of thumb decides is marked as a judgement.",
+        "How it is used: [examine-a-run.md](../how-to/examine-a-run.md).",
+        "",
+        "| check | what has to hold |",
+        "|---|---|",
+    ]
+    for name, check in CHECKS.items():
+        text = " ".join((check.__doc__ or "").split())
+        lines.append(f"| {name} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES = {
     "recipe-keys.md": recipe_keys_page,
     "refused-keys.md": refused_keys_page,
     "metrics.md": metrics_page,
+    "doctor-checks.md": doctor_page,
 }
 
 

@@ -2,9 +2,9 @@
 
 Layers, imports point only downward (`tests/test_architecture.py` keeps it):
 
-    __main__ > cli > cli_init, cli_review > cli_examples, cli_options, cli_output > chapter > training
-        > audit, evaluation, foreign, release > models, report > data, devices > upstream
-        > recipe, recipe_keys, recipe_checks, messages, run_folder, text_files, stop_request, crash,
+    __main__ > cli > cli_doctor, cli_init, cli_review > cli_examples, cli_options, cli_output > chapter > training
+        > audit, doctor, evaluation, foreign, release > models, report > data, devices > upstream
+        > recipe, recipe_keys, recipe_checks, messages, run_folder, model_folder, text_files, stop_request, crash,
         errors, statistics, shingles, similarity, overlap, response_patterns
 
 The names below load on first use, so that importing the package loads no torch.

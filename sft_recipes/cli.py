@@ -15,6 +15,7 @@ from sft_recipes import cli_options as opt
 from sft_recipes import crash, run_folder
 from sft_recipes.cli_answers import chat, replay
 from sft_recipes.cli_benchmark import evaluate_benchmarks
+from sft_recipes.cli_doctor import doctor
 from sft_recipes.cli_examples import add_examples
 from sft_recipes.cli_init import init
 from sft_recipes.cli_options import NOT_OF_THE_REQUEST, data_options, held_out_sets
@@ -166,20 +167,27 @@ def audit(
 
 @app.command(context_settings=OVERRIDES)
 def prepare(
-    context: typer.Context, recipe: opt.RecipeArgument, as_json: opt.JsonOption = False
+    context: typer.Context,
+    recipe: opt.RecipeArgument,
+    reuse: opt.ReuseOption = None,
+    as_json: opt.JsonOption = False,
 ) -> None:
     """Tokenize a recipe's data once into its run folder; `--key value` overrides a recipe's key."""
     loaded = opt.opened_recipe(recipe, context)
     from sft_recipes.data.ledger import ledger_lines
     from sft_recipes.data.opening import open_labeller
     from sft_recipes.data.prepare import prepare as prepare_data
+    from sft_recipes.data.reuse import reuse_prepared
 
     folder = loaded.output_dir / run_folder.PREPARED
-    data = prepare_data(loaded, open_labeller(loaded), folder, progress=not as_json)
+    labeller = open_labeller(loaded)
+    if reuse is not None:
+        reuse_prepared(loaded, labeller.renderer, reuse, folder)
+    data = prepare_data(loaded, labeller, folder, progress=not as_json)
     if as_json:
         print_json(data.summary)
     else:
-        print(*ledger_lines(data.summary["sources"]), sep="\n")
+        print(*ledger_lines(data.summary), sep="\n")
         print(f"\nprepared in {data.folder}\nnext: sft-recipes train {recipe}")
 
 
@@ -271,6 +279,7 @@ def evaluate(
 
 app.command()(chat)
 app.command(context_settings=OVERRIDES)(replay)
+app.command()(doctor)
 
 
 @app.command("export")

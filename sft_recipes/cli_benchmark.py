@@ -118,7 +118,4 @@ def _folder(name: str, output: Path | None) -> Path:
     """Where results are written."""
     if output is not None:
         return output
-    run = Path(name)
-    if run_folder.is_run_folder(run):
-        return run / run_folder.EVALUATIONS / run_folder.BENCHMARKS
-    return Path(run_folder.EVALUATIONS) / run.name / run_folder.BENCHMARKS
+    return run_folder.evaluations_of(Path(name)) / run_folder.BENCHMARKS

@@ -28,7 +28,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     ),
     "prepare": (
         "sft-recipes prepare mine/recipe.yaml",
-        "sft-recipes prepare mine/recipe.yaml --max_length 512",
+        "sft-recipes prepare mine/recipe.yaml --output_dir mine/other --reuse mine/run",
     ),
     "train": (
         "sft-recipes train mine/recipe.yaml --num_train_epochs 1",
@@ -45,6 +45,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "replay": (
         "sft-recipes replay Qwen/Qwen3-0.6B --prompts general.jsonl --rows 500",
         "sft-recipes replay mine/run --prompts general.jsonl --rows 9 --data_seed 1",
+    ),
+    "doctor": (
+        "sft-recipes doctor mine/run",
+        "sft-recipes doctor other/run --base other/base --merged other/merged --json",
     ),
     "export": (
         "sft-recipes export mine/run",

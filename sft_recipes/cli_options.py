@@ -62,6 +62,10 @@ LaunchOption = Annotated[
     str | None,
     typer.Option(help=f"How to launch: {', '.join(launch_names())}; or an accelerate config file"),
 ]
+ReuseOption = Annotated[
+    Path | None,
+    typer.Option(help="A run whose prepared rows are taken: nothing is tokenized again"),
+]
 ProcessesOption = Annotated[int | None, typer.Option("--num_processes", help="Processes to launch")]
 KernelsOption = Annotated[
     bool,
@@ -245,6 +249,18 @@ BenchmarkDataOption = Annotated[
 # chat
 BesideOption = Annotated[
     str | None, typer.Option(help="Model that answers beside it", callback=_model)
+]
+
+# doctor
+AnyRunArgument = Annotated[
+    Path, typer.Argument(help="Run folder or checkpoint, of any tool", callback=_run)
+]
+BaseFolderOption = Annotated[
+    Path | None, typer.Option(help="Folder of the model before training (default: as the run says)")
+]
+MergedOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the merged model (default: merged/ or export/ in the run)"),
 ]
 
 # export

@@ -77,7 +77,8 @@ class Example:
     the data asks to train it, which only `train_on: all` does. `text` is set instead for `format:
     raw` and `rendered`, where messages is empty. `rendered`: that text is the rendering of a chat
     template, control tokens and all. `row` counts from 0, `line` from 1 where the reader knows it.
-    `columns` are extra columns somebody asked for.
+    `columns` are extra columns somebody asked for. `data_set`: of a held-out row of a mixture, the
+    name of its data set.
     """
 
     messages: Sequence[Message]
@@ -89,6 +90,7 @@ class Example:
     text: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     rendered: bool = False
+    data_set: str = ""
 
     @property
     def asks_to_train_others(self) -> int | None:

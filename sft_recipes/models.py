@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from sft_recipes import run_folder
@@ -23,8 +24,17 @@ from sft_recipes.devices import (
     cuda_has_bf16,
 )
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.model_folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    apart,
+    holds_model,
+    holds_two_models,
+    model_of,
+)
 from sft_recipes.plain_values import shown
 from sft_recipes.recipe import Recipe
+from sft_recipes.text_files import RESTORE, read_json
 
 # Encoders for images, sound and video, and what projects them into the text model.
 # No text row feeds them.
@@ -57,7 +67,7 @@ class InferenceModel:
 
 def load_weights(name: str, dtype: Any, revision: str | None = None, **settings: Any) -> Any:
     """The model of a local folder or Hub name. Raises InputError if there is none to be had."""
-    _check_name(name)
+    check_model(name)
     with loading(name, "model"):
         return AutoModelForCausalLM.from_pretrained(
             name,
@@ -270,25 +280,26 @@ def check_vocabulary(
         raise InputError(Problem(where, field, what, fix))
 
 
-def load_for_inference(name: str, dtype: str | None = None) -> InferenceModel:
+def load_for_inference(
+    name: str, dtype: str | None = None, field: str = "model_name_or_path"
+) -> InferenceModel:
     """Load a model folder, a run folder, an adapter folder or a Hub name for generation.
 
     An adapter is put on the base that its `adapter_config.json` names. `dtype` is that of the
     weights; None takes bfloat16 where the device computes it faster, else float32. On a CPU an
-    adapter is then merged first, in float32: that is what an export serves.
+    adapter is then merged first, in float32: that is what an export serves. `field`: what named it,
+    for errors.
     """
-    _check_name(name)
+    check_model(name)
     stated = None if dtype is None else getattr(torch, dtype)
     default = torch.bfloat16 if cuda_has_bf16() else torch.float32
     device = PartialState(cpu=not torch.cuda.is_available()).device
     tokenizer = load_tokenizer(name)
-    is_adapter = (Path(name) / "adapter_config.json").is_file()
-    base_name: Any = name
+    is_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
+    # Not left to transformers, which also loads adapters: it lost DoRA's magnitudes with a warning
+    # (5.23).
+    base_name = base_of_adapter(Path(name)) if is_adapter else name
     with loading(name, "model"):
-        # Not left to transformers, which also loads adapters: it lost DoRA's magnitudes with a
-        # warning (5.23).
-        if is_adapter:
-            base_name = PeftConfig.from_pretrained(name).base_model_name_or_path
         model: Any = AutoModelForCausalLM.from_pretrained(
             base_name,
             dtype=stated or default,
@@ -297,8 +308,10 @@ def load_for_inference(name: str, dtype: str | None = None) -> InferenceModel:
         )
         kind: Literal["model", "adapter"] = "model"
         if is_adapter:
+            match_embeddings(model, Path(name))
             model = PeftModel.from_pretrained(model, name)
             kind = "adapter"
+    check_vocabulary(model, tokenizer, name, field)
     if stated is None and device.type == "cpu" and _is_faster_in_bfloat16(model):
         model = _merged_in_bfloat16(model)
     return InferenceModel(model.to(device).eval(), tokenizer, kind)
@@ -322,14 +335,53 @@ def _merged_in_bfloat16(model: Any) -> Any:
     return model
 
 
-def _check_name(name: str) -> None:
-    """Raise InputError for a folder that holds no model."""
+def base_of_adapter(folder: Path) -> str:
+    """What an adapter calls its base. Raises InputError for one that names none, or no folder."""
+    path = folder / ADAPTER_CONFIG
+    key = "base_model_name_or_path"
+    base = read_json(path, RESTORE).get(key)
+    if not isinstance(base, str) or not base:
+        what = "the adapter does not name its base"
+        fix = "write the name or the folder of the model that it was trained on there"
+        raise InputError(Problem(str(path), key, what, fix))
+    check_folder(base, f"put it there, or write where it is into {path} ({key})")
+    return base
+
+
+def match_embeddings(model: Any, folder: Path) -> None:
+    """Make a base as large as the embeddings that came with the adapter of a folder."""
+    rows = _rows_of_adapter(folder)
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _rows_of_adapter(folder: Path) -> int | None:
+    """The rows of a whole embedding among the tensors of an adapter: tokens may have been added."""
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            if name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight")):
+                return int(file.get_slice(name).get_shape()[0])
+    return None
+
+
+def check_model(name: str) -> None:
+    """Raise InputError for a folder that holds no model, or two."""
     check_folder(name)
     path = Path(name)
-    files = ("config.json", "adapter_config.json")
-    if not path.is_dir() or any((path / file).is_file() for file in files):
+    if not path.is_dir():
         return
-    fix = "name a folder with config.json or adapter_config.json"
+    if holds_two_models(path):
+        what = "a whole model and an adapter lie in one folder, and which is meant is not clear"
+        raise InputError(Problem(name, "model_name_or_path", what, apart(path)))
+    model = model_of(path)
+    if holds_model(path) and model == path:
+        return
+    fix = f"name a folder with {CONFIG} or {ADAPTER_CONFIG}"
     if run_folder.is_run_folder(path):
         fix = "let the run finish first"
+    elif model != path:
+        fix = f"name its newest checkpoint, {model}"
     raise InputError(Problem(name, "model_name_or_path", "the folder holds no model", fix))

@@ -9,6 +9,7 @@ from typing import Any
 
 from sft_recipes import text_files
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.model_folder import is_checkpoint
 from sft_recipes.plain_values import shown
 
 SCHEMA_VERSION = 1
@@ -91,6 +92,16 @@ def read_state(folder: Path) -> dict[str, Any]:
 def is_run_folder(path: Path) -> bool:
     """Whether `path` is the output folder of a run of this project."""
     return (path / RECIPE).is_file()
+
+
+def evaluations_of(model: Path) -> Path:
+    """Where the evaluations of a model are written: into a run of ours, else below the working directory."""
+    if is_run_folder(model):
+        return model / EVALUATIONS
+    name = model.name or model.resolve().name
+    if is_checkpoint(model):  # every run has one of that name
+        name = f"{model.resolve().parent.name}-{name}"
+    return Path(EVALUATIONS) / name
 
 
 def run_of(folder: Path) -> Path | None:

@@ -1,10 +1,10 @@
 """Fenced blocks of the documents: how each is tried, and the commands in it.
 
 A block's first line says what it is. ```bash test: run in order, each command exits 0. ```bash slow:
-run by a slow test of its own. ```bash refused: run like `test`, each command exits 2. ```bash
-parse-only: needs a GPU, the Hub or files of the reader; its commands exist. ```text output: stands in
-what the commands of the block before it print; `about` where the numbers may differ from one machine
-to the next.
+run by a slow test of its own. ```bash refused: run like `test`, each command exits 2. ```bash found:
+each exits 1. ```bash parse-only: needs a GPU, the Hub or files of the reader; its commands exist.
+```text output: stands in what the commands of the block before it print; `about` where the numbers
+may differ from one machine to the next.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _python_fault(arguments: Sequence[str], command: str) -> str:
 def run(command: str, scratch: Path, root: Path = ROOT, exit_code: int = 0) -> str:
     """Run one command line from `root` with this Python and return what it prints.
 
-    It must end with this exit code; what a command that is refused prints stands on stderr. Folders that
+    It must end with this exit code; what a command that is refused (2) prints stands on stderr. Folders that
     the documents write to lie in `scratch` instead; in the output they are as written.
     """
     words = shlex.split(SCRATCH.sub(str(scratch), command))
@@ -98,7 +98,7 @@ def run(command: str, scratch: Path, root: Path = ROOT, exit_code: int = 0) -> s
     )
     assert done.returncode == exit_code, f"{command}\n{done.stdout}\n{done.stderr}"
     written = SCRATCH.search(command)
-    printed = done.stderr if exit_code else done.stdout
+    printed = done.stderr if exit_code == 2 else done.stdout
     return printed.replace(str(scratch), written.group() if written else str(scratch))
 
 

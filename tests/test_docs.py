@@ -28,7 +28,8 @@ from tests.test_architecture import FOUNDATION, LAYERS
 DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 WITH_COMMANDS = [path for path in DOCUMENTS if path not in (README, *HOW_TO)]
-SHELL_KINDS = ("test", "slow", "parse-only", "refused")
+SHELL_KINDS = ("test", "slow", "parse-only", "refused", "found")
+EXIT_CODES = {"refused": 2, "found": 1}
 # The tests that a change like that of the page may break: the page has to run them.
 ROOM_TESTS = {
     "add-a-check.md": "tests/audit",
@@ -36,6 +37,7 @@ ROOM_TESTS = {
     "add-a-metric.md": "tests/evaluation/test_metrics.py",
     "add-a-recipe.md": "tests/test_shipped_recipes.py",
     "check-in-ci.md": "tests/test_verdicts.py",
+    "examine-a-run.md": "tests/doctor",
 }
 LONGEST = 400
 # What a how-to page works on: the package and its tests, without what was installed or trained.
@@ -65,7 +67,7 @@ def test_every_block_says_how_it_is_tried(path: Path) -> None:
             assert block.kind in SHELL_KINDS
         elif block.language == "text":
             assert block.kind in ("output", "output about")
-            assert before.language == "bash" and before.kind in ("test", "slow", "refused")
+            assert before.language == "bash" and before.kind != "parse-only"
         else:
             assert path in HOW_TO
             assert block.language == "diff" or block.kind.startswith("new ")
@@ -267,8 +269,9 @@ def test_a_how_to_page_does_what_it_says(path: Path, tmp_path: Path) -> None:
     for block in blocks_of(path):
         if (block.language, block.kind) == ("bash", "test"):
             printed = "".join(run(line, tmp_path, root) for line in block.commands)
-        elif (block.language, block.kind) == ("bash", "refused"):
-            printed = "".join(run(line, tmp_path, root, exit_code=2) for line in block.commands)
+        elif block.language == "bash" and block.kind in EXIT_CODES:
+            code = EXIT_CODES[block.kind]
+            printed = "".join(run(line, tmp_path, root, code) for line in block.commands)
         elif block.language == "text":
             assert not missing_lines(block, printed)
         elif block.language != "bash":

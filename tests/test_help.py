@@ -114,7 +114,7 @@ def test_overrides_are_told(command, say) -> None:
     assert "--key value" in out
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2", "zero3_offload"])
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2", "fsdp2_cp", "zero3_offload"])
 def test_a_launch_on_gpus_needs_gpus(name, say, write_recipe, monkeypatch) -> None:
     """It is refused before anything starts, and the launch that the fix names is one for CPUs."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

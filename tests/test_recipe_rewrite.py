@@ -285,6 +285,22 @@ def test_check_fix_rewrites_then_checks(
     assert code == 0 and json.loads(out)["changes"] == []
 
 
+def test_a_push_is_looked_at_last(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    write_recipe: Callable[..., Path],
+) -> None:
+    """Without a token, or a name to push to, all else is checked and said before; what is wrong there comes first."""
+    monkeypatch.setattr("sft_recipes.release.hub.get_token", lambda: None)
+    path = write_recipe(push_to_hub=True, hub_model_id="me/mine")
+    code, out, err = run(capsys, monkeypatch, str(path))
+    assert code == 2 and "next: sft-recipes train" in out and "hf auth login" in err
+    code, out, err = run(capsys, monkeypatch, str(path), "--hub_model_id", "null")
+    assert code == 2 and "next: sft-recipes train" in out and "go together" in err
+    code, out, err = run(capsys, monkeypatch, str(path), "--dataset_name", "./nowhere.jsonl")
+    assert code == 2 and "nowhere.jsonl" in err and "hf auth login" not in err
+
+
 def test_check_fix_shows_what_is_left(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -15,6 +15,7 @@ from sft_recipes.statistics import (
     paired_difference,
     proportion,
     proportion_of,
+    ratio_estimate,
 )
 
 
@@ -75,6 +76,28 @@ def test_mean_has_students_interval() -> None:
         pytest.approx(2 - reach),
         pytest.approx(2 + reach),
     )
+
+
+def test_a_ratio_is_of_sums() -> None:
+    """6 + 2 of 2 + 4 tokens is 8/6; the interval is Student's with the error of a ratio of two sums, by hand."""
+    estimate = ratio_estimate([6.0, 2.0], [2, 4], unit="nats a token")
+    assert estimate.value == pytest.approx(8 / 6) and estimate.n == 2
+    # Residuals 6 - 2 x 4/3 = 10/3 and 2 - 4 x 4/3 = -10/3; t of one degree of freedom is 12.706.
+    reach = 12.7062 * (2 * (10 / 3) ** 2 * 2) ** 0.5 / 6
+    assert estimate.ci_high == pytest.approx(8 / 6 + reach, rel=1e-4)
+    assert estimate.ci_low == pytest.approx(8 / 6 - reach, rel=1e-4)
+
+
+def test_a_ratio_of_equal_sizes_is_a_mean() -> None:
+    """Rows of one size have the mean's value and interval; no rows, and no tokens, have none."""
+    values = [0.5, 1.5, 1.0, 3.0]
+    ratio = ratio_estimate([2 * value for value in values], [2] * 4, unit="x")
+    mean = mean_estimate(values, unit="x")
+    assert ratio.value == mean.value
+    assert (ratio.ci_low, ratio.ci_high) == pytest.approx((mean.ci_low, mean.ci_high))
+    assert ratio_estimate([], [], unit="x").value is None
+    assert ratio_estimate([0.0], [0], unit="x").value is None
+    assert ratio_estimate([3.0], [2], unit="x").ci_low is None
 
 
 def test_one_value_has_no_interval() -> None:
@@ -243,6 +266,12 @@ def paired(draws: Any) -> Any:
     return paired_difference((draws < 0).tolist(), (draws > 0).tolist())
 
 
+def losses_of_rows(rng: Any) -> Any:
+    """Of 100 rows the sum of losses and the tokens: 1 to 39 tokens, each row's mean loss 1 on average."""
+    tokens = rng.integers(1, 40, 100)
+    return np.stack([rng.gamma(4, 0.25, 100) * tokens, tokens])
+
+
 # Each: how a sample is drawn, its interval, the truth, and what the interval is known to fall short
 # of 95 % by.
 COVERAGE = {
@@ -276,6 +305,12 @@ COVERAGE = {
         lambda x: mean_estimate(x.tolist(), unit=""),
         2.0,
         0.02,
+    ),
+    "ratio, loss a token, n = 100": (
+        losses_of_rows,
+        lambda x: ratio_estimate(x[0].tolist(), x[1].tolist(), unit=""),
+        1.0,
+        0.01,
     ),
     "pairs, 10 % up, 5 % down, n = 100": (
         lambda r: r.choice([1, -1, 0], 100, p=[0.1, 0.05, 0.85]),

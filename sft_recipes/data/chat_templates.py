@@ -232,7 +232,7 @@ def attach_chat_template(tokenizer: Any, settings: TemplateSettings) -> ChatRend
     renderer.has_own_template = name == "tokenizer"
     renderer.template_place = _template_place(tokenizer, name)
     if name not in shipped_template_names():
-        try_template(renderer, _first_questions)
+        try_template(renderer, first_questions)
     _agree_on_end_of_turn(renderer, name)
     _choose_pad_token(renderer)
     return renderer
@@ -249,7 +249,7 @@ def _template_place(tokenizer: Any, name: str) -> str:
     return f"the chat template of {folder}"
 
 
-def _first_questions(renderer: ChatRenderer) -> None:
+def first_questions(renderer: ChatRenderer) -> None:
     """All that is asked of a template before its first row, as far as it depends on no data."""
     renderer.render(PROBE)
     renderer.render(PROBE[:1], add_generation_prompt=True)

@@ -158,11 +158,15 @@ def _input_rows(rows: Iterable[LabelledRow]) -> set[int]:
     return {row.example for row in rows}
 
 
-def ledger_lines(ledgers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The ledger for the terminal: a line per source and one per reason that lost rows."""
+def ledger_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The ledger of `data.json` for the terminal.
+
+    A line per source, one per reason that lost rows, and one per data set of a mixture.
+    """
     text = Path(__file__).with_name("ledger.txt.jinja").read_text(encoding="utf-8")
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(text)
-    return template.render(ledgers=ledgers).splitlines()
+    mixture = summary.get("mixture", {})
+    return template.render(ledgers=summary["sources"], mixture=mixture).splitlines()
 
 
 def dropped_entries(examples: Sequence[Example], batch: LabelledBatch) -> Iterator[dict[str, Any]]:

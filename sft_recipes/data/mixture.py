@@ -1,11 +1,71 @@
 """Which of the rows that may be trained are trained, and how often: drawn by seed."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 
-from sft_recipes.data.row_table import Integers
+from sft_recipes.data.row_table import Integers, column
 from sft_recipes.recipe import DatasetSource
+
+# TRL logs `eval_aux_loss` of a mixture of experts; the loss of a data set is `eval_NAME_loss`.
+_TAKEN_NAMES = ("aux",)
+
+
+def data_set_names(sources: Sequence[DatasetSource]) -> list[str]:
+    """A short name of each data set, no two alike: of its file, folder or Hub set.
+
+    Where several share it, that of their config or folder stands before it.
+    """
+    stems = [Path(source.path).stem for source in sources]
+    shared = Counter(stems)
+    names: list[str] = []
+    for source, stem in zip(sources, stems, strict=True):
+        name = stem
+        if shared[stem] > 1:
+            before = source.name or Path(source.path).parent.name
+            name = f"{before}-{stem}".strip("-")
+        names.append(_unlike(name, (*names, *_TAKEN_NAMES)))
+    return names
+
+
+def _unlike(name: str, taken: Sequence[str]) -> str:
+    """The name, numbered if it is taken."""
+    number = 1
+    numbered = name
+    while numbered in taken:
+        number += 1
+        numbered = f"{name}-{number}"
+    return numbered
+
+
+@dataclass(frozen=True, slots=True)
+class RowsByDataSet:
+    """Rows of a mixture in their order: the number of each one's data set, by which it is in
+    `names`, and by what it is known again: its fingerprint, the group of its prompt.
+    """
+
+    names: Sequence[str]
+    numbers: Integers
+    fingerprints: Integers
+    groups: Integers
+
+    def present(self) -> Mapping[int, str]:
+        """The data sets that any of the rows is from."""
+        return {number: self.names[number] for number in np.unique(self.numbers).tolist()}
+
+
+def rows_by_data_set(table: Dataset, rows: Integers, names: Sequence[str]) -> RowsByDataSet:
+    """Rows of a prepared table, by their data sets."""
+    return RowsByDataSet(
+        names=names,
+        numbers=column(table, "source")[rows],
+        fingerprints=column(table, "fingerprint")[rows],
+        groups=column(table, "group")[rows],
+    )
 
 
 def mix(

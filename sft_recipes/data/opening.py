@@ -1,6 +1,7 @@
 """From a model's name to tokenizer, chat template and labeller, opened in one place."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from sft_recipes.data.chat_templates import ChatRenderer, attach_chat_template
 from sft_recipes.data.first_rows import check_first_rows, check_recipe_rows
 from sft_recipes.data.labels import Labeller
 from sft_recipes.errors import HubUnavailable, InputError, Problem, SFTRecipesError
-from sft_recipes.plain_values import shown
+from sft_recipes.model_folder import ADAPTER_CONFIG, holds_tokenizer
+from sft_recipes.plain_values import is_file, shown
 from sft_recipes.recipe import Recipe, TemplateSettings
 from sft_recipes.recipe_keys import DataRecipe, load_recipe, make_data_recipe
 from sft_recipes.text_files import RESTORE, read_json
@@ -25,8 +27,22 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
     check_folder(name)
     revision = revision or "main"
+    source = _tokenizer_of(name)
     with loading(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def _tokenizer_of(name: str) -> str:
+    """Where the tokenizer of a model is: an adapter that was saved without one has its base's."""
+    config = Path(name) / ADAPTER_CONFIG
+    if not _is_folder(name) or not is_file(config) or holds_tokenizer(Path(name)):
+        return name
+    base = read_json(config, RESTORE).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        return name
+    check_folder(base, f"put it there, or write where it is into {config}")
+    print(f"no tokenizer was saved in {name}: that of its base is used, {base}", file=sys.stderr)
+    return base
 
 
 def open_renderer(

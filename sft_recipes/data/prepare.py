@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sft_recipes.data.kept_examples import GroupedExample, write_examples
 from sft_recipes.data.labels import LabelledBatch, Labeller
 from sft_recipes.data.ledger import SourceLedger, dropped_entries
 from sft_recipes.data.loading import EVALUATION_COLUMNS, RejectLog, iter_examples, source_files
+from sft_recipes.data.mixture import data_set_names
 from sft_recipes.data.prepared import PreparedData, check_files, file_sha256, load_prepared
 from sft_recipes.data.prompt_groups import join_near_duplicates, prompt_group, prompt_text
 from sft_recipes.data.reading.json_reader import append_json_lines, display_path
@@ -100,6 +101,15 @@ def write_prepared(recipe: Recipe, labeller: Labeller, folder: Path, progress: b
 def fingerprint(recipe: Recipe, renderer: ChatRenderer) -> str:
     """SHA-256 of everything the prepared ids depend on."""
     return _digest(_inputs(recipe, renderer, []))
+
+
+def changed_inputs(
+    recipe: Recipe, renderer: ChatRenderer, manifest: Mapping[str, Any]
+) -> list[str]:
+    """What of the recipe's inputs is not as it was when the rows of this manifest were prepared."""
+    before = manifest["inputs"]
+    now = _inputs(recipe, renderer, before["data"])
+    return [name for name, value in now.items() if before.get(name) != value]
 
 
 def _inputs(
@@ -251,6 +261,7 @@ class _Preparation:
         self._candidates = SplitCandidates()
         self._check_examples = CheckExamples()
         self._ledgers: list[SourceLedger] = []
+        self._names = data_set_names(data.datasets)
 
     def run(self) -> dict[str, Any]:
         """Write everything but the manifest, and return what that says of the data."""
@@ -333,7 +344,8 @@ class _Preparation:
             return
         grouped: list[GroupedExample] = []
         for index in result.labelled:
-            grouped.append(GroupedExample(result.groups[index], batch.examples[index]))
+            example = replace(batch.examples[index], data_set=self._names[batch.source])
+            grouped.append(GroupedExample(result.groups[index], example))
         self._candidates.add(grouped)
 
     def _keep_for_checks(self, batch: _Batch, result: _PreparedBatch) -> None:

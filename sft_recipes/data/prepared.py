@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from sft_recipes import run_folder
 from sft_recipes.data.kept_examples import read_examples
-from sft_recipes.data.mixture import mix
+from sft_recipes.data.mixture import RowsByDataSet, data_set_names, mix, rows_by_data_set
 from sft_recipes.data.row_table import Integers, column
 from sft_recipes.data.splits import Split, draw_split
 from sft_recipes.errors import InputError, Problem
@@ -44,7 +44,8 @@ class PreparedData:
 
     `summary` is what `data.json` says. `eval_examples` are held-out conversations; `check_examples`
     up to 200 training ones, every structure among them. `fingerprints`: one number for each
-    training row, in their order (`row_fingerprint.py`).
+    training row, in their order (`row_fingerprint.py`). `held_out`: the rows of `eval` by data set,
+    where they are of several.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class PreparedData:
     check_examples: Sequence[Example]
     summary: Mapping[str, Any]
     fingerprints: Integers
+    held_out: RowsByDataSet | None = None
 
 
 def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
@@ -81,18 +83,29 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
         "train": _counts(rows, trained),
         "eval": None,
     }
+    names = data_set_names(recipe.data.datasets)
+    if len(names) > 1:
+        summary["mixture"] = {
+            name: _counts(rows, trained[sources[mixture] == number])
+            for number, name in enumerate(names)
+        }
+    eval_rows = None
     held_out = None
     if len(split.held_out):
         summary["eval"] = _counts(split.table, split.held_out)
-        held_out = _rows_for_trainer(split.table, split.held_out)
+        eval_rows = _rows_for_trainer(split.table, split.held_out)
+        held_out = rows_by_data_set(split.table, split.held_out, names)
+        if len(held_out.present()) == 1:
+            held_out = None
     return PreparedData(
         folder=folder,
         train=_rows_for_trainer(rows, trained),
-        eval=held_out,
+        eval=eval_rows,
         eval_examples=_held_out_examples(folder / EVAL_EXAMPLES, split, joined),
         check_examples=[grouped.example for grouped in read_examples(folder / CHECK_EXAMPLES)],
         summary=summary,
         fingerprints=column(rows, "fingerprint")[trained],
+        held_out=held_out,
     )
 
 

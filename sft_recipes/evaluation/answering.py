@@ -145,6 +145,7 @@ class Scorer:
             "row": example.row,
             "line": example.line,
             "source": example.source,
+            "data_set": example.data_set or None,
             "task_type": example.columns.get("task_type"),
             "prompt": prompt,
             "messages": list(map(dict, example.messages)),

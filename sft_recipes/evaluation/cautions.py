@@ -1,14 +1,27 @@
 """What makes the figures of an evaluation worth less than they look: said above everything else."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.evaluation.training_rows import TrainingRows
+from sft_recipes.model_folder import was_trained
 
 
 def cautions(training: TrainingRows, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each, in the order of their weight; `rows` are the scored ones."""
     return [*_of_training(training, len(rows)), *_of_budget(rows)]
+
+
+def of_template(model: str, renderer: ChatRenderer, named: str | None) -> list[str]:
+    """A run of another tool that has no template of its own is asked in ours, unless one was named."""
+    if named or renderer.has_own_template or not was_trained(Path(model)):
+        return []
+    return [
+        "the run has no chat template, and was asked in `instruction` (### Instruction:). Fix: if it was "
+        "trained otherwise, add --chat_template FILE.jinja"
+    ]
 
 
 def _of_training(training: TrainingRows, asked: int) -> Iterator[str]:

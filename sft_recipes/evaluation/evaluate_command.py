@@ -16,7 +16,7 @@ from sft_recipes import models, run_folder
 from sft_recipes.data.trained_rows import trained_rows
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation import evaluator, retention
-from sft_recipes.evaluation.cautions import cautions
+from sft_recipes.evaluation.cautions import cautions, of_template
 from sft_recipes.evaluation.comparison import (
     System,
     compare_all,
@@ -25,6 +25,7 @@ from sft_recipes.evaluation.comparison import (
     task_table,
     training_curves,
 )
+from sft_recipes.evaluation.data_set_losses import losses_of_run
 from sft_recipes.evaluation.evaluation_request import EvaluationRequest, conversations_to_answer
 from sft_recipes.evaluation.evaluator import Evaluation
 from sft_recipes.evaluation.further_questions import (
@@ -51,6 +52,7 @@ from sft_recipes.messages import Example
 from sft_recipes.models import InferenceModel
 from sft_recipes.report import evaluation_tables, evaluation_text
 from sft_recipes.report.evaluation_verdict import Verdict, next_step, verdict_of
+from sft_recipes.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class EvaluationResult:
     """An evaluation, the base's where one was asked for, and the folder both were written to.
 
     `extra` holds what else is known, as plain data: `verdict`, `warnings`, `training_rows`,
-    `training`, `comparisons`, `task_differences`, `training_curves`, with a base `prompting`, and
+    `data_set_losses`, `training`, `comparisons`, `task_differences`, `training_curves`, with a base `prompting`, and
     where asked for `suspects`, `format_overfitting`, `safety`, `retention`, `gate`.
     """
 
@@ -112,6 +114,7 @@ class EvaluationResult:
             print(evaluation_text.rows_text(content, rows), end="")
             print(evaluation_text.figures_text(content, self.base_content), end="")
             print(evaluation_text.task_types_text(content), end="")
+            print(evaluation_text.data_sets_text(content), end="")
         print(evaluator.examples_text(self.evaluation, self.base, examples), end="")
         for part in parts:
             if part in content:
@@ -147,17 +150,17 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     before = name_of_model_before(request, run, questions)
     systems = _earlier_systems(request, examples)
     training = _training_rows(request, run, examples, is_judged=bool(bounds))
-    segments = run.labeller.renderer.template_segments
-    asking = Asking(request.max_new_tokens, request.batch_size, segments, progress)
+    asking = _asking(request, run, progress)
     asking.check_lengths(loaded.model, questions.values())
     shots = plan_shots(request.shots, questions[DATA], training, asking, loaded.model)
 
     tuned = asking.ask(loaded.model, questions)
+    losses = losses_of_run(request, run, loaded.model, progress)
     suspects = _suspects(request, run, loaded.model, progress)
     # Two models may not fit into memory beside each other.
     del loaded
     gc.collect()
-    extra = _about_training(training, tuned[DATA], suspects)
+    extra = _about_training(request, run, training, tuned[DATA], suspects, losses)
     base: dict[str, Evaluation] = {}
     if request.base_is_model:
         model = base_model(str(request.base), run.labeller.renderer.tokenizer, request.dtype)
@@ -180,6 +183,12 @@ def run_evaluation(request: EvaluationRequest, progress: bool = True) -> Evaluat
     return result
 
 
+def _asking(request: EvaluationRequest, run: OpenedRun, progress: bool) -> Asking:
+    """How every model is asked."""
+    segments = run.labeller.renderer.template_segments
+    return Asking(request.max_new_tokens, request.batch_size, segments, progress)
+
+
 def _suspects(
     request: EvaluationRequest, run: OpenedRun, model: Any, progress: bool
 ) -> Suspects | None:
@@ -191,12 +200,21 @@ def _suspects(
 
 
 def _about_training(
-    training: TrainingRows, tuned: Evaluation, suspects: Suspects | None
+    request: EvaluationRequest,
+    run: OpenedRun,
+    training: TrainingRows,
+    tuned: Evaluation,
+    suspects: Suspects | None,
+    losses: Mapping[str, Estimate],
 ) -> dict[str, Any]:
-    """What is to be said first, and what is known of the rows that were trained."""
+    """What is to be said first, and what is known of the rows that were trained and held out."""
+    warnings = cautions(training, tuned.rows)
+    renderer = run.labeller.renderer
+    warnings += of_template(request.model_or_run, renderer, request.chat_template)
     content: dict[str, Any] = {
-        "warnings": cautions(training, tuned.rows),
+        "warnings": warnings,
         "training_rows": training.as_json(),
+        "data_set_losses": evaluator.estimates_as_json(losses),
     }
     if suspects is not None:
         content["suspects"] = suspects.as_json()

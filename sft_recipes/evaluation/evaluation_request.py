@@ -8,12 +8,13 @@ from typing import Any
 
 from sft_recipes import run_folder
 from sft_recipes.data.loading import read_held_out
+from sft_recipes.data.mixture import data_set_names
 from sft_recipes.data.prepared import load_prepared
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.open_run import OpenedRun
 from sft_recipes.evaluation.samples import SAMPLES
 from sft_recipes.messages import Example
-from sft_recipes.recipe import Recipe
+from sft_recipes.recipe import DataSettings, Recipe
 from sft_recipes.recipe_keys import make_data_recipe
 
 
@@ -61,12 +62,9 @@ class EvaluationRequest:
     @property
     def folder(self) -> Path:
         """Where everything is written."""
-        run = Path(self.model_or_run)
         if self.output is not None:
             return self.output
-        if run_folder.is_run_folder(run):
-            return run / run_folder.EVALUATIONS / self.data_name
-        return Path(run_folder.EVALUATIONS) / run.name / self.data_name
+        return run_folder.evaluations_of(Path(self.model_or_run)) / self.data_name
 
 
 def conversations_to_answer(request: EvaluationRequest, run: OpenedRun) -> list[Example]:
@@ -101,9 +99,16 @@ def _rows_of_run(request: EvaluationRequest, recipe: Recipe | None) -> Sequence[
         raise InputError(Problem("command line", "--data", what, "add --data FILE"))
     if recipe.evaluation.data is not None:
         return read_held_out([recipe.evaluation.data], recipe.data)
-    split = recipe.data.test_split
-    if split:
-        held_out = [source for source in recipe.data.datasets if source.held_out]
-        sources = [replace(source, split=split) for source in held_out]
-        return read_held_out(sources, recipe.data)
+    if recipe.data.test_split:
+        return _rows_of_test_split(recipe.data, recipe.data.test_split)
     return load_prepared(recipe, recipe.output_dir / run_folder.PREPARED).eval_examples
+
+
+def _rows_of_test_split(data: DataSettings, split: str) -> list[Example]:
+    """The rows of the test split, each with the name of its data set."""
+    examples: list[Example] = []
+    for source, name in zip(data.datasets, data_set_names(data.datasets), strict=True):
+        if source.held_out:
+            for example in read_held_out([replace(source, split=split)], data):
+                examples.append(replace(example, data_set=name))
+    return examples

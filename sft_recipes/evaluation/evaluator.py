@@ -37,13 +37,15 @@ class Evaluation:
 
     `rows` are the scored samples in data order, the rest is computed from them, with rows of an
     equal prompt as one (`prompts.py`). `task_types`: exact match by the data's `task_type` column,
-    empty without it. `flags`: share of prompts with each flag.
+    empty without it. `data_sets`: exact match by data set of a mixture. `flags`: share of prompts
+    with each flag.
     """
 
     metrics: Mapping[str, Estimate]
     flags: Mapping[str, Estimate]
     stop_reasons: Mapping[str, int]
     task_types: Mapping[str, Estimate]
+    data_sets: Mapping[str, Estimate]
     rows: Sequence[Mapping[str, Any]]
 
     def as_json(self, base: Self | None = None) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class Evaluation:
             "flags": estimates_as_json(self.flags),
             "stop_reasons": dict(self.stop_reasons),
             "task_types": estimates_as_json(self.task_types),
+            "data_sets": estimates_as_json(self.data_sets),
         }
         if base is not None:
             content["differences"] = estimates_as_json(compare(base, self))
@@ -78,26 +81,40 @@ def evaluate(model: Any, renderer: Any, examples: Sequence[Example], **asking: A
 
 def evaluation_from_rows(rows: Sequence[Mapping[str, Any]]) -> Evaluation:
     """The evaluation of scored rows, fresh or read from `samples.jsonl`."""
-    exact_match = METRICS["exact_match"]
-    task_types = {}
-    for name, own_rows in rows_by_task_type(rows).items():
-        task_types[name] = exact_match.estimate(exact_match.of_prompts(own_rows))
+    data_sets = _rows_by("data_set", rows)
+    if len(data_sets) == 1:
+        data_sets = {}
     return Evaluation(
         metrics=summarise(rows),
         flags=summarise_flags(rows),
         stop_reasons=dict(Counter(map(itemgetter("stop_reason"), rows))),
-        task_types=task_types,
+        task_types=_exact_matches(rows_by_task_type(rows)),
+        data_sets=_exact_matches(data_sets),
         rows=list(rows),
     )
 
 
 def rows_by_task_type(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows by task type in alphabetical order, without rows that have none."""
+    return _rows_by("task_type", rows)
+
+
+def _rows_by(column: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by a column's value in alphabetical order, without rows that have none."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row["task_type"] is not None:
-            groups.setdefault(str(row["task_type"]), []).append(row)
+        if row.get(column) is not None:  # earlier versions wrote no data_set
+            groups.setdefault(str(row[column]), []).append(row)
     return dict(sorted(groups.items()))
+
+
+def _exact_matches(groups: Mapping[str, Sequence[Row]]) -> dict[str, Estimate]:
+    """Exact match of each group of rows."""
+    metric = METRICS["exact_match"]
+    estimates = {}
+    for name, rows in groups.items():
+        estimates[name] = metric.estimate(metric.of_prompts(rows))
+    return estimates
 
 
 def read_evaluation(folder: Path) -> Evaluation:

@@ -8,6 +8,7 @@ from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.opening import check_folder, load_tokenizer
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.model_folder import ADAPTER_CONFIG
 from sft_recipes.recipe import LabelSettings, Recipe, TemplateSettings
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.text_files import RESTORE, read_json
@@ -40,7 +41,7 @@ def base_model(base: str, tokenizer: Any, dtype: str | None = None) -> Any:
 
     Raises InputError if it has no embedding for some of them.
     """
-    model = models.load_for_inference(base, dtype).model
+    model = models.load_for_inference(base, dtype, "--base").model
     models.check_vocabulary(model, tokenizer, base, "--base")
     return model
 
@@ -52,7 +53,7 @@ def model_before(name: str, recipe: Recipe | None, asked_by: str) -> str:
     more.
     """
     fix = "name the model before tuning: add --base MODEL"
-    adapter = Path(name) / "adapter_config.json"
+    adapter = Path(name) / ADAPTER_CONFIG
     before = None
     if recipe is not None:
         before = recipe.model_name

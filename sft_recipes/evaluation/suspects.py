@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F  # noqa: N812 - the name torch users know
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.loading import RejectLog, iter_examples
@@ -30,6 +24,7 @@ from sft_recipes.data.row_table import Integers, column, record_batch
 from sft_recipes.data.trained_rows import trained_indices
 from sft_recipes.errors import InputError
 from sft_recipes.evaluation.open_run import OpenedRun
+from sft_recipes.evaluation.row_losses import row_losses
 from sft_recipes.messages import place
 from sft_recipes.recipe import Recipe
 
@@ -39,9 +34,6 @@ LEAST = 10
 MOST = 1000
 # Of these the report and `metrics.json` show some.
 SHOWN = 50
-TOKENS_A_BATCH = 4096
-
-Losses = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +81,10 @@ def find_suspects(
     """
     trained = trained_indices(recipe, folder)
     table = Dataset.from_file(str(folder / TRAIN))
-    losses = _losses(model, table, trained, progress)
+    lengths = column(table, "tokens")[trained]
+    rows_trained = table.select(trained)
+    title = "loss of training rows"
+    losses = row_losses(model, rows_trained, lengths, title, progress).means
     count = min(max(math.ceil(SHARE * len(trained)), LEAST), MOST, len(trained))
     worst = np.argsort(-losses, kind="stable")[:count]
     rows = trained[worst]
@@ -105,65 +100,6 @@ def _suspect(run: OpenedRun, where: str, row: Mapping[str, Any], loss: float) ->
     first = next(place for place, label in enumerate(row["labels"]) if label != IGNORE_INDEX)
     decode = run.labeller.renderer.tokenizer.decode
     return Suspect(where, loss, len(labels), decode(row["input_ids"][:first]), decode(labels))
-
-
-def _losses(model: Any, table: Dataset, trained: Integers, progress: bool) -> Losses:
-    """(rows,) mean loss a trained token of each trained row; every process computes its share."""
-    state = PartialState()
-    lengths = column(table, "tokens")[trained]
-    batches = list(_batches(lengths))[state.process_index :: state.num_processes]
-    hidden = None if progress and state.is_main_process else True
-    own: list[tuple[int, float]] = []
-    for places in tqdm(batches, desc="loss of training rows", disable=hidden, leave=False):
-        rows = table[trained[places]]
-        losses = _losses_of_batch(model, rows["input_ids"], rows["labels"])
-        own += zip(places.tolist(), losses, strict=True)
-    losses_of_all = np.zeros(len(trained))
-    for index, loss in gather_object(own):
-        losses_of_all[index] = loss
-    return losses_of_all
-
-
-def _batches(lengths: Integers) -> Iterator[Integers]:
-    """Places of rows of like length, so many that they have about `TOKENS_A_BATCH` tokens."""
-    # Longest first: what does not fit into memory fails at once.
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, TOKENS_A_BATCH // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
-@torch.inference_mode()
-def _losses_of_batch(
-    model: Any, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
-) -> list[float]:
-    longest = max(map(len, ids))
-    shape = (len(ids), longest)
-    inputs = torch.zeros(shape, dtype=torch.long)
-    targets = torch.full(shape, IGNORE_INDEX)
-    mask = torch.zeros(shape, dtype=torch.long)
-    for number, (row_ids, row_labels) in enumerate(zip(ids, labels, strict=True)):
-        inputs[number, : len(row_ids)] = torch.tensor(row_ids)
-        mask[number, : len(row_ids)] = 1
-        # A position predicts the token after it.
-        targets[number, : len(row_ids) - 1] = torch.tensor(row_labels[1:])
-    targets = targets.to(model.device)
-    is_trained = targets != IGNORE_INDEX
-    # Logits of all positions would take gigabytes of a large vocabulary.
-    head = model.get_output_embeddings()
-    with head.register_forward_pre_hook(lambda _, hidden: (hidden[0][is_trained], *hidden[1:])):
-        output = model(
-            input_ids=inputs.to(model.device),
-            attention_mask=mask.to(model.device),
-            use_cache=False,
-        )
-    of_tokens = F.cross_entropy(output.logits.float(), targets[is_trained], reduction="none")
-    row_of_token = is_trained.nonzero()[:, 0]
-    sums = torch.zeros(len(ids), device=of_tokens.device).index_add_(0, row_of_token, of_tokens)
-    means: list[float] = (sums / is_trained.sum(dim=1).clamp(min=1)).tolist()
-    return means
 
 
 def _names(run: OpenedRun, recipe: Recipe, table: Dataset, rows: Integers) -> dict[int, str]:

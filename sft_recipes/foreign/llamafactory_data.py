@@ -44,6 +44,7 @@ class _DataSet:
 
     name: str
     ours: dict[str, Any] = field(default_factory=dict)
+    formatting: str = "alpaca"
     fault: str = ""
     notes: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
@@ -104,6 +105,7 @@ def _described(name: str, entry: Mapping[str, Any], catalogue: _Catalogue) -> _D
         return data_set
     _place(data_set, entry, catalogue)
     formatting = entry.get("formatting", "alpaca")
+    data_set.formatting = formatting
     if formatting == "alpaca":
         _alpaca(data_set, entry)
     elif formatting in ("sharegpt", "openai"):
@@ -173,7 +175,7 @@ def _conversations(data_set: _DataSet, entry: Mapping[str, Any], formatting: str
     if formatting == "openai":
         data_set.notes.append(f"no {_OPENAI_SYSTEM!r} is written into rows")
         data_set.findings.append(
-            f"{data_set.name}: `formatting: openai` writes {_OPENAI_SYSTEM!r} as system prompt into every row"
+            f"{data_set.name}: `formatting: openai` writes {_OPENAI_SYSTEM!r} as system prompt into rows without tools"
         )
     data_set.notes.append("a row whose turns do not alternate ends the run (`on_bad_rows: skip`)")
 
@@ -216,6 +218,7 @@ def _dataset(reading: Reading, setting: Setting) -> None:
     if faults:
         reading.block(setting, f"{'; '.join(faults)}. --data FILE stands in for all of them")
         return
+    reading.beside_config["formatting"] = sets[0].formatting
     sources = [data_set.ours for data_set in sets]
     _share(reading, sources)
     put_sources(reading, setting, sources)

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sft_recipes.errors import SFTRecipesError
 from sft_recipes.foreign import account, recipe_file
 from sft_recipes.foreign.reading import Reading
 from sft_recipes.foreign.translation import translate
+
+if TYPE_CHECKING:
+    from sft_recipes.foreign.first_rows import FirstRows
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,16 @@ class ForeignRequest:
 
 @dataclass(frozen=True)
 class ForeignRecipe:
-    """What was read, and the files that were written, the recipe first; none where something stood in the way."""
+    """What was read, and the files that were written, the recipe first; none where something stood in the way.
+
+    `rows`: what its tool would train of its first rows; None where they are not at hand, and where they could not be
+    looked at, for which `rows_fault` says why.
+    """
 
     reading: Reading
     files: Sequence[Path]
+    rows: "FirstRows | None" = None
+    rows_fault: str = ""
 
     @property
     def launch(self) -> str | None:
@@ -41,12 +51,21 @@ class ForeignRecipe:
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {**account.as_json(self.reading), "files": [str(file) for file in self.files]}
+        return {
+            **account.as_json(self.reading),
+            "files": [str(file) for file in self.files],
+            "rows": None if self.rows is None else self.rows.as_json(),
+            "rows_fault": self.rows_fault,
+        }
 
     def print_text(self) -> None:
         """For people."""
         for line in account.lines(self.reading):
             print(line)
+        if self.rows is not None:
+            self.rows.print_text()
+        if self.rows_fault:
+            print(f"\nthe first rows cannot be trained yet: {self.rows_fault}")
         for number, file in enumerate(self.files):
             print(f"\nwrote {file}" if number == 0 else f"wrote {file}")
 
@@ -58,7 +77,14 @@ def write_foreign(request: ForeignRequest) -> ForeignRecipe:
     reading = translate(
         request.config, request.tool, request.remote_code_is_not_needed, instead, request.data
     )
-    files: Sequence[Path] = ()
-    if not reading.blocked:
-        files = recipe_file.write(reading, request.output, request.force)
-    return ForeignRecipe(reading, files)
+    if reading.blocked:
+        return ForeignRecipe(reading, ())
+    files = recipe_file.write(reading, request.output, request.force)
+    # Imports torch and transformers, which nothing above needs.
+    from sft_recipes.foreign import first_rows
+
+    try:
+        rows = first_rows.look(reading, files[0], request.data)
+    except SFTRecipesError as error:
+        return ForeignRecipe(reading, files, rows_fault=str(error))
+    return ForeignRecipe(reading, files, rows)

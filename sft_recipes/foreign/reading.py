@@ -91,6 +91,8 @@ class Reading:
         self.files: dict[str, str] = {}
         self.launch: str | None = None
         self.remote_code_is_not_needed = False
+        # What decides on labels and stands in another file, by the names of the label rules.
+        self.beside_config: dict[str, Any] = {}
         # Whether the config evaluates rows that stand in another data set.
         self.evaluates_elsewhere = False
         # Rows that stand in for data sets that are not at hand; None where there are none.

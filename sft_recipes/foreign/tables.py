@@ -41,6 +41,7 @@ class KeyRule:
 class Table:
     """The file of one tool. `more` holds what only the tool's module reads."""
 
+    name: str
     tool: str
     version: str
     source: str
@@ -64,6 +65,7 @@ def read_table(name: str) -> Table:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     rules = dict(_rules(content))
     return Table(
+        name=name,
         tool=content.pop("tool"),
         version=str(content.pop("version")),
         source=content.pop("source"),

@@ -11,7 +11,7 @@ from sft_recipes.foreign import axolotl, axolotl_whole, findings, llamafactory, 
 from sft_recipes.foreign.interpolation import Interpolation
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import KeyRule, Table, is_off, read_table, value_text
-from sft_recipes.recipe_checks import IDLE, NEEDS
+from sft_recipes.recipe_checks import states_of, switches_off
 from sft_recipes.recipe_keys import make_recipe
 from sft_recipes.text_files import interpreting
 from sft_recipes.yaml_reader import parse_word, read_settings, read_yaml_file
@@ -270,9 +270,9 @@ def _settle(reading: Reading) -> None:
     if "output_dir" not in reading.recipe:
         reading.put_default("output_dir", "./run", "beside the recipe")
     for key in list(reading.recipe):
-        reason = _idle_reason(key, reading.recipe)
-        if reason:
-            reading.withdraw(key, f"does nothing: {reason}")
+        switches = switches_off(key, reading.recipe)
+        if switches:
+            reading.withdraw(key, f"does nothing ({states_of(switches, reading.recipe)})")
     if reading.blocked:
         return
     try:
@@ -287,18 +287,3 @@ def _settle(reading: Reading) -> None:
                 missing.append(Problem(str(reading.path), key, problem.what, problem.fix))
         if missing:
             raise InputError(missing) from error
-
-
-def _idle_reason(key: str, recipe: Mapping[str, Any]) -> str:
-    """Which other key keeps this one of ours from doing anything; empty where none does."""
-    for switch, values in IDLE.get(key, {}).items():
-        if recipe.get(switch) in values:
-            return f"{switch} is {value_text(recipe.get(switch))}"
-    needs = NEEDS.get(key, {})
-    for switch, values in needs.items():
-        value = recipe.get(switch)
-        if value in values or (not values and value is not None):
-            return ""
-    if needs:
-        return f"{next(iter(needs))} is {value_text(recipe.get(next(iter(needs))))}"
-    return ""

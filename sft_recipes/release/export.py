@@ -1,5 +1,5 @@
-"""Export a finished run: one folder with the whole model that a server loads, compared with what
-was trained.
+"""Export a finished run, or what another tool trained: one folder with the whole model that a server
+loads, compared with what was trained.
 
 An adapter is merged into its base at full precision, whatever the base was held in while it was
 trained. What stands in the new folder is then loaded again and compared on real prompts: logits,
@@ -11,7 +11,6 @@ import gc
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,13 @@ from transformers import AutoConfig
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.data.kept_examples import read_examples
 from sft_recipes.data.labels import Labeller
-from sft_recipes.data.opening import load_tokenizer, loading
+from sft_recipes.data.opening import loading
 from sft_recipes.data.template_checks import TemplateCheck, require
 from sft_recipes.errors import InputError, Problem, suggest
-from sft_recipes.messages import Example
-from sft_recipes.models import agree_on_special_tokens
-from sft_recipes.recipe import Recipe
-from sft_recipes.release.adapter import load_adapted, require_effect_kept
+from sft_recipes.model_folder import ADAPTER_CONFIG
+from sft_recipes.models import agree_on_special_tokens, check_vocabulary
+from sft_recipes.release.adapter import base_of, load_adapted, require_effect_kept
 from sft_recipes.release.comparison import (
     TOLERANCES,
     Answer,
@@ -38,7 +35,7 @@ from sft_recipes.release.comparison import (
     load_exactly,
     require_same,
 )
-from sft_recipes.release.finished_run import ADAPTER_CONFIG, EXPORT, finished_run
+from sft_recipes.release.finished_run import EXPORT
 from sft_recipes.release.links import require_no_outside_links
 from sft_recipes.release.lint import lint
 from sft_recipes.release.local_paths import recipe_text
@@ -46,9 +43,9 @@ from sft_recipes.release.markdown import TERMINAL
 from sft_recipes.release.model_card import write_card
 from sft_recipes.release.modelfile import write_modelfile
 from sft_recipes.release.older_transformers import CHECK, write_for_older
+from sft_recipes.release.source import Source, open_source
 
 FOLDER = "export"  # inside the run folder
-ROWS = 200  # that are linted
 PROMPTS = 8  # that are answered
 
 
@@ -64,6 +61,7 @@ class Export:
     dtype: str
     compared: Mapping[str, Comparison]
     checks: Sequence[TemplateCheck]
+    has_card: bool  # which only a run of this project has
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -106,24 +104,21 @@ def export(
     force: bool = False,
     progress: bool = True,
 ) -> Export:
-    """Write the servable folder of a finished run, `RUN/export` unless `output` says otherwise.
+    """Write the servable folder of a finished run or of another tool's, `RUN/export` unless `output`
+    says otherwise.
 
     `dtype` is the precision of the file; left out it is float32 for a merged adapter, and the run's
     own for a whole model. Raises InputError for an unfinished run or a folder that exists (`force`
     replaces an earlier export), and CheckFailed, leaving nothing behind, if the exported model or
     its template is not what was trained.
     """
-    recipe = finished_run(run)
+    source = open_source(run)
     folder = output or run / FOLDER
     _check_request(folder, dtype, force)
     require_no_outside_links(run)
-    renderer = ChatRenderer(load_tokenizer(str(run)), recipe.template.chat_template_kwargs)
-    examples = _real_examples(run)
-    labelled = Labeller(renderer, recipe.labels).label(examples).rows[:PROMPTS]
-    prompts = [row.input_ids[: max(1, row.spans[0][0])] for row in labelled]
-    questions = Questions(prompts, renderer, progress)
-
-    trained = _trained_model(recipe, run, questions)
+    renderer = source.renderer
+    questions = _questions(source, run, progress)
+    trained = _trained_model(source, run, questions)
     dtype = dtype or trained.dtype
     # Written beside its place and moved there at the end: a folder that failed is never seen.
     partial = folder.with_name(f".{folder.name}.partial")
@@ -134,15 +129,17 @@ def export(
         model = _load_again(partial, trained, questions, dtype)
         checks = [
             *trained.checks,
-            *lint(model, partial, renderer, recipe.labels, examples),
+            *lint(model, partial, renderer, source.labels, source.examples),
             older,
-            write_modelfile(partial, renderer, recipe.labels.system_prompt),
+            write_modelfile(partial, renderer, source.labels.system_prompt),
         ]
         require(checks)
-        exported = Export(folder, dtype, trained.compared, checks)
+        exported = Export(folder, dtype, trained.compared, checks, source.recipe is not None)
         run_folder.write_json(partial / EXPORT, exported.found())
-        (partial / run_folder.RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-        write_card(run, partial)
+        if source.recipe is not None:
+            text = recipe_text(source.recipe)
+            (partial / run_folder.RECIPE).write_text(text, encoding="utf-8")
+            write_card(run, partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
@@ -164,19 +161,18 @@ def _check_request(folder: Path, dtype: str | None, force: bool) -> None:
         raise InputError(Problem("command line", "--dtype", what, suggest(dtype, TOLERANCES)))
 
 
-def _real_examples(run: Path) -> list[Example]:
-    """Rows of the run's data, held-out ones where there are any."""
-    path = run / run_folder.PREPARED / "eval_examples.jsonl"
-    if not path.is_file():
-        fix = f"run `sft-recipes prepare {run / run_folder.RECIPE}` first"
-        raise InputError(Problem(str(path), "", "there are no rows to compare on", fix))
-    examples = []
-    for grouped in islice(read_examples(path), ROWS):
-        examples.append(grouped.example)
-    return examples
+def _questions(source: Source, run: Path, progress: bool) -> Questions:
+    """The beginnings of the first rows. Raises InputError where the template makes no row."""
+    labelled = Labeller(source.renderer, source.labels).label(source.examples).rows[:PROMPTS]
+    if not labelled:
+        what = "no row can be made with it whose answer is known to the token"
+        fix = "see `sft-recipes inspect ROWS --tokenizer RUN` for why, and correct the template"
+        raise InputError(Problem(str(run), "chat_template", what, fix))
+    prompts = [row.input_ids[: max(1, row.spans[0][0])] for row in labelled]
+    return Questions(prompts, source.renderer, progress)
 
 
-def _trained_model(recipe: Recipe, run: Path, questions: Questions) -> _Trained:
+def _trained_model(source: Source, run: Path, questions: Questions) -> _Trained:
     """The model of a run, its adapter merged.
 
     Raises InputError for an adapter on another base than its own, CheckFailed for one that changes
@@ -184,12 +180,14 @@ def _trained_model(recipe: Recipe, run: Path, questions: Questions) -> _Trained:
     """
     if not (run / ADAPTER_CONFIG).is_file():
         model = load_exactly(str(run))
+        check_vocabulary(model, source.renderer.tokenizer, str(run))
         with loading(str(run), "config"):
             own_dtype = str(AutoConfig.from_pretrained(str(run)).dtype or model.dtype)
         answers = questions.ask("trained", model)
         return _Trained(model, answers, {}, own_dtype.removeprefix("torch."), [])
-    adapted = load_adapted(recipe, run, questions)
+    adapted = load_adapted(base_of(source.recipe, run), run, questions)
     model = adapted.model.merge_and_unload(safe_merge=True)
+    check_vocabulary(model, source.renderer.tokenizer, str(run))
     merged = compare(adapted.answers, questions.ask("merged", model))
     require_same("merged", merged, "float32")
     compared = {"base": adapted.base, "merged": merged}

@@ -8,7 +8,6 @@ from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import load_recipe
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
 EXPORT = "export.json"  # what the export of a run found, beside the exported model
 

@@ -20,11 +20,11 @@ from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from sft_recipes import run_folder
 from sft_recipes.errors import CheckFailed, HubUnavailable, InputError, Problem
+from sft_recipes.model_folder import ADAPTER_CONFIG
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.adapter import require_adapter
 from sft_recipes.release.export import FOLDER, export
 from sft_recipes.release.finished_run import (
-    ADAPTER_CONFIG,
     EXPORT,
     evaluations,
     finished_run,

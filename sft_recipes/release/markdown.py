@@ -96,3 +96,8 @@ CARDS = environment(autoescape=True, finalize=inline)
 CARDS.filters |= {"code": code, "code_block": code_block, "fenced": fenced}
 # What a terminal shows: nothing in it acts on the terminal.
 TERMINAL = environment(finalize=lambda value: visible(str(value)))
+
+
+def three_digits(value: float | None) -> str:
+    """A figure of a table, or that there is none."""
+    return "no value" if value is None else f"{value:.3f}"

@@ -12,17 +12,17 @@ from typing import Any
 from markupsafe import Markup
 
 from sft_recipes import run_folder
+from sft_recipes.model_folder import ADAPTER_CONFIG
 from sft_recipes.recipe import LabelSettings, Recipe
 from sft_recipes.release.card import Card, Line, Score, ScoredEvaluation, metadata, usage
 from sft_recipes.release.card_samples import EVALUATE_AGAIN, read_samples
 from sft_recipes.release.finished_run import (
-    ADAPTER_CONFIG,
     EXPORT,
     evaluations,
     finished_run,
 )
 from sft_recipes.release.local_paths import is_hub_name, public, recipe_text
-from sft_recipes.release.markdown import CARDS, inline
+from sft_recipes.release.markdown import CARDS, inline, three_digits
 from sft_recipes.release.older_transformers import CHECK
 from sft_recipes.release.stages import card_stages
 from sft_recipes.report.benchmark_report import fewer_rows, longest_answer, settings_in_words
@@ -296,20 +296,12 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
     differences = content.get("differences") or {}
     scores = []
     for metric, estimate in content["metrics"].items():
-        difference = differences.get(metric)
-        scores.append(
-            Score(
-                metric=metric,
-                label=estimate.get("label", metric),
-                definition=estimate.get("definition"),
-                n=estimate["n"],
-                value=estimate["value"],
-                ci_low=estimate["ci_low"],
-                ci_high=estimate["ci_high"],
-                estimate=format_estimate(estimate),
-                difference=format_estimate(difference, "+") if difference else None,
-            )
-        )
+        label = estimate.get("label", metric)
+        scores.append(_score(metric, label, estimate, differences.get(metric)))
+    for data_set, estimate in content.get("data_sets", {}).items():
+        scores.append(_score("exact_match", f"Exact match: {data_set}", estimate))
+    for data_set, estimate in content.get("data_set_losses", {}).items():
+        scores.append(_score("loss", f"Loss of held-out rows: {data_set}", estimate))
     return ScoredEvaluation(
         name=name,
         data=public(info["data"]),
@@ -320,6 +312,26 @@ def _scored_evaluation(name: str, content: Mapping[str, Any]) -> ScoredEvaluatio
         base=public(info["base"]) if differences else None,
         scores=scores,
         gate=content.get("gate"),
+    )
+
+
+def _score(
+    metric: str,
+    label: str,
+    estimate: Mapping[str, Any],
+    difference: Mapping[str, Any] | None = None,
+) -> Score:
+    """A metric and its estimate, from `metrics.json`."""
+    return Score(
+        metric=metric,
+        label=label,
+        definition=estimate.get("definition"),
+        n=estimate["n"],
+        value=estimate["value"],
+        ci_low=estimate["ci_low"],
+        ci_high=estimate["ci_high"],
+        estimate=format_estimate(estimate),
+        difference=format_estimate(difference, "+") if difference else None,
     )
 
 
@@ -377,15 +389,11 @@ def _unbroken(text: str) -> Markup:
     return Markup(str(inline(text)).replace(" ", "&nbsp;"))
 
 
-def _three_digits(value: float | None) -> str:
-    return "no value" if value is None else f"{value:.3f}"
-
-
 CARDS.filters |= {
     "public": public,
     "number": thousands,
     "spaced": spaced,
     "left_out": _left_out,
     "unbroken": _unbroken,
-    "three_digits": _three_digits,
+    "three_digits": three_digits,
 }

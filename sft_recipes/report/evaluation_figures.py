@@ -150,8 +150,9 @@ def _ends(estimate: Content) -> list[Any]:
     return [estimate["value"], estimate["ci_low"], estimate["ci_high"]]
 
 
-def over_training(curves: Mapping[str, Any], metrics: Estimates) -> Markup:
-    """Losses, then what the callback scored."""
+def over_training(content: Content, metrics: Estimates) -> Markup:
+    """Losses, those of each data set of a mixture, then what the callback scored."""
+    curves = content.get("training_curves", {})
     losses = {}
     for name, label in (("loss", "training rows"), ("eval_loss", "held-out rows")):
         if name in curves:
@@ -165,9 +166,13 @@ def over_training(curves: Mapping[str, Any], metrics: Estimates) -> Markup:
         if metric["headline"] and f"eval_{name}" in curves:
             scores[metric["label"]] = curves[f"eval_{name}"]
     score_title = "Scores while training: a trend on few prompts, no verdict"
-    return _curves(losses, "step", "loss", loss_title) + _curves(
-        scores, "step", "score", score_title
-    )
+    by_data_set = {}
+    for name in content.get("data_set_losses", {}):
+        if f"eval_{name}_loss" in curves:
+            by_data_set[name] = curves[f"eval_{name}_loss"]
+    drawn = _curves(losses, "step", "loss", loss_title)
+    drawn += _curves(by_data_set, "step", "loss", "Loss of held-out rows by data set")
+    return drawn + _curves(scores, "step", "score", score_title)
 
 
 @_figure

@@ -52,9 +52,8 @@ def render_evaluation_report(
     answers = shown_answers(samples, base_samples)
     choices = filters_of(answers, base_samples is not None)
     formats = content.get("format_overfitting")
-    seen = content.get("training_rows", {}).get("shown", [])
     sections = {
-        "Verdict": _card(first, content, base, samples) + texts.trained_rows(seen),
+        "Verdict": _card(first, content, base, samples) + _seen_rows(texts, content),
         "Gate": _gate_section(texts, content, base),
         "Answers": first.answers(answers, choices, len(samples)),
         "What people preferred": first.review(_review(content)),
@@ -70,6 +69,7 @@ def render_evaluation_report(
         "Task types": texts.task_types(
             content, base, content.get("task_differences", {}), task_types_of(answers)
         ),
+        "Data sets": texts.data_sets(content, base),
         "Format overfitting": texts.format_overfitting(
             formats, content["n"], metrics, figures.formats(formats, metrics)
         ),
@@ -77,7 +77,7 @@ def render_evaluation_report(
         + texts.openers(_openers(samples, base_samples))
         + figures.length_histogram(samples, base_samples),
         "Training rows that the model finds hardest": texts.suspects(content.get("suspects")),
-        "During training": figures.over_training(content.get("training_curves", {}), metrics),
+        "During training": figures.over_training(content, metrics),
         "Safety": _safety_section(texts, content.get("safety")),
         "Retention": texts.retention(content.get("retention")),
         "Provenance": texts.provenance(content["info"]),
@@ -93,6 +93,11 @@ def _title(content: Content) -> str:
 def _card(first: Any, content: Content, base: Content | None, samples: Sequence[Row]) -> Any:
     verdict = verdict_of(content, base, samples)
     return first.verdict(verdict, content.get("warnings", []), _figures(content, base))
+
+
+def _seen_rows(texts: Any, content: Content) -> Any:
+    """The asked rows that were trained on."""
+    return texts.trained_rows(content.get("training_rows", {}).get("shown", []))
 
 
 class _BigFigure(NamedTuple):

@@ -43,13 +43,24 @@ def metrics_text(content: Content, base: Content | None, samples: Sequence[Row])
         if not estimate["headline"]:
             explained += paragraph(f"  {estimate['label']}: {estimate['definition']}")
     text = rows_text(content, samples) + text_table(header, rows) + explained
-    if not content["task_types"]:
-        return text
+    columns = header[1:4]
+    for part, title in (("task_types", "task type"), ("data_sets", "data set")):
+        rows = []
+        for name, estimate in content.get(part, {}).items():
+            of_base = base and base[part][name]
+            rows.append(_metric_row(name, estimate, of_base, None))
+        if rows:
+            text += "\n" + text_table([f"exact match by {title}", *columns], rows)
+    return text + _data_set_losses_text(content)
+
+
+def _data_set_losses_text(content: Content) -> str:
     rows = []
-    for name, estimate in content["task_types"].items():
-        of_base = base and base["task_types"][name]
-        rows.append(_metric_row(name, estimate, of_base, None))
-    return text + "\n" + text_table(["exact match by task type", *header[1:4]], rows)
+    for name, estimate in content.get("data_set_losses", {}).items():
+        rows.append(_metric_row(name, estimate, None, None))
+    if not rows:
+        return ""
+    return "\n" + text_table(["loss of held-out rows by data set", "n", "tuned"], rows)
 
 
 def _metric_row(label: str, tuned: Content, base: Content | None, difference: Any) -> list[str]:

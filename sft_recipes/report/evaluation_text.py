@@ -13,7 +13,13 @@ from sft_recipes.report.evaluation_parts import (
     RowPair,
     question,
 )
-from sft_recipes.report.number_texts import counted, in_percent, in_points, where
+from sft_recipes.report.number_texts import (
+    counted,
+    format_estimate,
+    in_percent,
+    in_points,
+    where,
+)
 from sft_recipes.report.text_tables import paragraph, side_by_side, text_table
 
 Content = Mapping[str, Any]
@@ -124,6 +130,19 @@ def task_types_text(content: Content) -> str:
     worst = f"{order[0]} {in_percent(types[order[0]])}"
     best = f"{order[-1]} {in_percent(types[order[-1]])}"
     return paragraph(f"By task type: worst {worst}, best {best} of {counted(len(order), 'type')}")
+
+
+def data_sets_text(content: Content) -> str:
+    """Exact match and loss of each data set of a mixture, on one line; nothing for one set."""
+    losses = content.get("data_set_losses", {})
+    matches = content.get("data_sets", {})
+    sets: list[str] = []
+    for name in sorted({*matches, *losses}):
+        figures = [in_percent(matches[name])] if name in matches else []
+        if name in losses:
+            figures.append(f"loss {format_estimate(losses[name])}")
+        sets.append(f"{name} {', '.join(figures)}")
+    return paragraph(f"By data set: {'; '.join(sets)}") if sets else ""
 
 
 def where_the_rest_is(folder: Path, everything: bool) -> str:

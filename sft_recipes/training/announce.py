@@ -13,6 +13,7 @@ from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.template_checks import TemplateCheck
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.experts import count_experts
+from sft_recipes.training.processes import processes_a_batch
 from sft_recipes.training.rates import SMALL_MODEL, UsualRange, usual_rates
 from sft_recipes.training.record import earlier_stages
 from sft_recipes.training.start_adapter import start_notes
@@ -86,9 +87,10 @@ def banner(
         "template": template_name(recipe, renderer),
         "steps": planned_steps(args, len(trainer.train_dataset)),
         "batch": rows_a_step(args),
+        "processes_a_batch": processes_a_batch(),
         "autocast": autocast_name(args),
     }
-    ledger = ledger_lines(data.summary["sources"])
+    ledger = ledger_lines(data.summary)
     return TEXTS.get_template("banner.txt.jinja").render(values, ledger=ledger).rstrip()
 
 
@@ -109,7 +111,7 @@ def template_name(recipe: Recipe, renderer: ChatRenderer) -> str:
 def rows_a_step(args: Any) -> int:
     """Rows (or packs) of an optimizer step over all processes."""
     per_device: int = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    return per_device * int(args.world_size)
+    return per_device * int(args.world_size) // processes_a_batch()
 
 
 def planned_steps(args: Any, rows: int) -> int:

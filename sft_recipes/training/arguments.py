@@ -12,7 +12,8 @@ from sft_recipes.devices import accelerator_has_bf16, computes_on_cpu
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.plain_values import SHOWN_CHARACTERS
 from sft_recipes.recipe import Recipe
-from sft_recipes.training.processes import launched_processes
+from sft_recipes.training.context_parallel import row_multiple
+from sft_recipes.training.processes import launched_batches, processes_a_batch
 
 # Batches are put together beside the training process, where a device waits for them. On a CPU it computes itself.
 LOADER_WORKERS = 2
@@ -35,7 +36,7 @@ def sft_config(
 ) -> SFTConfig:
     """Build `SFTConfig`. `decided` are keys that follow from the loaded model; what the recipe states goes before.
 
-    `processes`: plan for this many instead of those launched.
+    `processes`: plan for this many that read batches of their own instead of those launched.
     """
     given: dict[str, Any] = dict(recipe.training)
     use_cpu = computes_on_cpu(recipe)
@@ -62,6 +63,8 @@ def sft_config(
         "max_length": recipe.labels.max_length if packing else None,
         "gradient_accumulation_steps": accumulation_steps(recipe, processes),
     }
+    if processes_a_batch() > 1:
+        chosen.setdefault("pad_to_multiple_of", row_multiple(processes_a_batch()))
     try:
         return SFTConfig(**chosen)
     except REFUSALS as error:
@@ -102,11 +105,13 @@ def batch_per_device(recipe: Recipe) -> int:
 
 
 def accumulation_steps(recipe: Recipe, processes: int | None = None) -> int:
-    """Accumulation as stated, or derived from `global_batch_size`, the batch per device and the processes."""
+    """Accumulation as stated, or derived from `global_batch_size`, the batch per device and the processes that read
+    batches of their own.
+    """
     if recipe.global_batch_size is None:
         stated = recipe.training.get("gradient_accumulation_steps")
         return int(stated or SFTConfig.gradient_accumulation_steps)
-    per_step = batch_per_device(recipe) * (processes or launched_processes())
+    per_step = batch_per_device(recipe) * (processes or launched_batches())
     if recipe.global_batch_size % per_step:
         what = f"{recipe.global_batch_size} rows do not divide by {per_step} (batch per device x processes)"
         fix = "choose a multiple, or another per_device_train_batch_size"

@@ -28,11 +28,11 @@ from sft_recipes.training.announce import TEXTS, adapter_notes, unusual
 from sft_recipes.training.arguments import (
     REFUSALS,
     batch_per_device,
-    launched_processes,
     reason,
     sft_config,
 )
 from sft_recipes.training.construction import generation_notes, meta_model
+from sft_recipes.training.context_parallel import check_context_parallel
 from sft_recipes.training.evaluate_while_training import generation_metrics
 from sft_recipes.training.experts import count_experts
 from sft_recipes.training.fit import (
@@ -45,6 +45,7 @@ from sft_recipes.training.fit import (
 from sft_recipes.training.launch_config import needs_gpus, read_launch_config, read_strategy
 from sft_recipes.training.measure import measure_steps
 from sft_recipes.training.memory import Batch, Memory, Strategy, estimate_memory
+from sft_recipes.training.processes import launched_processes, processes_a_batch
 from sft_recipes.training.record import earlier_stages
 from sft_recipes.training.settings_checks import check_settings
 from sft_recipes.training.step_time import MeanBatch, estimate_step_time
@@ -78,14 +79,7 @@ def check_recipe(
     `plan` by readable names, `notes`, `advice` where memory or time is short, the `next` command.
     """
     strategy = _strategy(launch, processes)
-    model = check_settings(
-        recipe,
-        strategy.processes,
-        zero3=strategy.master_weights and strategy.stage == 3,
-        elsewhere=launch is not None,
-        allow_hub_kernels=allow_hub_kernels,
-    )
-    model = model or meta_model(recipe)
+    model = _model_of_shapes(recipe, strategy, launch is not None, allow_hub_kernels)
     labeller = open_labeller(recipe)
     check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +88,7 @@ def check_recipe(
         require(checks)
         # Prompts that the model has no room for are refused, as training would.
         generation_metrics(recipe, labeller, data, model)
-        config = sft_config(recipe, processes=strategy.processes)
+        config = sft_config(recipe, processes=strategy.batches)
         planned = make_plan(recipe, data, config, strategy, model)
         if launch is None and strategy.processes == 1:
             planned |= _on_this_machine(recipe, data, config, model, planned["steps"])
@@ -118,7 +112,24 @@ def _strategy(launch: Path | str | None, processes: int | None) -> Strategy:
     """How the launch planned for spreads the model; without one, as this process was launched."""
     if launch:
         return read_strategy(launch_config(launch), processes)
-    return Strategy(processes=launched_processes())
+    return Strategy(processes=launched_processes(), context=processes_a_batch())
+
+
+def _model_of_shapes(
+    recipe: Recipe, strategy: Strategy, elsewhere: bool, allow_hub_kernels: bool
+) -> Any:
+    """The model without weights, once the recipe's settings and it can be launched so."""
+    model = check_settings(
+        recipe,
+        strategy.batches,
+        zero3=strategy.master_weights and strategy.stage == 3,
+        elsewhere=elsewhere,
+        allow_hub_kernels=allow_hub_kernels,
+    )
+    if model is None:
+        model = meta_model(recipe)
+    check_context_parallel(recipe, model, strategy.context)
+    return model
 
 
 def _on_this_machine(
@@ -195,9 +206,8 @@ def _notes(
 
 def check_text(result: Mapping[str, Any]) -> str:
     """What `check_recipe` returned, for the terminal."""
-    return TEXTS.get_template("check.txt.jinja").render(
-        result, ledger=ledger_lines(result["data"]["sources"])
-    )
+    ledger = ledger_lines(result["data"])
+    return TEXTS.get_template("check.txt.jinja").render(result, ledger=ledger)
 
 
 def make_plan(
@@ -206,7 +216,7 @@ def make_plan(
     """The plan as plain values by readable names; `config` and the meta `model` are the run's."""
     counts = data.summary["train"]
     rows_a_step = (
-        config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.processes
+        config.per_device_train_batch_size * config.gradient_accumulation_steps * strategy.batches
     )
     plan: dict[str, Any] = {
         "rows": counts["rows"],
@@ -229,6 +239,9 @@ def make_plan(
     plan |= _parameters(model)
     plan["strategy"] = strategy.name
     batch = largest_batch(data.train, counts["longest"], config, plan_layout(recipe, model))
+    if strategy.context > 1:
+        plan["processes that share a batch"] = strategy.context
+        batch = batch.cut(strategy.context)
     memory = estimate_memory(model, config, batch, strategy, quantized_width(recipe))
     plan |= _memory(memory, batch)
     plan["bytes a checkpoint"] = memory.checkpoint

@@ -1,7 +1,6 @@
 """Which rows the model was really trained on: counted where a batch enters a training step, on every rank.
 
-Columns do not survive packing and collation, token ids and labels do. So each document in a batch is known again by a
-fingerprint of both; rows that are the same in both are one row here, to be trained as often as it occurs.
+Rows that are the same in ids and labels are one row here (`known_rows.py`), to be trained as often as it occurs.
 """
 
 import hashlib
@@ -15,12 +14,12 @@ import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 
-from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.data.reading.json_reader import display_path
-from sft_recipes.data.row_fingerprint import multipliers
 from sft_recipes.messages import place as row_place
 from sft_recipes.recipe import Recipe
+from sft_recipes.training.known_rows import KnownRows
+from sft_recipes.training.processes import reads_for_its_group
 
 FILE = "consumption.npz"
 SHOWN = 20
@@ -30,56 +29,25 @@ class Consumption:
     """Counts of the documents that this process trained, by row of the prepared data."""
 
     def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
-        if device.type == "mps":  # which lacks some operations on integers
-            device = torch.device("cpu")
         self._stored = data.folder / "train.arrow"
         self._sources = [display_path(Path(source.path)) for source in recipe.data.datasets]
-        self._factors = torch.from_numpy(multipliers(data.summary["train"]["longest"])).to(device)
-        rows = torch.from_numpy(data.fingerprints)
         # Of all rows, in their order.
-        self.fingerprint = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
-        keys, self._occurrences = torch.unique(rows, return_counts=True)
-        self._keys = keys.to(device)
+        self.fingerprint = hashlib.sha256(data.fingerprints.tobytes()).hexdigest()
+        self._rows = KnownRows(data.fingerprints, data.summary["train"]["longest"], device)
         # The last one counts documents that are no row.
-        self._counts = torch.zeros(len(keys) + 1, dtype=torch.int64, device=device)
-        # Of each micro-step since the last optimizer step: the places of its documents in `_keys`.
+        count = len(self._rows.keys) + 1
+        self._counts = torch.zeros(count, dtype=torch.int64, device=self._rows.device)
+        # Processes that share a batch would count its rows once each.
+        self._counts_batches = reads_for_its_group()
+        # Of each micro-step since the last optimizer step: the places of its documents.
         self.step: list[torch.Tensor] = []
 
     def count(self, inputs: Mapping[str, Any]) -> None:
         """Count a batch as the model gets it, padded or flattened. Stays on its device and never waits for it."""
-        batch = self._on_own_device(inputs)
-        ids = batch["input_ids"]
-        labels = batch["labels"]
-        positions = batch.get("position_ids")
-        if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        # Each token's document, counted through the batch: one begins at every position 0.
-        documents = (positions == 0).flatten().cumsum(0) - 1
-        terms = self._terms(ids, labels, positions)
-        if "attention_mask" in batch:
-            terms = terms * batch["attention_mask"].long()
-        keys = _sum_by_document(terms, documents)
-        places = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)
-        places = places.where(self._keys[places] == keys, len(self._keys))
-        # Without a trained label it is padding, no document.
-        is_trained = _sum_by_document((labels != IGNORE_INDEX).long(), documents) > 0
-        self._counts.index_add_(0, places, is_trained.long())
-        self.step.append(places.where(is_trained, len(self._keys)))
-
-    def _on_own_device(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        batch = {}
-        for name, value in inputs.items():
-            if isinstance(value, torch.Tensor):
-                batch[name] = value.to(self._counts.device)
-        return batch
-
-    def _terms(
-        self, ids: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        """What each token adds to its document's fingerprint (`row_fingerprint.py`)."""
-        factors = self._factors[positions.clamp(max=len(self._factors) - 1)]
-        of_ids = (ids.long() + 1) * factors[..., 0]
-        return of_ids + labels.long() * factors[..., 1]
+        documents = self._rows.find(inputs)
+        if self._counts_batches:
+            self._counts.index_add_(0, documents.places, documents.trained.long())
+        self.step.append(documents.places)
 
     @property
     def strangers(self) -> torch.Tensor:
@@ -93,7 +61,7 @@ class Consumption:
 
     def save(self, folder: Path, total: torch.Tensor, tokens: int) -> None:
         """Write the counts of all ranks into a checkpoint, with the tokens seen."""
-        keys = self._keys.cpu().numpy()
+        keys = self._rows.keys.cpu().numpy()
         np.savez(folder / FILE, keys=keys, counts=total.numpy(), tokens=tokens)
 
     def load(self, folder: Path, main: bool) -> int:
@@ -102,7 +70,7 @@ class Consumption:
         With other data than at the checkpoint the earlier counts name no row any more: they are left out.
         """
         with np.load(folder / FILE, allow_pickle=False) as saved:
-            if main and np.array_equal(saved["keys"], self._keys.cpu().numpy()):
+            if main and np.array_equal(saved["keys"], self._rows.keys.cpu().numpy()):
                 self._counts += torch.from_numpy(saved["counts"]).to(self._counts.device)
             return int(saved["tokens"])
 
@@ -110,15 +78,15 @@ class Consumption:
         """What `consumption.json` says. In a broken epoch a row is due once more or not."""
         epochs = round(epochs, 6)
         counts = total[:-1]
-        repeated = (counts - math.ceil(epochs) * self._occurrences).clamp(min=0)
-        left_out = (math.floor(epochs) * self._occurrences - counts).clamp(min=0)
+        repeated = (counts - math.ceil(epochs) * self._rows.occurrences).clamp(min=0)
+        left_out = (math.floor(epochs) * self._rows.occurrences - counts).clamp(min=0)
         odd = (repeated + left_out).nonzero().flatten()[:SHOWN].tolist()
         shown = []
         for place, name in self.names(odd).items():
             shown.append({"row": name, "trained": int(counts[place])})
         return {
             "epochs": epochs,
-            "rows": int(self._occurrences.sum()),
+            "rows": int(self._rows.occurrences.sum()),
             "times_trained": int(counts.sum()),
             "repeated": int(repeated.sum()),
             "left_out": int(left_out.sum()),
@@ -130,8 +98,8 @@ class Consumption:
         """Source and row of each place, the first where equal rows occur several times."""
         place_of_key = {}
         for place in places:
-            if place < len(self._keys):
-                place_of_key[int(self._keys[place])] = place
+            if place < len(self._rows.keys):
+                place_of_key[int(self._rows.keys[place])] = place
         names: dict[int, str] = {}
         if not place_of_key:
             return names
@@ -153,9 +121,3 @@ class Consumption:
             if is_guilty:
                 places += micro_step.unique().tolist()
         return list(self.names(gather_object(places)).values())
-
-
-def _sum_by_document(values: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """Sums of the values of each document; as many places as there are tokens, since the count stays on the device."""
-    flat = values.flatten()
-    return torch.zeros_like(flat).index_add_(0, documents, flat)

@@ -10,6 +10,7 @@ from transformers import ProgressCallback
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import Labeller
 from sft_recipes.data.loading import read_held_out
+from sft_recipes.data.mixture import data_set_names
 from sft_recipes.data.prepared import PreparedData
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.evaluation.evaluator import Evaluation, evaluate
@@ -42,6 +43,9 @@ class GenerationWhileTraining:
         for name, metric in evaluation.metrics.items():
             if metric.value is not None:
                 metrics[name] = float(metric.value)
+        for name, exact_match in evaluation.data_sets.items():
+            if exact_match.value is not None:
+                metrics[f"{name}_exact_match"] = float(exact_match.value)
         return metrics
 
     def take_rows(self) -> Sequence[Mapping[str, Any]]:
@@ -53,7 +57,11 @@ class GenerationWhileTraining:
     def rehearse(self, model: Any) -> Sequence[str]:
         """Answer one batch with two tokens each; returns the names of the metrics that will come."""
         batch = self.settings.batch_size or default_batch_size()
-        return list(self._evaluate(model, self.examples[:batch], REHEARSED_TOKENS).metrics)
+        names = list(self._evaluate(model, self.examples[:batch], REHEARSED_TOKENS).metrics)
+        data_sets = {example.data_set for example in self.examples}
+        if len(data_sets) > 1:
+            names += [f"{name}_exact_match" for name in data_sets]
+        return names
 
     def _evaluate(self, model: Any, examples: Sequence[Example], max_new_tokens: int) -> Evaluation:
         return evaluate(
@@ -124,6 +132,9 @@ def possible_metrics(recipe: Recipe) -> set[str]:
     names = {"eval_loss", *TIME_METRICS}
     if recipe.evaluation.during_training:
         names |= {f"eval_{name}" for name in METRICS}
+    if len(recipe.data.datasets) > 1:
+        for name in data_set_names(recipe.data.datasets):
+            names |= {f"eval_{name}_loss", f"eval_{name}_exact_match"}
     return names
 
 
@@ -133,7 +144,10 @@ def _rehearse_loss(trainer: RecipeTrainer) -> set[str]:
     count = min(len(rows), trainer.args.eval_batch_size * trainer.args.world_size)
     loader = trainer.get_eval_dataloader(rows.select(range(count)))
     output = trainer.evaluation_loop(loader, "rehearsal", prediction_loss_only=True)
-    return set(output.metrics or {})
+    names = set(output.metrics or {})
+    if trainer.data_set_losses is not None:  # one batch need not have rows of every data set
+        names |= {f"eval_{name}_loss" for name in trainer.data_set_losses.names}
+    return names
 
 
 def _fixed_examples(recipe: Recipe, labeller: Labeller, data: PreparedData) -> Sequence[Example]:

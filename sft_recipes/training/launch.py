@@ -53,6 +53,9 @@ def launch_training(
     command += ["--config_file", str(config)]
     if num_processes:
         command += ["--num_processes", str(num_processes)]
+    if settings.block("parallelism_config"):
+        shards = settings.shard_size(processes)
+        command += ["--parallelism_config_dp_shard_size", str(shards)]
     command += ["-m", "sft_recipes.training.train", "--config", str(recipe), *overrides, *flags]
     if allow_changed:
         command += ["--allow_changed", ",".join(allow_changed)]

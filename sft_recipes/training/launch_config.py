@@ -46,6 +46,30 @@ class LaunchConfig:
             raise self._error(key, f"expected a mapping, got {quoted(value)}")
         return value
 
+    def mesh_size(self, name: str) -> int:
+        """A size of accelerate's device mesh; 1 where it is not set."""
+        key = f"parallelism_config_{name}"
+        value = self.block("parallelism_config").get(key) or 1
+        if not fits_type(value, int) or not 1 <= value <= MOST_PROCESSES:
+            what = f"{key}: expected a whole number, got {quoted(value)}"
+            raise self._error("parallelism_config", what)
+        return int(value)
+
+    def shard_size(self, processes: int) -> int:
+        """Over how many groups of processes that share a batch the weights are sharded.
+
+        Raises InputError for a mesh that so many processes cannot make, or that is not supported.
+        """
+        key = "parallelism_config"
+        for name in ("tp_size", "sp_size"):
+            if self.mesh_size(name) > 1:
+                raise self._error(key, f"{name} is not supported, cp_size is")
+        together = self.mesh_size("cp_size") * self.mesh_size("dp_replicate_size")
+        if processes % together:
+            what = f"{processes} processes cannot be divided into groups of {together}"
+            raise self._error(key, what)
+        return processes // together
+
     def stage(self, deepspeed: Mapping[str, Any]) -> int:
         """ZeRO's stage."""
         stage = deepspeed.get("zero_stage")
@@ -78,7 +102,9 @@ def read_strategy(config: Path, processes: int | None) -> Strategy:
     kind = content.value.get("distributed_type")
     if kind == "FSDP":
         reshards = content.block("fsdp_config").get("fsdp_reshard_after_forward", True)
-        return Strategy(name, count, stage=3 if reshards else 2)
+        content.shard_size(count)
+        context = content.mesh_size("cp_size")
+        return Strategy(name, count, stage=3 if reshards else 2, context=context)
     if kind != "DEEPSPEED":
         return Strategy(name, count)
     deepspeed = content.block("deepspeed_config")

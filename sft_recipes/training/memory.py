@@ -30,7 +30,8 @@ class Strategy:
     """How a launch spreads a model, by the `stage` of ZeRO that splits as much (0: nothing).
 
     `master_weights`: DeepSpeed keeps 16-bit weights and gradients, and float32 weights beside the
-    optimizer's states. `offloaded`: what lies in the host's memory instead.
+    optimizer's states. `offloaded`: what lies in the host's memory instead. `context`: so many
+    processes share a batch, each with a part of every row.
     """
 
     name: str = "one process"
@@ -38,6 +39,12 @@ class Strategy:
     stage: int = 0
     master_weights: bool = False
     offloaded: tuple[str, ...] = ()
+    context: int = 1
+
+    @property
+    def batches(self) -> int:
+        """How many batches the processes read at a time."""
+        return self.processes // self.context
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,10 @@ class Batch:
     tokens: int
     trained_tokens: int
     mask_elements: int = 0
+
+    def cut(self, processes: int) -> "Batch":
+        """What each of the processes holds that share the batch; context parallel drops the mask."""
+        return Batch(-(-self.tokens // processes), -(-self.trained_tokens // processes))
 
 
 @dataclass(frozen=True, slots=True)

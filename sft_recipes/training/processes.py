@@ -19,6 +19,28 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_a_batch() -> int:
+    """How many of the launched processes share each batch: accelerate's `cp_size`, without it 1."""
+    return _mesh_size("CP")
+
+
+def _mesh_size(name: str) -> int:
+    """A size of accelerate's device mesh, as the launcher says it."""
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") != "true":
+        return 1
+    return int(os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE", "1"))
+
+
+def launched_batches() -> int:
+    """How many batches the launched processes read at a time."""
+    return launched_processes() // processes_a_batch()
+
+
+def reads_for_its_group() -> bool:
+    """Whether this is the first of the processes that share its batches, which have ranks in a row."""
+    return int(os.environ.get("RANK", "0")) % processes_a_batch() == 0
+
+
 def launched_with(strategy: str) -> bool:
     """Whether the launcher asked for FSDP or DEEPSPEED."""
     return os.environ.get(f"ACCELERATE_USE_{strategy}") == "true"
@@ -30,7 +52,13 @@ def is_first_process() -> bool:
 
 
 def join_processes(recipe: Recipe) -> PartialState:
-    """This process among those launched. Raises InputError if they do not know of one another."""
+    """This process among those launched. Raises InputError if they do not know of one another, or work together in a
+    way in which rows and tokens would be counted wrong.
+    """
+    for name in ("TP", "SP"):
+        if _mesh_size(name) > 1:
+            what = f"{name.lower()}_size {_mesh_size(name)} is not supported"
+            raise InputError(Problem("launch", "parallelism_config", what, "use cp_size alone"))
     seconds = recipe.training.get("ddp_timeout", SFTConfig.ddp_timeout)
     process = PartialState(cpu=computes_on_cpu(recipe), timeout=timedelta(seconds=int(seconds)))
     launched = launched_processes()

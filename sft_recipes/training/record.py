@@ -19,7 +19,7 @@ from sft_recipes.path_contents import read_contents, record_contents
 from sft_recipes.recipe import Recipe
 from sft_recipes.release.stages import stages_of
 from sft_recipes.training.arguments import accumulation_steps, batch_per_device
-from sft_recipes.training.processes import launched_processes
+from sft_recipes.training.processes import launched_processes, processes_a_batch
 
 _LIBRARIES = (
     "torch",
@@ -90,11 +90,12 @@ def environment() -> dict[str, Any]:
 
 def run_facts(recipe: Recipe, processes: int, data: str) -> dict[str, Any]:
     """What a checkpoint's manifest says about its run; `data` is the fingerprint of the rows to train."""
-    batch = batch_per_device(recipe) * accumulation_steps(recipe, processes)
+    batches = processes // processes_a_batch()
+    batch = batch_per_device(recipe) * accumulation_steps(recipe, batches)
     return {
         "data": data,
         "world_size": processes,
-        "global_batch_size": batch * processes,
+        "global_batch_size": batch * batches,
         "seed": int(recipe.training.get("seed", SFTConfig.seed)),
         "versions": environment()["versions"],
     }

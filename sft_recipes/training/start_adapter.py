@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from sft_recipes import run_folder
 from sft_recipes.data.opening import loading
 from sft_recipes.errors import InputError, Problem
+from sft_recipes.model_folder import ADAPTER_CONFIG
 from sft_recipes.models import lora_config
 from sft_recipes.path_contents import fingerprint, read_contents
 from sft_recipes.recipe import Recipe
-from sft_recipes.release.finished_run import ADAPTER, ADAPTER_CONFIG
+from sft_recipes.release.finished_run import ADAPTER
 from sft_recipes.release.local_paths import is_hub_name
 from sft_recipes.training.arguments import REFUSALS, reason
 

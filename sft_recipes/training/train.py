@@ -54,6 +54,8 @@ from sft_recipes.training.checkpoints import (
 )
 from sft_recipes.training.construction import check_construction
 from sft_recipes.training.consumption import Consumption
+from sft_recipes.training.context_parallel import check_context_parallel
+from sft_recipes.training.data_set_losses import held_out_losses
 from sft_recipes.training.evaluate_while_training import generation_metrics, rehearse_evaluation
 from sft_recipes.training.launch import leave_code
 from sft_recipes.training.precision import choose_precision, settle_frozen_weights
@@ -63,6 +65,7 @@ from sft_recipes.training.processes import (
     is_first_process,
     join_processes,
     on_main,
+    processes_a_batch,
 )
 from sft_recipes.training.progress import TrainingProgress
 from sft_recipes.training.record import (
@@ -96,7 +99,8 @@ def train(
     check_push(recipe)
     process = join_processes(recipe)
     if process.num_processes > 1:  # before, one process would have been taken for all
-        check_construction(recipe)
+        model = check_construction(recipe)
+        check_context_parallel(recipe, model, processes_a_batch())
     before = on_main(lambda: check_same_run(recipe, allow_changed))
     if before.get("state") == "finished":
         process.print(
@@ -123,12 +127,11 @@ def train(
         guards = _guards(recipe, data, process, allow_changed)
         trainer = build_trainer(recipe, labeller, data, guards)
         check_active(recipe, trainer)
-        require_same_steps(trainer, guards.checkpoint, allow_changed)
         stop_request.raise_if_asked("while the model was loaded")
         if process.is_main_process:
             _say_what_starts(recipe, labeller, data, trainer, checks)
 
-        _run_steps(trainer, guards)
+        _run_steps(trainer, guards, allow_changed)
         return save(recipe, trainer, guards.consumption)
 
 
@@ -212,6 +215,7 @@ def build_trainer(
         guards=guards,
         generation_metrics=generation,
         generation_share=recipe.evaluation.max_share if chosen_by_loss else None,
+        data_set_losses=held_out_losses(data, config.device),
     )
     load_start(recipe, trainer.model)
     if generation is not None:
@@ -233,9 +237,10 @@ def _say_what_starts(
     print(banner(recipe, labeller.renderer, data, trainer, checks), flush=True)
 
 
-def _run_steps(trainer: RecipeTrainer, guards: Guards) -> None:
+def _run_steps(trainer: RecipeTrainer, guards: Guards, allow_changed: Sequence[str]) -> None:
     """Train to the end. Raises Preempted if a signal asked for an earlier one: a checkpoint is sealed by then."""
     checkpoint = guards.checkpoint
+    require_same_steps(trainer, checkpoint, allow_changed)
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"goes on from {checkpoint.name}", flush=True)
     for shown_by_transformers in (ProgressCallback, PrinterCallback):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch users know
 from datasets import Dataset
 from safetensors import SafetensorError
+from transformers.trainer_utils import EvalLoopOutput
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.errors import InputError, Problem, TrainingFault
@@ -25,8 +26,10 @@ from sft_recipes.training.batching import AUTOCAST, isolation_fault
 from sft_recipes.training.callbacks import Preemption
 from sft_recipes.training.checkpoints import begin_save, require_space, rotate, seal
 from sft_recipes.training.consumption import Consumption
+from sft_recipes.training.data_set_losses import DataSetLosses
 from sft_recipes.training.precision import precision_of
 from sft_recipes.training.processes import on_main
+from sft_recipes.training.weights import checkpoint_bytes, sum_of_trained
 from sft_recipes.upstream.trainer import TrainerWithMoments
 
 GenerationMetrics = Callable[[Any], Mapping[str, float]]
@@ -62,6 +65,7 @@ class RecipeTrainer(TrainerWithMoments):
 
     `generation_metrics(model)` is called on every rank in `evaluate()` and returns plain numbers by name; where that
     would take more than `generation_share` of the whole run's time, it waits for a later evaluation (None: never).
+    `data_set_losses`: held-out rows are of several data sets, and each gets its loss.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class RecipeTrainer(TrainerWithMoments):
         guards: Guards | None = None,
         generation_metrics: GenerationMetrics | None = None,
         generation_share: float | None = None,
+        data_set_losses: DataSetLosses | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -84,6 +89,7 @@ class RecipeTrainer(TrainerWithMoments):
         self.generation_metrics = generation_metrics
         self.generation_share = generation_share
         self.generation_seconds: list[float] = []
+        self.data_set_losses = data_set_losses
         self._finite_losses: list[
             torch.Tensor
         ] = []  # of each micro-step since the last optimizer step
@@ -124,8 +130,13 @@ class RecipeTrainer(TrainerWithMoments):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """TRL's loss, with logits computed only where a label follows."""
+        told = None if self._core.training else self.data_set_losses
         if not self.trained_positions_only:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            noting: Any = contextlib.nullcontext()
+            if told is not None:
+                noting = told.noting(model, inputs, getattr(self.args, "loss_type", "nll"))
+            with noting:
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
         trained = targets != IGNORE_INDEX
         # A batch without any label still has to pass through the model on every rank; one position is enough.
@@ -138,11 +149,16 @@ class RecipeTrainer(TrainerWithMoments):
         with head.register_forward_pre_hook(lambda _, hidden: (hidden[0][trained], *hidden[1:])):
             outputs = model(**without_labels, use_cache=False)
         logits = outputs.logits
-        total = F.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        of_tokens = F.cross_entropy(
+            logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="none"
+        )
+        if told is not None:
+            at_positions = of_tokens.new_zeros(trained.shape).masked_scatter(trained, of_tokens)
+            told.add(inputs, at_positions[:, :-1])
         count: Any = num_items_in_batch
         if count is None:
             count = (targets != IGNORE_INDEX).sum()
-        loss = total / torch.as_tensor(count).clamp(min=1)
+        loss = of_tokens.sum() / torch.as_tensor(count).clamp(min=1)
         # As in TRL: the count is over all ranks, and DDP averages gradients over them.
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
@@ -201,7 +217,7 @@ class RecipeTrainer(TrainerWithMoments):
         """One micro-step; remembers its rows, and whether its loss was finite."""
         if self._first_step is None:
             self._first_step = time.monotonic(), self.state.global_step
-            self._sum_at_start = self._sum_of_weights()
+            self._sum_at_start = sum_of_trained(self._core, self.accelerator.device)
         if self.consumption is not None:
             self.consumption.count(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -265,22 +281,9 @@ class RecipeTrainer(TrainerWithMoments):
 
     # -- saving --------------------------------------------------------------------------------------------------
 
-    def _sum_of_weights(self) -> torch.Tensor:
-        """Over what is trained, of this rank's part where it is partitioned. No weight that is not finite hides in it,
-        and no update leaves it as it was.
-        """
-        device = self.accelerator.device
-        exact = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
-        sums = []
-        for parameter in self._core.parameters():
-            if parameter.requires_grad:
-                held = _part_of_this_rank(parameter).detach()
-                sums.append(held.sum(dtype=exact).to(device))
-        return torch.stack(sums).sum()
-
     def _require_sound_weights(self, at_the_end: bool) -> None:
         """Raise TrainingFault on all ranks if a weight is not finite or, at the end, if all steps changed nothing."""
-        now = self._sum_of_weights()
+        now = sum_of_trained(self._core, self.accelerator.device)
         changed = torch.ones_like(now)
         # Early steps of a warm-up may change nothing.
         if at_the_end and self._sum_at_start is not None:
@@ -311,7 +314,7 @@ class RecipeTrainer(TrainerWithMoments):
         total = None
         if self.consumption is not None:
             total = self.consumption.total(self.accelerator)
-        on_main(lambda: begin_save(folder, self._checkpoint_bytes()))
+        on_main(lambda: begin_save(folder, checkpoint_bytes(self._core)))
         with self._write_errors_named():
             yield
             is_main = self.accelerator.is_main_process
@@ -327,18 +330,6 @@ class RecipeTrainer(TrainerWithMoments):
                 seal(folder, facts)
                 rotate(folder.parent, self._checkpoints_kept, self.state.best_model_checkpoint)
 
-    def _checkpoint_bytes(self) -> int:
-        """About what a checkpoint takes: all weights or the adapter's, and two moments of those that are trained."""
-        only_adapter = hasattr(self._core, "peft_config")
-        total = 0
-        for parameter in self._core.parameters():
-            size = getattr(parameter, "ds_numel", parameter.numel())
-            if parameter.requires_grad:
-                total += size * (parameter.element_size() + 8)
-            elif not only_adapter:
-                total += size * parameter.element_size()
-        return total
-
     @contextlib.contextmanager
     def _write_errors_named(self) -> Iterator[None]:
         """A file that cannot be written ends the run with a message; torch and safetensors say it as they like."""
@@ -346,13 +337,26 @@ class RecipeTrainer(TrainerWithMoments):
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
             folder = Path(str(self.args.output_dir))
-            require_space(folder, self._checkpoint_bytes())
+            require_space(folder, checkpoint_bytes(self._core))
             text = f"step {self.state.global_step}: saving to {folder} failed: {error}"
             raise TrainingFault(
                 f"{text}. Earlier checkpoints are intact. Fix: mend that and run it again."
             ) from error
 
     # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """TRL's; of several data sets each one's loss, too, as `eval_NAME_loss`."""
+        told = self.data_set_losses
+        if told is None:
+            return super().evaluation_loop(*args, **kwargs)
+        told.begin()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = dict(output.metrics or {})
+        for name, loss in told.by_name(self.accelerator).items():
+            metrics[f"{prefix}_{name}_loss"] = loss
+        return output._replace(metrics=metrics)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's evaluation loss plus generation metrics, under the same prefix."""
@@ -391,9 +395,3 @@ class RecipeTrainer(TrainerWithMoments):
 def _as_arrays(rows: Any) -> Any:
     """The rows as numpy arrays, where there are rows; several eval sets by name stay a mapping."""
     return rows.with_format("numpy") if isinstance(rows, Dataset) else rows
-
-
-def _part_of_this_rank(parameter: Any) -> Any:
-    """What this rank holds of a parameter: FSDP2 keeps it behind `to_local`, ZeRO-3 in `ds_tensor`."""
-    held = getattr(parameter, "ds_tensor", parameter)
-    return held.to_local() if hasattr(held, "to_local") else held

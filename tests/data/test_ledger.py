@@ -23,7 +23,9 @@ NO_LOSS = SourceLedger(
 
 def test_a_source_without_losses_is_one_line() -> None:
     """Only numbers above 0 get a line of their own; a source without tokens divides by nothing."""
-    assert ledger_lines([NO_LOSS.as_json(), SourceLedger("b.jsonl", "test").as_json()]) == [
+    assert ledger_lines(
+        {"sources": [NO_LOSS.as_json(), SourceLedger("b.jsonl", "test").as_json()]}
+    ) == [
         "a.jsonl [train]: 2 rows in, 2 kept as 2 training rows, 0 dropped, 0 rejected; 2 of 8 tokens trained (25.0%)",
         "b.jsonl [test]: 0 rows in, 0 kept as 0 training rows, 0 dropped, 0 rejected; 0 of 0 tokens trained (0.0%)",
     ]
@@ -43,7 +45,7 @@ def test_every_loss_has_a_line() -> None:
         "places": places,
         "notes": ["columns not used: id, kind"],
     }
-    assert ledger_lines([NO_LOSS.as_json() | lost])[1:] == [
+    assert ledger_lines({"sources": [NO_LOSS.as_json() | lost]})[1:] == [
         "  1,000 rows lost whole trailing turns to max_length",
         "  2 rows spell control tokens; the text stays text",
         "  3 turns left untrained (history: mask)",

@@ -75,9 +75,9 @@ def test_base_and_tuned_answer_the_same_rows_one_model_at_a_time(
     loaded: list[weakref.ref[Any]] = []
     load = models.load_for_inference
 
-    def spy(name: str, dtype: str | None = None) -> Any:
+    def spy(*arguments: Any) -> Any:
         assert [reference for reference in loaded if reference() is not None] == []
-        opened = load(name, dtype)
+        opened = load(*arguments)
         loaded.append(weakref.ref(opened.model))
         return opened
 

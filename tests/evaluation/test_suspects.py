@@ -17,7 +17,7 @@ from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import load_prepared
 from sft_recipes.errors import InputError
-from sft_recipes.evaluation import suspects
+from sft_recipes.evaluation import row_losses, suspects
 from sft_recipes.evaluation.evaluate_command import run_evaluation
 from sft_recipes.evaluation.evaluation_request import EvaluationRequest
 from sft_recipes.evaluation.open_run import open_run
@@ -74,7 +74,7 @@ def test_losses_are_those_of_single_rows(make_run, monkeypatch) -> None:
         place = f"train.jsonl:{number + 1}"
         expected[place] = loss_of(model, list(row["input_ids"]), list(row["labels"]))
     for tokens in (1, 200, 4096):
-        monkeypatch.setattr(suspects, "TOKENS_A_BATCH", tokens)
+        monkeypatch.setattr(row_losses, "TOKENS_A_BATCH", tokens)
         ranked = found(folder)
         losses = {Path(row.where).name: row.loss for row in ranked.listed}
         assert losses == pytest.approx(expected, abs=1e-4)

@@ -6,8 +6,10 @@ its argument, for each row, `{"input_ids", "labels"}`, null where axolotl drops 
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ def row_of(row: dict[str, Any], config: Any, tokenizer: Any) -> Any:
 
 
 disable_progress_bars()
+load = cache(AutoTokenizer.from_pretrained)
 answers = []
 for job in json.load(sys.stdin):
-    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+    tokenizer = copy.deepcopy(load(job["tokenizer"]))
     config = DictDefault(job["config"])
     for name, token in (config.special_tokens or {}).items():
         tokenizer.add_special_tokens({name: AddedToken(token, normalized=False)})

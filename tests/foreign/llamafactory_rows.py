@@ -10,6 +10,7 @@ import copy
 import json
 import sys
 import types
+from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,10 +46,11 @@ def row_of(row: dict[str, Any], processor: SupervisedDatasetProcessor, formattin
     return {key: rows[key][0] for key in ("input_ids", "labels")}
 
 
+load = cache(AutoTokenizer.from_pretrained)
 ORIGINALS = copy.deepcopy(TEMPLATES)
 answers = []
 for job in json.load(sys.stdin):
-    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+    tokenizer = copy.deepcopy(load(job["tokenizer"]))
     formatting = job["config"].pop("formatting")
     TEMPLATES.update(copy.deepcopy(ORIGINALS))  # settings are written into them
     arguments = DataArguments(**job["config"])

@@ -232,7 +232,7 @@ def test_the_same_rows_differ_in_nothing() -> None:
     [
         ("qwen2_5", axolotl(train_on_inputs=True), ["axolotl trains the prompt, too: "]),
         ("qwen2_5", axolotl(train_on_eos="none"), ["axolotl never trains the end of the answer"]),
-        ("qwen2_5", axolotl(sequence_len=50), ["axolotl drops the row: "]),
+        ("qwen2_5", axolotl(sequence_len=50), ["axolotl makes no row of it: "]),
         (
             "qwen2_5",
             axolotl(sequence_len=85, excess_length_strategy="truncate"),

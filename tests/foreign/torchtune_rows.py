@@ -9,9 +9,11 @@ how a piece of text is encoded; that is taken from tokenizer.json here, all else
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ class Vocabulary:
 
 
 CURRENT: list[Any] = []
+load = cache(AutoTokenizer.from_pretrained)
 _sentencepiece.SentencePieceProcessor = Vocabulary
 
 
@@ -108,7 +111,7 @@ def row_of(row: dict[str, Any], transform: Any) -> Any:
 if __name__ == "__main__":
     answers = []
     for job in json.load(sys.stdin):
-        CURRENT[:] = [AutoTokenizer.from_pretrained(job["tokenizer"])]
+        CURRENT[:] = [copy.deepcopy(load(job["tokenizer"]))]
         config = job["config"]
         tokenizer = model_tokenizer(config["tokenizer"], config.get("max_seq_len"))
         transform = SFTTransform(to_messages(config), tokenizer)

@@ -327,7 +327,7 @@ def test_rows_with_an_input_are_explained(make_run: Callable[..., Path]) -> None
 
 def test_what_cannot_be_exported(make_run: Callable[..., Path], tmp_path: Path) -> None:
     """No run folder, an unfinished run, a folder that exists, a run without its prepared rows: each says what to do."""
-    with pytest.raises(InputError, match="this is no run folder"):
+    with pytest.raises(InputError, match="the folder holds no model"):
         export(tmp_path, progress=False)
     run = make_run("full")
     with pytest.raises(InputError, match=r"the folder exists.*--force"):

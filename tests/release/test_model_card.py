@@ -73,6 +73,19 @@ def test_tables_fit_the_hub_and_have_no_empty_cell(make_run: Callable[..., Path]
         assert max(map(len, cells)) <= 100
 
 
+def test_each_data_set_of_a_mixture_has_its_lines(make_run: Callable[..., Path]) -> None:
+    """Exact match and loss by data set stand in the table with interval and n, and in the metadata."""
+    run = make_run()
+    match = {"value": 0.5, "n": 3, "ci_low": 0.1, "ci_high": 0.9, "unit": "proportion"}
+    loss = {"value": 1.25, "n": 6, "ci_low": 1.0, "ci_high": 1.5, "unit": "nats a token"}
+    write_evaluation(run, data_sets={"chat": match}, data_set_losses={"my_code": loss})
+    card = render_card(run)
+    assert "| Exact match: chat | 0.500&nbsp;[0.10,&nbsp;0.90] | 3 |" in card
+    assert "| Loss of held-out rows: my\\_code | 1.250&nbsp;[1.00,&nbsp;1.50] | 6 |" in card
+    (result,) = ModelCard(card).data.to_dict()["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [0.75, 0.5, 1.25]
+
+
 def test_what_was_not_measured_stands_in_no_table(make_run: Callable[..., Path]) -> None:
     """A metric without a value is named in one line, and keys that were not set in another."""
     run = make_run("lora")

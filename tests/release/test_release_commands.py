@@ -59,7 +59,7 @@ def test_export_prints_what_it_found(
 def test_export_refuses_with_code_2(tmp_path: Path, run_command: Callable[..., tuple]) -> None:
     """A folder that is no run is wrong input."""
     code, _, err = run_command("export", tmp_path)
-    assert code == 2 and "this is no run folder. Fix:" in err
+    assert code == 2 and "the folder holds no model. Fix:" in err
 
 
 def test_push_prints_files_and_address(

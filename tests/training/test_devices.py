@@ -101,7 +101,7 @@ def test_several_gpus_need_a_launch(
     check_settings(load_recipe(write_recipe(use_cpu=True)))
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi_node"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2_cp", "zero3", "multi_node"])
 def test_launches_on_gpus_need_one(
     write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

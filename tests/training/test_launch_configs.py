@@ -21,6 +21,7 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "ddp": (0, ()),
     "ddp_cpu": (0, ()),
     "fsdp2": (3, ()),
+    "fsdp2_cp": (3, ()),
     "fsdp2_qlora": (3, ()),
     "zero1": (1, ()),
     "zero2": (2, ()),
@@ -30,6 +31,8 @@ STAGES: dict[str, tuple[int, tuple[str, ...]]] = {
     "zero3_offload": (3, ("weights", "optimizer")),
     "multi_node": (3, ()),
 }
+# How many processes share a batch.
+CONTEXT = {"fsdp2_cp": 2}
 by_name = pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
 
 
@@ -50,7 +53,8 @@ def test_the_plan_reads_it(path: Path) -> None:
     stage, offloaded = STAGES[path.stem]
     zero = content(path)["distributed_type"] == "DEEPSPEED"
     name = f"{path.stem} on 8 processes"
-    assert read_strategy(path, 8) == Strategy(name, 8, stage, zero, offloaded)
+    context = CONTEXT.get(path.stem, 1)
+    assert read_strategy(path, 8) == Strategy(name, 8, stage, zero, offloaded, context)
 
 
 @by_name
@@ -58,7 +62,7 @@ def test_accelerate_knows_every_key(path: Path) -> None:
     """accelerate refuses unknown keys at the top only; below `fsdp_config` and `deepspeed_config` it ignores them."""
     options = {action.dest for action in launch_command_parser()._actions}
     config = content(path)
-    for section in ("fsdp_config", "deepspeed_config"):
+    for section in ("fsdp_config", "deepspeed_config", "parallelism_config"):
         assert set(config.get(section, {})) <= options
     assert set(config) <= {field.name for field in dataclasses.fields(ClusterConfig)}
     ClusterConfig.from_yaml_file(str(path))

@@ -18,8 +18,6 @@ from sft_recipes.messages import Example
 
 # So much of a text is shown on either side of the first character that differs.
 _SHOWN = 40
-# So many tokens may stand behind the end of a turn in what is trained of it: a template's line breaks.
-_LONGEST_TAIL = 3
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,9 @@ class _Words:
     """Says how rows differ."""
 
     def __init__(self, renderer: ChatRenderer, tool: str) -> None:
-        self._renderer = renderer
+        self._tokenizer = renderer.tokenizer
+        self._special = renderer.special_tokens
         self._tool = tool
-        self._stops = {*renderer.stop_ids, renderer.tokenizer.eos_token_id}
 
     def of(
         self,
@@ -106,9 +104,12 @@ class _Words:
 
         `dropped`: why turns of the example, or all of it, are not trained here.
         """
+        if isinstance(theirs, TheirRow) and max(theirs.input_ids) >= len(self._tokenizer):
+            yield f"{self._tool} adds tokens to the vocabulary"
+            return
         if isinstance(theirs, DroppedThere):
             if ours:
-                yield f"{self._tool} drops the row: {theirs.reason}"
+                yield f"{self._tool} makes no row of it: {theirs.reason}"
             return
         if ours:
             whole = theirs.whole or theirs
@@ -128,24 +129,31 @@ class _Words:
             return
         our_text = self._decode(our_ids)
         their_text = self._decode(their_ids)
-        bos = self._renderer.tokenizer.bos_token or ""
         if our_text == their_text:
             yield (
                 f"{self._tool} makes other tokens of the same text, since it encodes it in pieces "
                 f"({len(their_ids)} there, {len(our_ids)} here)"
             )
-        elif bos and their_text == our_text.removeprefix(bos):
+            return
+        bos = self._tokenizer.bos_token or "\0"
+        here = _leading(bos, our_text)
+        there = _leading(bos, their_text)
+        if there < here:
             yield f"{self._tool} writes no {bos} before the row"
-        elif bos and our_text == their_text.removeprefix(bos):
+        elif there > here:
             yield f"{self._tool} writes one more {bos} before the row"
-        elif their_text.startswith(our_text):
+        our_text = our_text[here * len(bos) :]
+        their_text = their_text[there * len(bos) :]
+        if their_text.startswith(our_text) and their_text != our_text:
             yield f"{self._tool} goes on behind the last answer: {their_text[len(our_text) :]!r}"
-        else:
-            there, here = _excerpts(their_text, our_text)
-            yield f"{self._tool} writes another text: {there!r} in place of {here!r}"
+        elif their_text != our_text:
+            start = shared_length(their_text, our_text)
+            theirs_there = their_text[start : start + _SHOWN]
+            ours_there = our_text[start : start + _SHOWN]
+            yield f"{self._tool} writes another text: {theirs_there!r} in place of {ours_there!r}"
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._renderer.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
     # -- what is trained ---------------------------------------------------------------------------
@@ -192,8 +200,9 @@ class _Words:
                 turns = [turn.replace(content, "…", 1) for turn in turns]
             elif is_trained and not any(content in text for text in rest):
                 prompt = True
-        learned = [label for label in rows[-1].labels if label != IGNORE_INDEX]
-        end = not self._stops.isdisjoint(learned[-_LONGEST_TAIL:])
+        # What is learned behind the last answer; all of the last run where no answer was told in it.
+        tail = "".join(turns[-1:]).rpartition("…")[2]
+        end = any(token in tail for token in self._special)
         return _Trained(prompt, answers, end, turns)
 
     def _runs(self, row: TokensAndLabels, trained: bool) -> list[str]:
@@ -214,7 +223,7 @@ class _Words:
     def _cut_words(self, row: TheirRow, whole: TheirRow) -> Iterator[str]:
         length = len(row.input_ids)
         lost = whole.trained_tokens - row.trained_tokens
-        lost_prompt = len(whole.input_ids) - length - lost
+        lost_prompt = _before_the_end(whole.labels) - _before_the_end(row.labels)
         if not row.trained_tokens:
             yield f"{self._tool} cuts the row at {length} tokens: nothing of the answer is left"
         elif lost:
@@ -222,13 +231,13 @@ class _Words:
                 f"{self._tool} cuts the row to {length} tokens: "
                 f"{lost} of {whole.trained_tokens} trained tokens are lost"
             )
-            if row.labels[-1] in self._stops:
+            if row.labels[-1] in self._special.values():
                 sentence += ", and the model learns to stop there"
             else:
                 sentence += ", the end of the answer with them"
             yield sentence
         if lost_prompt > 0:
-            yield f"{self._tool} cuts {lost_prompt} tokens off the prompt"
+            yield f"{self._tool} cuts the prompt by {lost_prompt} tokens"
 
 
 def _begins_with(ids: Sequence[int], beginning: Sequence[int]) -> bool:
@@ -239,7 +248,20 @@ def _is_trained(labels: Sequence[int]) -> bool:
     return any(label != IGNORE_INDEX for label in labels)
 
 
-def _excerpts(there: str, here: str) -> tuple[str, str]:
-    """Both texts from the first character that differs."""
-    start = shared_length(there, here)
-    return there[start : start + _SHOWN], here[start : start + _SHOWN]
+def _before_the_end(labels: Sequence[int]) -> int:
+    """How many tokens before the last trained one are not trained; all where none is."""
+    count = 0
+    before_last = len(labels)
+    for label in labels:
+        count += label == IGNORE_INDEX
+        if label != IGNORE_INDEX:
+            before_last = count
+    return before_last
+
+
+def _leading(bos: str, text: str) -> int:
+    """How often a text begins with BOS."""
+    count = 0
+    while text.startswith(bos * (count + 1)):
+        count += 1
+    return count

@@ -208,10 +208,10 @@ class TorchtuneRules:
         if messages is None:
             return NotComputed(f"torchtune's {self.dataset} reads an instruction and its output")
         if any(message.role == "system" for message in messages[1:]):
-            return DroppedThere("torchtune stops: a system message that is not the first")
+            return DroppedThere("it stops at a system message that is not the first")
         if self.tokenizer in _IN_INST:
             if messages[0].role == "system" and self.tokenizer == "mistral_tokenizer":
-                return DroppedThere("torchtune stops: Mistral's template takes no system message")
+                return DroppedThere("it stops, Mistral's template takes no system message")
             messages = _in_inst(messages)
         draft = _Draft(tokenizer)
         write(draft, messages)

@@ -62,11 +62,11 @@ class TrlRules:
     def row(self, example: Example, tokenizer: Any) -> TheirOutcome:
         """What TRL makes of an example."""
         if self.assistant_only_loss and self.format in ("raw", "rendered"):
-            return DroppedThere("TRL stops: assistant_only_loss takes conversations")
+            return DroppedThere("assistant_only_loss takes conversations")
         try:
             row = self._whole_row(example, tokenizer)
         except TEMPLATE_ERRORS as error:
-            return DroppedThere(f"TRL stops: {error}")
+            return DroppedThere(f"it stops ({str(error).partition('. ')[0]})")
         if isinstance(row, TheirRow):
             row = cut(row, self.max_length)
             if not row.trained_tokens:
