@@ -151,6 +151,26 @@ def test_two_ranks_equal_one_process(
 
 @needs_deepspeed
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_second_stage(stage: int, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """LoRA that goes on from an earlier run begins on both ranks where that ended, and trains what one process does."""
+    rows = {"global_batch_size": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    path = write_recipe(**rows, use_peft=True)
+    first = train(load_recipe(path, {**LORA, "output_dir": str(tmp_path / "first")}))
+    path = write_recipe(**rows, use_peft=True, adapter_name_or_path=str(first))
+    result = launch(f"zero{stage}_cpu", path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ranks(tmp_path)[0]["weights"] == ranks(tmp_path)[1]["weights"]
+    one = train(load_recipe(path, {"output_dir": str(tmp_path / "one")}))
+    run = tmp_path / "run"
+    assert logged(run) == pytest.approx(logged(one), rel=1e-5)
+    assert logged(run)[0] < logged(first)[0]
+    expected, found = saved(one), saved(run)
+    assert all(torch.allclose(found[name], expected[name], atol=5e-5) for name in expected)
+
+
+@needs_deepspeed
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "value"), [(2, "inf"), (3, "nan")])
 def test_fault_on_one_rank_stops_both(
     stage: int, value: str, write_recipe: Callable[..., Path], tmp_path: Path
