@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sft_recipes import cli, crash
+from sft_recipes import cli, cli_init, crash
 from sft_recipes.data.opening import loading
 from sft_recipes.errors import CheckFailed, HubUnavailable, InputError, Preempted, Problem
 
@@ -53,7 +53,7 @@ def test_exit_codes(
     def broken(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "list_shipped", broken)
+    monkeypatch.setattr(cli_init, "list_shipped", broken)
     assert cli.run(["init"]) == code
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
@@ -68,12 +68,12 @@ def test_a_fault_says_how_to_report_it(
     def broken(*_: Any) -> None:
         return {}["rows"]
 
-    monkeypatch.setattr(cli, "list_shipped", broken)
+    monkeypatch.setattr(cli_init, "list_shipped", broken)
     monkeypatch.setattr(sys, "argv", ["/bin/sft-recipes", "init"])
     monkeypatch.setenv(crash.DEBUG, "")
     cli.run(["init"])
     said = capsys.readouterr().err
-    assert "sft_recipes/cli.py:" in said
+    assert "sft_recipes/cli_init.py:" in said
     assert (
         "KeyError: 'rows'. Fix: report it with what this prints: sft-recipes --debug init" in said
     )

@@ -15,6 +15,11 @@ def _base_model(reading: Reading, setting: Setting) -> None:
     reading.same(setting, {"model_name_or_path": reading.local_path(str(setting.value))})
 
 
+def _lora_model_dir(reading: Reading, setting: Setting) -> None:
+    ours = {"adapter_name_or_path": reading.local_path(str(setting.value))}
+    reading.same(setting, ours)
+
+
 def _output_dir(reading: Reading, setting: Setting) -> None:
     reading.same(setting, {"output_dir": reading.local_path(str(setting.value))})
 
@@ -313,6 +318,7 @@ RULES: Mapping[str, Callable[[Reading, Setting], None]] = {
     **axolotl_schedule.RULES,
     "base_model": _base_model,
     "output_dir": _output_dir,
+    "lora_model_dir": _lora_model_dir,
     "adapter": _adapter,
     "load_in_4bit": _load_in_4bit,
     "load_in_8bit": _load_in_8bit,

@@ -433,7 +433,7 @@ def test_the_verdict_is_said_first_and_all_only_when_asked(save, rows, tmp_path,
         printed[everything] = capsys.readouterr().out
         assert " ".join(printed[everything].split()).startswith(sentence)
         assert printed[everything].count("---- ") == 1
-        assert "\nnext: hold out more rows" in printed[everything]
+        assert "\nnext: ask more rows" in printed[everything]
         assert f"report: {tmp_path / 'out'}/report.html" in printed[everything]
     assert "ROUGE-L" not in printed[False] and "add --all" in printed[False]
     assert "ROUGE-L" in printed[True] and "add --all" not in printed[True]
