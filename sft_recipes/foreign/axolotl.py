@@ -303,7 +303,10 @@ def _lone_size(reading: Reading, setting: Setting) -> None:
     if setting.value in (None, 0, 1):
         reading.no_effect(setting, "switched off")
     else:
-        reading.block(setting, "a sequence, a layer or the experts are not split over GPUs here")
+        why = "a layer, the experts and replicas of shards are not split over GPUs here"
+        if setting.key.startswith("context"):
+            why = "without this key, and without packing, `train --launch fsdp2_cp` splits sequences (never run)"
+        reading.block(setting, why)
 
 
 RULES: Mapping[str, Callable[[Reading, Setting], None]] = {

@@ -27,9 +27,11 @@ class LaunchConfig:
         if not isinstance(self.value, dict):
             raise self._error("", "an accelerate config is a mapping of keys to values")
 
-    def _error(self, key: str, what: str) -> InputError:
+    def _error(
+        self, key: str, what: str, fix: str = "see accelerate_configs/ for ones that work"
+    ) -> InputError:
         where = f"{self.path}:{self.lines.get(key, 1)}"
-        return InputError(Problem(where, key, what, "see accelerate_configs/ for ones that work"))
+        return InputError(Problem(where, key, what, fix))
 
     def whole_number(self, key: str, default: int) -> int:
         """A count."""
@@ -63,11 +65,11 @@ class LaunchConfig:
         key = "parallelism_config"
         for name in ("tp_size", "sp_size"):
             if self.mesh_size(name) > 1:
-                raise self._error(key, f"{name} is not supported, cp_size is")
+                raise self._error(key, f"{name} is not supported, cp_size is", f"remove {name}")
         together = self.mesh_size("cp_size") * self.mesh_size("dp_replicate_size")
         if processes % together:
             what = f"{processes} processes cannot be divided into groups of {together}"
-            raise self._error(key, what)
+            raise self._error(key, what, f"give --num_processes a multiple of {together}")
         return processes // together
 
     def stage(self, deepspeed: Mapping[str, Any]) -> int:

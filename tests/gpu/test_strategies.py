@@ -133,6 +133,9 @@ STRATEGIES = {
         gpus=2,
         needs=("bitsandbytes",),
     ),
+    "FSDP2, context parallel": Case(
+        "fsdp2_cp", {**FLOAT32, **SDPA, "padding_free": False}, {"fsdp": True}, gpus=2
+    ),
     "ZeRO-1": Case("zero1", FLOAT32, {"zero": 1}, needs=("deepspeed",)),
     "ZeRO-2": Case("zero2", FLOAT32, {"zero": 2}, needs=("deepspeed",)),
     "ZeRO-3": Case("zero3", FLOAT32, {"zero": 3}, needs=("deepspeed",)),
@@ -151,7 +154,7 @@ RISKY = {
     "ZeRO-3, offload": Case("zero3_offload", FLOAT32, {"zero": 3}, needs=("deepspeed",)),
 }
 CASES = {**ONE_GPU, **STRATEGIES, **RISKY}
-SHARDED = ("fsdp2", "zero3", "zero3_offload")
+SHARDED = ("fsdp2", "fsdp2_cp", "zero3", "zero3_offload")
 
 
 def missing(case: Case) -> str:
@@ -171,6 +174,7 @@ def launch(config: str, path: Path, processes: int, *overrides: str) -> None:
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"),
         *("--config_file", str(REPOSITORY / f"accelerate_configs/{config}.yaml")),
         *("--num_processes", str(processes), "--main_process_port", str(port)),
+        *(("--parallelism_config_dp_shard_size", str(processes // 2)) * (config == "fsdp2_cp")),
         *(str(Path(__file__).with_name("gpu_ranks.py")), "--config", str(path), *overrides),
     ]
     # Behind what is there: an offline machine may find its packages by it.

@@ -78,10 +78,10 @@ def test_each_data_set_of_a_mixture_has_its_lines(make_run: Callable[..., Path])
     run = make_run()
     match = {"value": 0.5, "n": 3, "ci_low": 0.1, "ci_high": 0.9, "unit": "proportion"}
     loss = {"value": 1.25, "n": 6, "ci_low": 1.0, "ci_high": 1.5, "unit": "nats a token"}
-    write_evaluation(run, data_sets={"chat": match}, data_set_losses={"my_code": loss})
+    write_evaluation(run, data_sets={"chat": match}, data_set_losses={"code": loss})
     card = render_card(run)
     assert "| Exact match: chat | 0.500&nbsp;[0.10,&nbsp;0.90] | 3 |" in card
-    assert "| Loss of held-out rows: my\\_code | 1.250&nbsp;[1.00,&nbsp;1.50] | 6 |" in card
+    assert "| Loss of held-out rows: code | 1.250&nbsp;[1.00,&nbsp;1.50] | 6 |" in card
     (result,) = ModelCard(card).data.to_dict()["model-index"][0]["results"]
     assert [metric["value"] for metric in result["metrics"]] == [0.75, 0.5, 1.25]
 
