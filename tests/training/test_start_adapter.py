@@ -224,6 +224,26 @@ def test_folders_that_hold_no_lora(
     assert fix in str(refused(path))
 
 
+DAMAGE = [
+    ("adapter_config.json", "{"),
+    ("adapter_config.json", "[]"),
+    ("adapter_config.json", "{}"),
+    ("adapter_config.json", '{"peft_type": "NONE"}'),
+    ("adapter_config.json", '{"peft_type": "LORA", "r": "four"}'),
+    (WEIGHTS, ""),
+    (WEIGHTS, "no tensors"),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGE)
+def test_damaged_files(
+    name: str, content: str, write_recipe: Callable[..., Path], adapter: Path
+) -> None:
+    """What cannot be read is wrong input, under the key that names it."""
+    (adapter / name).write_text(content)
+    assert "adapter_name_or_path" in str(refused(write_recipe(**GOES_ON)))
+
+
 def test_another_chat_template_is_told(write_recipe: Callable[..., Path], adapter: Path) -> None:
     """An adapter that was trained with another template is gone on from, and the note says how to keep its own."""
     path = write_recipe(**GOES_ON)
