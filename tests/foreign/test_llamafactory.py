@@ -184,7 +184,6 @@ def test_all_blockers_are_named_at_once() -> None:
     reading = read("blocked")
     assert {outcome.rule_key for outcome in reading.blocked} == {
         "trust_remote_code",
-        "adapter_name_or_path",
         "add_special_tokens",
         "rope_scaling",
         "stage",
