@@ -301,7 +301,7 @@ class Builder:
 
     def _evaluate(self, _: Any, __: Any, examples: Any, **settings: Any) -> Any:
         self.seen["evaluation"] = [[str(example) for example in examples], settings]
-        return SimpleNamespace(metrics={}, rows=[])
+        return SimpleNamespace(metrics={}, rows=[], data_sets={})
 
     def build(self, keys: Mapping[str, Any]) -> Built:
         """Build a recipe of these keys, once; those given as None are left out."""
