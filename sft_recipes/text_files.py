@@ -15,7 +15,7 @@ from sft_recipes.errors import InputError, Problem
 # The fix where nothing else can help.
 RESTORE = "restore it from a copy"
 # What reading a value in a place where another was expected raises.
-_MISFITS = (LookupError, TypeError, ValueError, AttributeError)
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class Line(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sft_recipes.errors import InputError, Problem, suggest
 from sft_recipes.foreign import axolotl, axolotl_whole, findings, llamafactory, torchtune, trl
@@ -37,11 +37,6 @@ class Tool:
         return {
             key.partition(".")[0] for key in (*self.table.rules, *self.table.known, *self.rules)
         }
-
-
-class _Found(NamedTuple):
-    rule: KeyRule | Rule | None
-    has_longer: bool
 
 
 def tools() -> Mapping[str, Tool]:
@@ -273,8 +268,6 @@ def _settle(reading: Reading) -> None:
         switches = switches_off(key, reading.recipe)
         if switches:
             reading.withdraw(key, f"does nothing ({states_of(switches, reading.recipe)})")
-    if reading.blocked:
-        return
     try:
         make_recipe(reading.recipe)
     except InputError as error:
@@ -285,5 +278,6 @@ def _settle(reading: Reading) -> None:
                 reading.withdraw(key, f"{problem.what}. {problem.fix}", Group.BLOCKED)
             else:
                 missing.append(Problem(str(reading.path), key, problem.what, problem.fix))
-        if missing:
+        # What a blocked key would have set is missing for that reason.
+        if missing and not reading.blocked:
             raise InputError(missing) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sft_recipes.errors import InputError
 from sft_recipes.foreign.reading import Group, Reading
 from sft_recipes.foreign.translation import translate
 
@@ -294,3 +295,21 @@ def test_the_zero_stage_is_read_from_the_file(tmp_path: Path) -> None:
         '{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}'
     )
     assert read_text(tmp_path, "deepspeed: ds.json\n").launch == "zero3_offload"
+
+
+def test_a_value_that_no_rule_can_use_is_the_config_s_fault(tmp_path: Path) -> None:
+    """A batch of nothing and a word for a number are errors with their line, not faults of the program."""
+    for text, line in (
+        ("batch_size: 8\nmicro_batch_size: 0\n", 1),
+        ("val_set_size: 0.1\nevals_per_epoch: many\n", 2),
+    ):
+        path = tmp_path / "config.yaml"
+        path.write_text(f"{text}base_model: a/b\nlearning_rate: 1e-4\n")
+        with pytest.raises(InputError, match=rf"config.yaml:{line}: .*does not hold what belongs"):
+            translate(path, "axolotl")
+
+
+def test_a_blocked_config_has_its_other_faults_named_too(tmp_path: Path) -> None:
+    """What our keys refuse is said in the same pass as what is not done here."""
+    reading = read_text(tmp_path, "rl: dpo\nweight_decay: heavy\n")
+    assert {outcome.rule_key for outcome in reading.blocked} == {"rl", "weight_decay"}
