@@ -6,7 +6,7 @@ What each does was read in the source of the version that `axolotl.yaml` names.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sft_recipes.foreign import axolotl_data, axolotl_schedule, launch_files
+from sft_recipes.foreign import axolotl_data, axolotl_schedule, launch_files, remote_code
 from sft_recipes.foreign.reading import Reading, Setting
 from sft_recipes.foreign.tables import is_off
 
@@ -229,18 +229,6 @@ def _special_tokens(reading: Reading, setting: Setting) -> None:
 # -- the rest ------------------------------------------------------------------------------------------
 
 
-def _trust_remote_code(reading: Reading, setting: Setting) -> None:
-    if is_off(setting.value):
-        reading.no_effect(setting, "switched off")
-    elif reading.remote_code_is_not_needed:
-        reading.differs(
-            setting, "the model's class in transformers is used, none of the model's own code"
-        )
-    else:
-        why = "code of the model is not run. Where transformers has a class for it: --trust_remote_code_is_not_needed"
-        reading.block(setting, why)
-
-
 def _plugins(reading: Reading, setting: Setting) -> None:
     known = reading.table.more["plugins"]
     for leaf in list(reading.below(setting.key)):
@@ -337,7 +325,7 @@ RULES: Mapping[str, Callable[[Reading, Setting], None]] = {
     "chat_template": _chat_template,
     "chat_template_jinja": _chat_template_jinja,
     "special_tokens": _special_tokens,
-    "trust_remote_code": _trust_remote_code,
+    "trust_remote_code": remote_code.take,
     "plugins": _plugins,
     "wandb_project": _wandb_project,
     "use_wandb": _tracker("wandb"),

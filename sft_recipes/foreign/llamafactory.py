@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sft_recipes.foreign import launch_files, llamafactory_data, llamafactory_templates
+from sft_recipes.foreign import launch_files, llamafactory_data, llamafactory_templates, remote_code
 from sft_recipes.foreign.llamafactory_data import names_in
 from sft_recipes.foreign.llamafactory_templates import does_not_start, family_of
 from sft_recipes.foreign.reading import Group, Reading, Setting
@@ -33,14 +33,7 @@ def _output_dir(reading: Reading, setting: Setting) -> None:
 
 
 def _trust_remote_code(reading: Reading, setting: Setting) -> None:
-    if is_off(setting.value):
-        reading.no_effect(setting, "switched off")
-    elif reading.remote_code_is_not_needed or family_of(reading) is not None:
-        say = "the model's class in transformers is used, none of the model's own code"
-        reading.differs(setting, say)
-    else:
-        why = "code of the model is not run. Where transformers has a class for it: --trust_remote_code_is_not_needed"
-        reading.block(setting, why)
+    remote_code.take(reading, setting, is_native=family_of(reading) is not None)
 
 
 # -- what is trained ---------------------------------------------------------------------------------

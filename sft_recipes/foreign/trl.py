@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.foreign import launch_files
+from sft_recipes.foreign import launch_files, remote_code
 from sft_recipes.foreign.reading import Group, Reading, Setting
 from sft_recipes.foreign.tables import is_off, read_table
 from sft_recipes.recipe_checks import REFUSED, REMOVE, RENAMED, current
@@ -189,17 +189,6 @@ def _do_eval(reading: Reading, setting: Setting) -> None:
         reading.differs(setting, "not evaluated at the end: eval_strategy")
 
 
-def _remote_code(reading: Reading, setting: Setting) -> None:
-    if is_off(setting.value):
-        reading.no_effect(setting, "switched off")
-    elif reading.remote_code_is_not_needed:
-        say = "the model's class in transformers is used, none of the model's own code"
-        reading.differs(setting, say)
-    else:
-        why = "code of the model is not run. Where transformers has a class for it: --trust_remote_code_is_not_needed"
-        reading.block(setting, why)
-
-
 def _token(reading: Reading, setting: Setting) -> None:
     reading.no_effect(setting, "`hf auth login` or HF_TOKEN in the environment")
     if setting.value:
@@ -254,7 +243,7 @@ _RULES: Mapping[str, Rule] = {
     "lora_target_modules": _target_modules,
     "dataset_train_split": _train_split,
     "do_eval": _do_eval,
-    "trust_remote_code": _remote_code,
+    "trust_remote_code": remote_code.take,
     **dict.fromkeys(_TOKENS, _token),
     "push_to_hub": _push,
     "hub_model_id": _hub_model,
