@@ -19,6 +19,8 @@ Mask = npt.NDArray[np.bool_]
 CodePoints = npt.NDArray[np.uint32]
 
 _CHUNK_CHARACTERS = 1 << 20
+# Eight bytes of hashes for each.
+_CHUNK_PAIRED_CHARACTERS = 1 << 24
 # An odd base has an inverse modulo 2**64, by which the hash of a span does not depend on its place.
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE_BASE = pow(_BASE, -1, 1 << 64)
@@ -244,14 +246,15 @@ def mixed(values: Hashes) -> Hashes:
 
 def text_chunks(texts: Sequence[str], rows: Indices) -> Iterator[Indices]:
     """`rows` in parts of about a million characters, which keeps a part's arrays in the cache."""
-    if not len(rows):
-        return
-    lengths = np.zeros(len(rows), dtype=np.int64)
-    for place, row in enumerate(rows):
-        lengths[place] = len(texts[row])
-    chunk = np.cumsum(lengths) // _CHUNK_CHARACTERS
-    begins = np.flatnonzero(np.diff(chunk)) + 1
-    yield from np.split(rows, begins)
+    lengths = np.fromiter((len(texts[row]) for row in rows), dtype=np.int64, count=len(rows))
+    yield from _in_chunks(rows, lengths, _CHUNK_CHARACTERS)
+
+
+def _in_chunks(rows: Indices, sizes: Indices, most: int) -> Iterator[Indices]:
+    """`rows` in parts of which the sizes (one for each row) add up to about `most`."""
+    if len(rows):
+        chunk = np.cumsum(sizes) // most
+        yield from np.split(rows, np.flatnonzero(np.diff(chunk)) + 1)
 
 
 def first_equal(texts: Sequence[str], whole: Hashes) -> Indices:
@@ -273,15 +276,25 @@ def jaccard_of_pairs(
     texts: Sequence[str], pairs: Indices, shingle: Shingle
 ) -> npt.NDArray[np.float64]:
     """(m,) exact Jaccard of the shingles of each pair of texts; 1 where both texts are empty."""
-    shingles_of: dict[int, Hashes] = {}
-    for rows in text_chunks(texts, np.unique(pairs)):
-        chunk = shingle_hashes([texts[row] for row in rows], shingle)
-        for row, hashes in zip(rows.tolist(), chunk.by_text(), strict=True):
-            shingles_of[row] = distinct(hashes)
     values = np.empty(len(pairs), dtype=np.float64)
-    for place, (left, right) in enumerate(pairs.tolist()):
-        values[place] = _jaccard(shingles_of[left], shingles_of[right])
+    for places in _pair_chunks(texts, pairs):
+        chosen = pairs[places]
+        shingles_of: dict[int, Hashes] = {}
+        for rows in text_chunks(texts, np.unique(chosen)):
+            chunk = shingle_hashes([texts[row] for row in rows], shingle)
+            for row, hashes in zip(rows.tolist(), chunk.by_text(), strict=True):
+                shingles_of[row] = distinct(hashes)
+        for place, (left, right) in zip(places.tolist(), chosen.tolist(), strict=True):
+            values[place] = _jaccard(shingles_of[left], shingles_of[right])
     return values
+
+
+def _pair_chunks(texts: Sequence[str], pairs: Indices) -> Iterator[Indices]:
+    """Places of pairs in parts whose texts have so many characters that their hashes fit into memory."""
+    rows, places = np.unique(pairs, return_inverse=True)
+    lengths = np.fromiter((len(texts[row]) for row in rows), dtype=np.int64, count=len(rows))
+    of_pairs = lengths[places.reshape(pairs.shape)].sum(axis=1)
+    yield from _in_chunks(np.arange(len(pairs)), of_pairs, _CHUNK_PAIRED_CHARACTERS)
 
 
 def distinct(values: Hashes) -> Hashes:

@@ -13,6 +13,7 @@ recall 1 at J >= .7 on either side.)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -76,7 +77,7 @@ class Duplicates:
     variant: Mask
 
 
-class _Signatures(NamedTuple):
+class Signatures(NamedTuple):
     """MinHash signatures of n texts, and the hash of each whole text (n,).
 
     `bands` (n, 32): a key of each band; `slots` (n, 128): one byte of each slot.
@@ -98,13 +99,15 @@ def near_duplicates(
     texts: Sequence[str],
     shingle: Shingle = ROW_SHINGLE,
     threshold: float = THRESHOLD,
+    signatures: Signatures | None = None,
 ) -> Duplicates:
     """All pairs of texts that share `threshold` of their shingles; see `Duplicates`.
 
-    Needs 500 bytes a text (0.5 GB for a million, measured) and 8 bytes for each shingle of texts
-    with a candidate.
+    `signatures`: of these texts and shingles, where they are there already. Without them it needs
+    500 bytes a text (0.5 GB for a million, measured).
     """
-    signatures = _sign(texts, shingle)
+    if signatures is None:
+        signatures = sign(texts, shingle)
     first = first_equal(texts, signatures.whole)
     is_copy = first != np.arange(len(texts))
     originals = np.flatnonzero(~is_copy)
@@ -126,14 +129,14 @@ def near_duplicates(
     )
 
 
-def prompt_clusters(prompts: Sequence[str]) -> Indices:
+def prompt_clusters(prompts: Sequence[str], signatures: Signatures | None = None) -> Indices:
     """(n,) a row of each prompt's cluster, itself if alone: one side of a split has all of it.
 
     Prompts linked by pairs at J >= .7 are one cluster however long the chain. One of more than 1 %
     of the prompts (50 at least) is a template with short inputs: its rows are linked at .8 instead,
     then at .9, and last only where equal.
     """
-    duplicates = near_duplicates(prompts, PROMPT_SHINGLE)
+    duplicates = near_duplicates(prompts, PROMPT_SHINGLE, signatures=signatures)
     clusters = duplicates.first.copy()
     largest = max(LARGE_BUCKET, len(prompts) // 100)
     for threshold in (0.9, 0.8, THRESHOLD):
@@ -168,8 +171,9 @@ def star_centres(first: Indices, pairs: Indices) -> Indices:
     return np.array(centres, dtype=np.int64)[first]
 
 
-def _sign(texts: Sequence[str], shingle: Shingle) -> _Signatures:
-    signatures = _Signatures(
+def sign(texts: Sequence[str], shingle: Shingle) -> Signatures:
+    """The signatures of texts: a text's own do not depend on the others."""
+    signatures = Signatures(
         bands=np.empty((len(texts), BANDS), dtype=np.uint32),
         slots=np.empty((len(texts), SLOTS), dtype=np.uint8),
         whole=np.empty(len(texts), dtype=np.uint64),
@@ -192,7 +196,7 @@ def _sign(texts: Sequence[str], shingle: Shingle) -> _Signatures:
     return signatures
 
 
-def _alike_signatures(signatures: _Signatures, rows: Indices, least: float) -> Indices:
+def _alike_signatures(signatures: Signatures, rows: Indices, least: float) -> Indices:
     """(m, 2) pairs of `rows` that share a band and agree in at least `least` of the slots."""
     packed = np.empty(0, dtype=np.uint64)
     for band in range(BANDS):
@@ -203,7 +207,7 @@ def _alike_signatures(signatures: _Signatures, rows: Indices, least: float) -> I
 
 
 def _pairs_of_band(
-    signatures: _Signatures, rows: Indices, band: int, least: float
+    signatures: Signatures, rows: Indices, band: int, least: float
 ) -> Iterator[Hashes]:
     """Pairs, as `low << 32 | high`, from buckets of rows with the same key of this band."""
     keys = signatures.bands[rows, band].astype(np.uint64)
@@ -270,12 +274,17 @@ def _agreeing(
         yield low << _HALF | high
 
 
+def _number_hash(text: str) -> int:
+    """A hash of 64 bits of the numbers of a text."""
+    joined = "\0".join(number_multiset(text)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "little")
+
+
 def _thin_variants(texts: Sequence[str], pairs: Indices) -> _Candidates:
     """Pairs less those with other numbers beyond `VARIANTS` a row: arithmetic has millions."""
-    ids: dict[tuple[str, ...], int] = {}
-    numbers = np.zeros(len(texts), dtype=np.int64)
+    numbers = np.zeros(len(texts), dtype=np.uint64)
     for row in np.unique(pairs).tolist():
-        numbers[row] = ids.setdefault(number_multiset(texts[row]), len(ids))
+        numbers[row] = _number_hash(texts[row])
     earlier, later = pairs.T
     is_variant = numbers[earlier] != numbers[later]
 

@@ -85,11 +85,14 @@ def asked() -> int:
     return _listener.signal
 
 
-def raise_if_asked(doing: str) -> None:
-    """Raise Preempted if this process was asked to stop; `doing` says what is broken off: nothing is lost by it."""
+def raise_if_asked(doing: str, kept: str = "there was nothing to save") -> None:
+    """Raise Preempted if this process was asked to stop.
+
+    `doing` says what is broken off, `kept` what of it is there: nothing is lost by it.
+    """
     if _listener.signal:
         name = signal.Signals(_listener.signal).name
-        raise Preempted(f"{name} {doing}; there was nothing to save", _listener.signal)
+        raise Preempted(f"{name} {doing}; {kept}", _listener.signal)
 
 
 def listen_for_parent(number: int) -> None:

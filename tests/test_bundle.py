@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sft_recipes
-from sft_recipes.data import prepare as page
+from sft_recipes.data import prepared_inputs as page
 from sft_recipes.data import prepared as prepared_files
 from sft_recipes.data.opening import load_tokenizer, open_labeller
 from sft_recipes.data.prepare import prepare
@@ -105,7 +105,7 @@ def change_code(path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     folder = shutil.copytree(Path(page.__file__).parent, path.parent / "code")
     with (folder / "labels.py").open("a") as file:
         file.write("# changed\n")
-    monkeypatch.setattr(page, "__file__", str(folder / "prepare.py"))
+    monkeypatch.setattr(page, "__file__", str(folder / "prepared_inputs.py"))
     return {}
 
 
@@ -135,7 +135,7 @@ def test_a_changed_input_is_noticed_and_named(
     case: str, origin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Unchanged, nothing is done; one changed input prepares again and says which; then nothing is done again."""
-    train_rows = origin.parent / "run/prepared/train.arrow"
+    train_rows = origin.parent / "run/prepared/train-00000.arrow"
     stamps = [train_rows.stat().st_mtime_ns]
     prepared(origin)
     stamps.append(train_rows.stat().st_mtime_ns)
@@ -170,7 +170,7 @@ def test_a_copy_that_no_longer_fits_is_refused_and_kept(
 
 def test_a_new_mixture_needs_no_new_rows(origin: Path) -> None:
     """`weight` and `max_rows` are drawn from the prepared rows."""
-    rows = origin.parent / "run/prepared/train.arrow"
+    rows = origin.parent / "run/prepared/train-00000.arrow"
     stamp, before = rows.stat().st_mtime_ns, len(prepared(origin).train)
     assert len(prepared(origin, max_rows=7).train) == 7
     doubled = prepared(origin, dataset_name=None, datasets=[{"path": "./train.jsonl", "weight": 2}])
@@ -196,7 +196,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", ["train.arrow", "eval_examples.jsonl", "joined_groups.npy"])
+@pytest.mark.parametrize("file", ["train-00000.arrow", "eval_examples.jsonl", "joined_groups.npy"])
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
 def test_a_damaged_copy_is_refused(file: str, damage: Callable[[Path], None], copy: Path) -> None:
     """A file that is missing, cut off or changed is refused by name before it is read."""
@@ -229,6 +229,6 @@ def test_ranks_that_see_no_prepared_folder_say_so(copy: Path, tmp_path: Path) ->
         match=r"manifest\.json: no such file.*all machines of a run must see its output_dir",
     ):
         load_prepared(load_recipe(copy), tmp_path / "not_shared")
-    cut(copy.parent / "run/prepared/train.arrow")
+    cut(copy.parent / "run/prepared/train-00000.arrow")
     with pytest.raises(InputError, match="cut off"):
         load_prepared(load_recipe(copy), copy.parent / "run/prepared")

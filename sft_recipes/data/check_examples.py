@@ -30,19 +30,27 @@ def structure(source: int, example: Example) -> Hashable:
 
 
 class CheckExamples:
-    """Keeps examples as they pass: the first ones of every structure."""
+    """Keeps examples as they pass: the first ones of every structure.
+
+    `kept`: in the order they passed in. What is kept of some of them, one part after the other,
+    and then of all that is kept of the parts, is what is kept of all of them.
+    """
 
     def __init__(self) -> None:
         self._by_structure: dict[Hashable, list[Example]] = {}
+        self.kept: list[Example] = []
 
-    def add(self, source: int, example: Example) -> None:
-        """Keep the example if its structure has few so far."""
+    def add(self, source: int, example: Example) -> bool:
+        """Keep the example if its structure has few so far; returns whether it is kept."""
         alike = self._by_structure.setdefault(structure(source, example), [])
         most = MOST_EXAMPLES
         if len(self._by_structure) > FEW_STRUCTURES:
             most = KEPT_OF_MANY
-        if len(alike) < most:
-            alike.append(example)
+        if len(alike) >= most:
+            return False
+        alike.append(example)
+        self.kept.append(example)
+        return True
 
     def chosen(self) -> Sequence[Example]:
         """Up to 200 examples: one of each structure, then a second of each, and so on."""

@@ -11,7 +11,7 @@ from rich.text import Text
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.data.labels import IGNORE_INDEX, DroppedRow, LabelledRow, Labeller
 from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.prepare import batches
+from sft_recipes.data.prepared_batch import batches
 from sft_recipes.data.reading.rejects import RejectedRow
 from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers

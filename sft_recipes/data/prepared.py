@@ -1,24 +1,27 @@
 """The folder of prepared rows: its files, and how a run loads them.
 
-`train.arrow` (and `test.arrow`) have the columns of `row_table.py`; `manifest.json` has the
-fingerprint of everything the ids depend on; `dropped.jsonl` and `rejects.jsonl` are there where
-rows were lost; `eval_examples.jsonl` holds held-out conversations that generation is tried on, and
-`check_examples.jsonl` training conversations that the checks look at. All ranks load the folder,
-none tokenizes again; a copy of it serves machines that have neither the sources nor a network.
+The shards `train-00000.arrow`, and `test-00000.arrow`, and so on have the columns of `row_table.py`;
+`manifest.json` has the fingerprint of everything the ids depend on; `dropped.jsonl` and
+`rejects.jsonl` are there where rows were lost; `eval_examples.jsonl` holds held-out conversations
+that generation is tried on, and `check_examples.jsonl` training conversations that the checks look
+at. All ranks load the folder, none tokenizes again; a copy of it serves machines that have neither
+the sources nor a network.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from sft_recipes import run_folder
 from sft_recipes.data.kept_examples import read_examples
 from sft_recipes.data.mixture import RowsByDataSet, data_set_names, mix, rows_by_data_set
+from sft_recipes.data.prompt_groups import joined_groups
 from sft_recipes.data.row_table import Integers, column
 from sft_recipes.data.splits import Split, draw_split
 from sft_recipes.errors import InputError, Problem
@@ -27,15 +30,16 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.text_files import interpreting
 
 MANIFEST = "manifest.json"
-TRAIN = "train.arrow"
-TEST = "test.arrow"
+UNFINISHED = "unfinished"
+TRAIN = "train"
+TEST = "test"
 JOINED = "joined_groups.npy"
 EVAL_EXAMPLES = "eval_examples.jsonl"
 CHECK_EXAMPLES = "check_examples.jsonl"
 DROPPED = "dropped.jsonl"
 REJECTS = "rejects.jsonl"
-# What must be as the manifest says.
-FILES = (TRAIN, TEST, JOINED, EVAL_EXAMPLES, CHECK_EXAMPLES)
+# What must be as the manifest says, beside the shards.
+FILES = (JOINED, EVAL_EXAMPLES, CHECK_EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,11 @@ def load_prepared(recipe: Recipe, folder: Path) -> PreparedData:
         raise InputError(Problem(str(folder), MANIFEST, "no such file", fix))
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    rows = Dataset.from_file(str(folder / TRAIN))
+    rows = open_table(folder, TRAIN)
     test_rows = None
     if recipe.data.test_split:
-        test_rows = Dataset.from_file(str(folder / TEST))
-    joined = dict(np.load(folder / JOINED, allow_pickle=False).tolist())
+        test_rows = open_table(folder, TEST)
+    joined = np.load(folder / JOINED, allow_pickle=False)
     split = draw_split(recipe, rows, test_rows, joined)
 
     sources = column(rows, "source")[split.trained]
@@ -118,10 +122,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for name, (size, sha256) in manifest["files"].items():
             if not isinstance(size, int) or not isinstance(sha256, str):
                 raise TypeError(f"files: {name}")
+            if Path(name).name != name:
+                raise ValueError(f"files: {name} is no name of a file")
         for entry in manifest["inputs"]["data"]:
             if not isinstance(entry, list):
                 raise TypeError("inputs: data")
     return manifest
+
+
+def open_table(folder: Path, table: str) -> Dataset:
+    """All rows of a table (`TRAIN`, `TEST`) of a prepared folder, in their order, memory-mapped."""
+    names = [name for name in read_manifest(folder)["files"] if is_shard(name, table)]
+    return concatenate_datasets([Dataset.from_file(str(folder / name)) for name in names])
+
+
+def is_shard(file: str, table: str = f"(?:{TRAIN}|{TEST})") -> bool:
+    """Whether a file of this name holds rows of the table, or of either."""
+    return re.fullmatch(rf"{table}-\d{{5,}}\.arrow", file) is not None
 
 
 def _rows_for_trainer(table: Dataset, chosen: Integers) -> Dataset:
@@ -139,34 +156,36 @@ def _counts(rows: Dataset, chosen: Integers) -> dict[str, int]:
     }
 
 
-def _held_out_examples(path: Path, split: Split, joined: Mapping[int, int]) -> list[Example]:
+def _held_out_examples(path: Path, split: Split, joined: Integers) -> list[Example]:
     """The examples of the file whose prompts are held out."""
-    held_out_groups = set(split.groups.tolist())
-    if not held_out_groups:
+    if not len(split.groups):
         return []
-    examples: list[Example] = []
-    for grouped in read_examples(path):
-        group = joined.get(grouped.group, grouped.group)
-        if group in held_out_groups:
-            examples.append(grouped.example)
-    return examples
+    kept = read_examples(path)
+    groups = np.array([grouped.group for grouped in kept], dtype=np.int64)
+    is_held_out = np.isin(joined_groups(groups, joined), split.groups)
+    return [kept[index].example for index in np.flatnonzero(is_held_out)]
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], whole: bool = False) -> None:
     """Refuse files that are not those of the manifest, by size or, where `whole`, by hash."""
     for name, expected in manifest["files"].items():
-        if not _is_as_expected(folder / name, expected, whole):
+        if not is_as_expected(folder / name, expected, whole):
             what = "missing, cut off or changed since it was prepared"
             fix = "copy the folder again, or remove its manifest.json and prepare again"
             raise InputError(Problem(str(folder / name), "", what, fix))
 
 
-def _is_as_expected(path: Path, expected: Sequence[Any], whole: bool) -> bool:
+def is_as_expected(path: Path, expected: Sequence[Any], whole: bool) -> bool:
     """Whether a file has the size, and where `whole` the hash, that the manifest says."""
     size, sha256 = expected
     if not path.is_file() or path.stat().st_size != size:
         return False
     return not whole or file_sha256(path) == sha256
+
+
+def size_and_hash(path: Path) -> list[Any]:
+    """What a manifest says of a file: its size in bytes and its SHA-256."""
+    return [path.stat().st_size, file_sha256(path)]
 
 
 def file_sha256(path: Path) -> str:

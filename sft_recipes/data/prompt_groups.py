@@ -5,14 +5,14 @@ and eval (`splits.py`).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
 from sft_recipes.data.row_table import Integers
 from sft_recipes.messages import Example
 from sft_recipes.shingles import folded
-from sft_recipes.similarity import prompt_clusters
+from sft_recipes.similarity import Signatures, prompt_clusters
 
 
 def prompt_text(example: Example) -> str:
@@ -33,18 +33,28 @@ def prompt_group(prompt: str, seed: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def join_near_duplicates(prompts: Mapping[int, str]) -> Integers:
-    """Which groups join which other one, from the prompt of each group.
+def join_near_duplicates(
+    groups: Integers, prompts: Sequence[str], signatures: Signatures | None = None
+) -> Integers:
+    """Which groups join which other one, from the prompt of each group and, if at hand, its signature.
 
-    Returns (m, 2) pairs of a group and the group it joins, for the groups whose prompts are
-    near-duplicates of others. What is one cluster is decided in `similarity.prompt_clusters`; it
-    takes the smallest of its groups.
+    Returns (m, 2) pairs of a group and the group it joins, by the former, for the groups whose
+    prompts are near-duplicates of others. What is one cluster is decided in
+    `similarity.prompt_clusters`; it takes the smallest of its groups.
     """
-    if not prompts:
+    if not len(groups):
         return np.empty((0, 2), dtype=np.int64)
-    groups = np.fromiter(prompts, dtype=np.int64, count=len(prompts))
-    clusters = prompt_clusters(list(prompts.values()))
+    clusters = prompt_clusters(prompts, signatures)
     smallest = np.full(len(groups), np.iinfo(np.int64).max)
     np.minimum.at(smallest, clusters, groups)
     joined = smallest[clusters]
-    return np.stack([groups, joined], axis=1)[groups != joined]
+    pairs = np.stack([groups, joined], axis=1)[groups != joined]
+    return pairs[np.argsort(pairs[:, 0])]
+
+
+def joined_groups(groups: Integers, joined: Integers) -> Integers:
+    """The groups, each replaced by the one that it joins; `joined` as `join_near_duplicates` says."""
+    if not len(joined):
+        return groups
+    place = np.searchsorted(joined[:, 0], groups).clip(max=len(joined) - 1)
+    return np.where(joined[place, 0] == groups, joined[place, 1], groups)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.data.prepare import changed_inputs
-from sft_recipes.data.prepared import MANIFEST, read_manifest
+from sft_recipes.data.prepared import MANIFEST, UNFINISHED, read_manifest
+from sft_recipes.data.prepared_inputs import changed_inputs
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
 
@@ -34,5 +34,5 @@ def reuse_prepared(recipe: Recipe, renderer: ChatRenderer, run: Path, folder: Pa
         fix = f"remove {folder}, or leave {option} out"
         raise InputError(Problem(str(folder), option, what, fix))
     # Not what `datasets` has kept beside the rows, packs of another run.
-    kept_by_datasets = shutil.ignore_patterns("cache-*")
-    shutil.copytree(source, folder, ignore=kept_by_datasets, dirs_exist_ok=True)
+    not_rows = shutil.ignore_patterns("cache-*", UNFINISHED)
+    shutil.copytree(source, folder, ignore=not_rows, dirs_exist_ok=True)

@@ -4,7 +4,7 @@ A preparation keeps `SplitCandidates`, without knowing yet how many rows are hel
 itself is drawn when prepared rows are loaded, so that another size needs no new preparation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -13,32 +13,40 @@ import numpy.typing as npt
 from datasets import Dataset
 
 from sft_recipes.data.kept_examples import GroupedExample
+from sft_recipes.data.prompt_groups import joined_groups
 from sft_recipes.data.row_table import Integers, column
 from sft_recipes.errors import InputError, Problem
-from sft_recipes.messages import place
+from sft_recipes.messages import Example, place
 from sft_recipes.recipe import Recipe
 
 # Held-out examples kept as messages for generation; evaluating more of them is the `evaluate`
 # command's work.
 KEPT_EVAL_EXAMPLES = 1000
+# Above every group: they have 63 bits.
+LARGEST_GROUP = 1 << 63
 # Overlapping rows that an error names.
 _NAMED_ROWS = 20
 
 
 @dataclass(slots=True)
 class SplitCandidates:
-    """What a preparation keeps of the rows that pass it, for a split that is drawn later.
+    """What a preparation keeps of the examples that pass it, for a split that is drawn later.
 
-    `prompts`: the prompt of each group. `examples`: those with the smallest groups, in this order,
-    which `split_eval` holds out first.
+    Those with the smallest groups, in this order, which `split_eval` holds out first.
     """
 
-    prompts: dict[int, str] = field(default_factory=dict)
     examples: list[GroupedExample] = field(default_factory=list)
 
-    def add(self, examples: Sequence[GroupedExample]) -> None:
-        """Keep those of the examples that a split would hold out first."""
-        by_group = sorted([*self.examples, *examples], key=attrgetter("group"))
+    def add(self, groups: Sequence[int], examples: Sequence[Example]) -> None:
+        """Keep those of the examples, of these groups, that a split would hold out first."""
+        limit = LARGEST_GROUP
+        if len(self.examples) == KEPT_EVAL_EXAMPLES:
+            limit = self.examples[-1].group
+        new: list[GroupedExample] = []
+        for group, example in zip(groups, examples, strict=True):
+            if group < limit:
+                new.append(GroupedExample(group, example))
+        by_group = sorted([*self.examples, *new], key=attrgetter("group"))
         self.examples = by_group[:KEPT_EVAL_EXAMPLES]
 
 
@@ -55,18 +63,14 @@ class Split:
     groups: Integers
 
 
-def draw_split(
-    recipe: Recipe, rows: Dataset, test_rows: Dataset | None, joined: Mapping[int, int]
-) -> Split:
+def draw_split(recipe: Recipe, rows: Dataset, test_rows: Dataset | None, joined: Integers) -> Split:
     """The split that the recipe asks for: a test split as it is, or a seeded draw, or none.
 
-    `joined`: the group that another one joins. Raises InputError where a training row has the
-    prompt of a row of the test split, and where no row would be left to train.
+    `joined`: which groups join which (`prompt_groups.join_near_duplicates`). Raises InputError
+    where a training row has the prompt of a row of the test split, and where no row would be left
+    to train.
     """
-    groups = column(rows, "group")
-    if joined:
-        merged = [joined.get(group, group) for group in groups.tolist()]
-        groups = np.array(merged, dtype=np.int64)
+    groups = joined_groups(column(rows, "group"), joined)
     everything = np.arange(len(rows))
     if test_rows is not None:
         test_groups = column(test_rows, "group")

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 
-from sft_recipes.data.prepared import TRAIN, load_prepared
+from sft_recipes.data.prepared import TRAIN, load_prepared, open_table
 from sft_recipes.data.prompt_groups import prompt_group, prompt_text
 from sft_recipes.data.row_table import Integers, column
 from sft_recipes.messages import Example
@@ -40,14 +39,14 @@ def trained_indices(recipe: Recipe, folder: Path) -> Integers:
     Raises InputError if the folder is not whole.
     """
     data = load_prepared(recipe, folder)
-    table = Dataset.from_file(str(folder / TRAIN))
+    table = open_table(folder, TRAIN)
     return np.flatnonzero(np.isin(column(table, "fingerprint"), data.fingerprints))
 
 
 def trained_rows(recipe: Recipe, folder: Path) -> TrainedRows:
     """Where those rows stand in their sources. Raises as `trained_indices`."""
     trained = trained_indices(recipe, folder)
-    table = Dataset.from_file(str(folder / TRAIN))
+    table = open_table(folder, TRAIN)
     sources = column(table, "source")[trained].tolist()
     rows = column(table, "row")[trained].tolist()
     groups = None

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.loading import RejectLog, iter_examples
-from sft_recipes.data.prepared import TRAIN
+from sft_recipes.data.prepared import TRAIN, open_table
 from sft_recipes.data.reading.row_files import display_path
 from sft_recipes.data.row_table import Integers, column, record_batch
 from sft_recipes.data.trained_rows import trained_indices
@@ -80,7 +80,7 @@ def find_suspects(
     `folder` holds the prepared rows. Raises InputError if it is not whole.
     """
     trained = trained_indices(recipe, folder)
-    table = Dataset.from_file(str(folder / TRAIN))
+    table = open_table(folder, TRAIN)
     lengths = column(table, "tokens")[trained]
     rows_trained = table.select(trained)
     title = "loss of training rows"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
 
-from sft_recipes.data.prepared import PreparedData
+from sft_recipes.data.prepared import TRAIN, PreparedData, open_table
 from sft_recipes.data.reading.json_reader import display_path
+from sft_recipes.data.row_table import column
 from sft_recipes.messages import place as row_place
 from sft_recipes.recipe import Recipe
 from sft_recipes.training.known_rows import KnownRows
@@ -29,7 +29,7 @@ class Consumption:
     """Counts of the documents that this process trained, by row of the prepared data."""
 
     def __init__(self, data: PreparedData, recipe: Recipe, device: torch.device) -> None:
-        self._stored = data.folder / "train.arrow"
+        self._folder = data.folder
         self._sources = [display_path(Path(source.path)) for source in recipe.data.datasets]
         # Of all rows, in their order.
         self.fingerprint = hashlib.sha256(data.fingerprints.tobytes()).hexdigest()
@@ -104,14 +104,11 @@ class Consumption:
         if not place_of_key:
             return names
         wanted = list(place_of_key)
-        with pa.memory_map(str(self._stored)) as file, pa.ipc.open_stream(file) as batches:
-            for batch in batches:
-                keys = np.asarray(batch.column("fingerprint"))
-                sources = np.asarray(batch.column("source"))
-                rows = np.asarray(batch.column("row"))
-                for index in np.flatnonzero(np.isin(keys, wanted)):
-                    name = row_place(self._sources[sources[index]], int(rows[index]))
-                    names.setdefault(place_of_key[keys[index]], name)
+        table = open_table(self._folder, TRAIN)
+        keys, sources, rows = (column(table, name) for name in ("fingerprint", "source", "row"))
+        for index in np.flatnonzero(np.isin(keys, wanted)):
+            name = row_place(self._sources[sources[index]], int(rows[index]))
+            names.setdefault(place_of_key[int(keys[index])], name)
         return names
 
     def rows_of_step(self, guilty: Sequence[bool]) -> list[str]:

@@ -22,7 +22,7 @@ from sft_recipes.data.labels import LONGEST_MEASURED, LabelledRow, Labeller
 from sft_recipes.data.ledger import SourceLedger
 from sft_recipes.data.loading import RejectLog, iter_examples
 from sft_recipes.data.opening import loading, open_renderer
-from sft_recipes.data.prepare import batches
+from sft_recipes.data.prepared_batch import batches
 from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
 from sft_recipes.errors import InputError, Problem

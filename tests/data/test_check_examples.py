@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from sft_recipes.data.check_examples import MOST_EXAMPLES, CheckExamples
 from sft_recipes.data.opening import open_labeller
@@ -39,6 +42,27 @@ def test_each_structure_occurs_however_rare() -> None:
     assert {"reasoned", "tools", "longer", "partly", "other"} <= {
         example.source for example in chosen
     }
+
+
+@pytest.mark.parametrize("structures", [3, 30])
+def test_kept_by_parts_is_kept_at_once(structures: int) -> None:
+    """What is kept of parts of the rows and then of those parts' rows is what is kept of all rows."""
+    draw = random.Random(structures)
+    rows: list[Example] = []
+    for row in range(6000):
+        turns = [QUESTION, ANSWER] * (draw.randrange(structures) % 3 + 1)
+        extra = {f"key_{draw.randrange(structures)}": "x"}
+        rows.append(Example([{**turns[0], **extra}, *turns[1:]], "row", row))
+    at_once, by_parts = CheckExamples(), CheckExamples()
+    for example in rows:
+        at_once.add(0, example)
+    for start in range(0, len(rows), 700):
+        part = CheckExamples()
+        for example in rows[start : start + 700]:
+            part.add(0, example)
+        for example in part.kept:
+            by_parts.add(0, example)
+    assert by_parts.kept == at_once.kept and by_parts.chosen() == at_once.chosen()
 
 
 def test_checks_see_training_rows_without_any_split(

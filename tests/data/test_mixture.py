@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from sft_recipes.data.mixture import mix
-from sft_recipes.data.prompt_groups import join_near_duplicates, prompt_group, prompt_text
+from sft_recipes.data.prompt_groups import (
+    join_near_duplicates,
+    joined_groups,
+    prompt_group,
+    prompt_text,
+)
 from sft_recipes.data.splits import split_eval
 from sft_recipes.errors import InputError
 from sft_recipes.messages import Example
@@ -136,11 +141,12 @@ def test_near_duplicates_are_one_group_however_long_the_chain() -> None:
     )
     chain = [sentence, sentence + " to me", sentence + " to me and to my friends", "Add 3 and 4, then halve it.",
              "Add 5 and 9, then halve it.", "Name a bird."]  # fmt: skip
-    joined = dict(
-        join_near_duplicates(dict(zip([70, 20, 90, 5, 6, 7], chain, strict=True))).tolist()
-    )
-    assert joined == {70: 20, 90: 20}
-    assert len(join_near_duplicates({})) == 0
+    groups = np.array([70, 20, 90, 5, 6, 7])
+    joined = join_near_duplicates(groups, chain)
+    assert joined.tolist() == [[70, 20], [90, 20]]
+    assert joined_groups(groups, joined).tolist() == [20, 20, 20, 5, 6, 7]
+    nothing = join_near_duplicates(np.empty(0, dtype=np.int64), [])
+    assert joined_groups(groups, nothing).tolist() == groups.tolist()
 
 
 def test_a_group_that_would_be_most_of_the_evaluation_stays_in_train() -> None:

@@ -13,8 +13,9 @@ import pytest
 from sft_recipes.data.chat_templates import attach_chat_template
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.opening import load_tokenizer, open_labeller
-from sft_recipes.data.prepare import fingerprint, prepare
+from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
+from sft_recipes.data.prepared_inputs import fingerprint
 from sft_recipes.errors import InputError
 from sft_recipes.recipe_keys import load_recipe
 from tests.conftest import instruction_rows
@@ -380,7 +381,7 @@ def test_mixture_counts(write_recipe: Callable[..., Path], write_rows: Callable[
 
 def stamp(data: PreparedData) -> int:
     """When the rows were written."""
-    return (data.folder / "train.arrow").stat().st_mtime_ns
+    return (data.folder / "train-00000.arrow").stat().st_mtime_ns
 
 
 def test_unchanged_data_is_not_prepared_again(write_recipe: Callable[..., Path]) -> None:
@@ -445,7 +446,7 @@ def test_unfinished_preparation_is_done_again(write_recipe: Callable[..., Path])
     path = write_recipe()
     data = prepared(path)
     (data.folder / "manifest.json").unlink()
-    (data.folder / "train.arrow").write_bytes(b"half")
+    (data.folder / "train-00000.arrow").write_bytes(b"half")
     (data.folder / "dropped.jsonl").write_text("{}\n")
     again = prepared(path)
     assert len(again.train) == 40 and not (again.folder / "dropped.jsonl").exists()

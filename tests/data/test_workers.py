@@ -122,7 +122,7 @@ def test_prepared_files_do_not_depend_on_the_number_of_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every file of the prepared folder is the same, byte for byte, from one, two and three processes."""
-    monkeypatch.setattr("sft_recipes.data.prepare.BATCH_ROWS", 3)
+    monkeypatch.setattr("sft_recipes.data.prepared_batch.BATCH_ROWS", 3)
     rows: list[dict[str, Any]] = instruction_rows(60)
     rows[7]["output"] = "one two three " * 200
     rows[9]["output"] = "\n\nA list."
