@@ -13,7 +13,9 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo 'installing torch, the largest part: minutes on a slow connection'
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	@echo 'installing the rest'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -23,47 +23,62 @@ import pyarrow as pa
 
 from benchmarks.material import chatml_tokenizer, small_model
 from sft_recipes import run_folder
-from sft_recipes.data import prepare
-from sft_recipes.data import prepared as prepared_files
+from sft_recipes.data.kept_examples import write_examples
+from sft_recipes.data.labelled_rows import IGNORE_INDEX
 from sft_recipes.data.opening import open_labeller
+from sft_recipes.data.prepared import (
+    CHECK_EXAMPLES,
+    EVAL_EXAMPLES,
+    JOINED,
+    MANIFEST,
+    TRAIN,
+    size_and_hash,
+)
+from sft_recipes.data.prepared_inputs import digest, prepared_inputs
 from sft_recipes.data.row_fingerprint import row_fingerprints
 from sft_recipes.data.row_table import SCHEMA
+from sft_recipes.data.shards import SHARD_ROWS
+from sft_recipes.recipe import Recipe
 from sft_recipes.recipe_keys import load_recipe
 
-CHUNK = 10_000
+
+def write_shard(path: Path, first: int, count: int, mean_tokens: int) -> None:
+    """A shard of the training table: `count` rows from number `first` on, the last fifth of each trained."""
+    generator = np.random.default_rng(first)
+    lengths = generator.integers(mean_tokens // 2, mean_tokens * 3 // 2, size=count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    ids = generator.integers(10, 5000, size=int(offsets[-1])).astype(np.int32)
+    place = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+    is_trained = place >= np.repeat(lengths - lengths // 5, lengths)
+    labels = np.where(is_trained, ids, IGNORE_INDEX).astype(np.int32)
+    columns = {
+        "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids)),
+        "labels": pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels)),
+        "source": pa.array(np.zeros(count, dtype=np.int16)),
+        "row": pa.array(np.arange(first, first + count, dtype=np.int32)),
+        "group": pa.array(generator.integers(0, 2**62, size=count)),
+        "tokens": pa.array(lengths.astype(np.int32)),
+        "trained_tokens": pa.array((lengths // 5).astype(np.int32)),
+        "fingerprint": pa.array(row_fingerprints(ids, labels, offsets)),
+    }
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
 
 
-def write_prepared(folder: Path, rows: int, mean_tokens: int) -> None:
-    """A prepared training split of `rows` rows, the last fifth of each trained."""
-    generator = np.random.default_rng(0)
-    with (
-        pa.OSFile(str(folder / "train.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, SCHEMA) as writer,
-    ):
-        for start in range(0, rows, CHUNK):
-            count = min(CHUNK, rows - start)
-            lengths = generator.integers(mean_tokens // 2, mean_tokens * 3 // 2, size=count).astype(
-                np.int32
-            )
-            ends = np.cumsum(lengths)
-            ids = generator.integers(10, 5000, size=int(ends[-1])).astype(np.int32)
-            trained = lengths // 5
-            place = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)
-            labels = np.where(place >= np.repeat(lengths - trained, lengths), ids, -100).astype(
-                np.int32
-            )
-            offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
-            columns = [
-                pa.ListArray.from_arrays(offsets, pa.array(ids)),
-                pa.ListArray.from_arrays(offsets, pa.array(labels)),
-                pa.array(np.zeros(count, dtype=np.int16)),
-                pa.array(np.arange(start, start + count, dtype=np.int32)),
-                pa.array(generator.integers(0, 2**62, size=count)),
-                pa.array(lengths),
-                pa.array(trained.astype(np.int32)),
-                pa.array(row_fingerprints(ids, labels, np.concatenate([[0], ends]))),
-            ]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+def write_prepared(recipe: Recipe, folder: Path, rows: int, mean_tokens: int) -> int:
+    """The prepared folder of a recipe, as `prepare` would leave it; returns its bytes."""
+    folder.mkdir(parents=True)
+    for number, first in enumerate(range(0, rows, SHARD_ROWS)):
+        count = min(SHARD_ROWS, rows - first)
+        write_shard(folder / f"{TRAIN}-{number:05d}.arrow", first, count, mean_tokens)
+    write_examples(folder / EVAL_EXAMPLES, [])
+    write_examples(folder / CHECK_EXAMPLES, [])
+    np.save(folder / JOINED, np.empty((0, 2), dtype=np.int64))
+    files = {path.name: size_and_hash(path) for path in sorted(folder.iterdir())}
+    inputs = prepared_inputs(recipe, open_labeller(recipe).renderer, [])
+    manifest = {"fingerprint": digest(inputs), "inputs": inputs, "files": files, "sources": []}
+    run_folder.write_json(folder / MANIFEST, manifest)
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def main() -> None:
@@ -94,19 +109,8 @@ def main() -> None:
         recipe_file.write_text(
             "".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items())
         )
-        recipe = load_recipe(recipe_file)
         prepared = folder / "run" / run_folder.PREPARED
-        prepared.mkdir(parents=True)
-        write_prepared(prepared, options.rows, options.tokens)
-        (prepared / prepared_files.EVAL_EXAMPLES).write_text("")
-        (prepared / prepared_files.CHECK_EXAMPLES).write_text("")
-        np.save(prepared / prepared_files.JOINED, np.empty((0, 2), dtype=np.int64))
-        renderer = open_labeller(recipe).renderer
-        run_folder.write_json(
-            prepared / prepared_files.MANIFEST,
-            {"fingerprint": prepare.fingerprint(recipe, renderer), "sources": []},
-        )
-        size = (prepared / "train.arrow").stat().st_size
+        size = write_prepared(load_recipe(recipe_file), prepared, options.rows, options.tokens)
         print(
             f"{options.rows:,} rows, {size / 1e9:.2f} GB prepared, source file {data.stat().st_size / 1e9:.2f} GB"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,22 @@ def write_rows(path: Path, count: int) -> Path:
     return path
 
 
-def chatml_tokenizer(folder: Path) -> Path:
+def made_up_words(count: int) -> list[str]:
+    """Different words of two or three syllables; a fixed seed."""
+    generator = random.Random(2)
+    syllables = [
+        f"{first}{vowel}{last}"
+        for first in "bdfgklmnprstvz"
+        for vowel in "aeiou"
+        for last in ("", "n", "r", "s")
+    ]
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(generator.choices(syllables, k=generator.choice((2, 2, 3))))] = None
+    return list(words)
+
+
+def chatml_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> Path:
     """A byte-level BPE tokenizer of 8,000 ids with Qwen2.5's chat template, saved to `folder`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +60,7 @@ def chatml_tokenizer(folder: Path) -> Path:
     )
     generator = random.Random(1)
     backend.train_from_iterator(
-        (" ".join(generator.choices(WORDS, k=50)) for _ in range(2000)), trainer
+        (" ".join(generator.choices(words, k=50)) for _ in range(2000)), trainer
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

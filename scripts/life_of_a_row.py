@@ -89,7 +89,7 @@ def show_life(opened: OpenedData, labeller: Labeller, number: int) -> None:
     group = prompt_group(prompt_text(example), opened.settings.data.seed)
     for row in rows:
         _show_ids(renderer, row)
-        _stage("6. As a row of prepared/train.arrow (data/row_table.py)")
+        _stage("6. As a row of a shard in prepared/ (data/row_table.py)")
         _arrays(record_batch([row], 0, [example.row], [group]).to_pylist()[0])
     if rows:
         _show_batches(renderer, [*rows, *neighbours])

@@ -349,7 +349,10 @@ def base_of_adapter(folder: Path) -> str:
 
 
 def match_embeddings(model: Any, folder: Path) -> None:
-    """Make a base as large as the embeddings that came with the adapter of a folder."""
+    """Make a base as large as the embeddings that came with the adapter of a folder.
+
+    Raises InputError for a file of weights that cannot be read.
+    """
     rows = _rows_of_adapter(folder)
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -360,7 +363,7 @@ def _rows_of_adapter(folder: Path) -> int | None:
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as file:
+    with loading(str(folder), "adapter"), safe_open(path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
             if name.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight")):
                 return int(file.get_slice(name).get_shape()[0])

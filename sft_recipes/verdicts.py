@@ -133,7 +133,7 @@ def _check_lines(content: Mapping[str, Any]) -> list[str]:
     steps = f"{plan['steps']:,} steps" if isinstance(plan.get("steps"), int) else "steps not known"
     lines = [f"{plan['rows']:,} rows, {plan['trained tokens']:,} trained tokens, {steps}.", ""]
     for check in content["checks"]:
-        if check["outcome"] not in ("ok", "unseen"):
+        if check["outcome"] not in ("ok", "not looked at"):
             lines.append(
                 f"- {inline(check['name'])}: {check['outcome']}; {inline(check['detail'])}"
             )

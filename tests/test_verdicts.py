@@ -128,7 +128,7 @@ FINDING = {
     "examples": [{"where": f"{HOSTILE}:1"}, {"where": "b:2"}],
 }
 PLAN = {"rows": 3, "trained tokens": 4, "steps": 5}
-CHECK = {"name": "ids as served", "outcome": "fail", "detail": HOSTILE}
+CHECK = {"name": "training ids are serving ids", "outcome": "fail", "detail": HOSTILE}
 
 
 @pytest.mark.parametrize(

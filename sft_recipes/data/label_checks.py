@@ -12,8 +12,8 @@ from sft_recipes.data.labels import IGNORE_INDEX, LabelledRow, Labeller
 from sft_recipes.data.turns import TEMPLATE_ERRORS
 from sft_recipes.messages import Example, Message
 
-# `unseen`: there was nothing to look at.
-Outcome = Literal["ok", "note", "failed", "unseen"]
+# `not looked at`: nothing in the rows to look at.
+Outcome = Literal["ok", "note", "failed", "not looked at"]
 
 # With a system message of its own a conversation brings none of the template's.
 _EXCHANGE: Sequence[Message] = (
@@ -184,7 +184,7 @@ def ids_as_served(
             what = "the ids are not those that a server makes of the row"
             return Verdict("failed", f"{checked.example.where}: {what}")
     if not compared:
-        return Verdict("unseen", "every row looked at spells control tokens")
+        return Verdict("not looked at", "every row looked at spells control tokens")
     answers = f"{joined} with an answer that a token would join"
     return Verdict("ok", f"checked {compared} rows, {answers}")
 

@@ -49,8 +49,8 @@ def check_template(labeller: Labeller, examples: Sequence[Example] = ()) -> list
     verdicts = {
         "stop token trained": stop_token_trained(renderer, labeller, rows),
         "header not trained": header_not_trained(renderer, labeller, rows),
-        "ids as served": ids_as_served(renderer, labeller, rows),
-        "render stable": _render_stable(renderer),
+        "training ids are serving ids": ids_as_served(renderer, labeller, rows),
+        "renders twice the same": _render_stable(renderer),
         "training equals serving": _training_equals_serving(renderer),
         "reasoning rendered": _reasoning_rendered(renderer, rendered),
         "tools rendered": _tools_rendered(renderer, rendered),
@@ -129,7 +129,7 @@ def _reasoning_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> 
             if reasoning not in renderer.render(example.messages[: index + 1], example.tools):
                 left_out.append(example)
     if not brought:
-        return Verdict("unseen", f"none of {len(examples)} conversations brings reasoning")
+        return Verdict("not looked at", f"none of {len(examples)} conversations brings reasoning")
     if left_out:
         where = f"{len(left_out)} of {brought} turns ({left_out[0].where})"
         what = f"the template leaves out the reasoning of {where}"
@@ -170,7 +170,7 @@ def _tools_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verd
     """
     brought = [example for example in examples if example.tools]
     if not brought:
-        return Verdict("unseen", f"none of {len(examples)} conversations brings tools")
+        return Verdict("not looked at", f"none of {len(examples)} conversations brings tools")
     ignored = [example for example in brought if _leaves_out_tools(renderer, example)]
     if ignored:
         where = f"{len(ignored)} of {len(brought)} rows ({ignored[0].where})"
@@ -192,7 +192,7 @@ def _calls_rendered(renderer: ChatRenderer, examples: Sequence[Example]) -> Verd
         if any(message.get("tool_calls") for message in example.messages):
             calling.append(example)
     if not calling:
-        return Verdict("unseen", f"none of {len(examples)} conversations calls a tool")
+        return Verdict("not looked at", f"none of {len(examples)} conversations calls a tool")
     for example in calling:
         text = renderer.render(example.messages, example.tools)
         for message in example.messages:
@@ -218,7 +218,9 @@ def _end_texts(labeller: Labeller, examples: Sequence[Example]) -> Verdict:
                 if token is not None:
                     ending.append(token)
     if not answers:
-        return Verdict("unseen", f"none of {len(examples)} conversations has an answer in text")
+        return Verdict(
+            "not looked at", f"none of {len(examples)} conversations has an answer in text"
+        )
     if ending:
         which = f"{len(ending)} of {answers} answers end in the text {ending[0]!r}"
         what = f"{which}, which is trained as text"

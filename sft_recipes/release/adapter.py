@@ -65,7 +65,7 @@ def base_of(recipe: Recipe | None, run: Path) -> Base:
         check = _check_base(recipe, run)
         return Base(recipe.model_name, recipe.model.get("model_revision"), check)
     revision = read_json(run / ADAPTER_CONFIG, RESTORE).get("revision")
-    check = TemplateCheck(_CHECK, "unseen", "nothing was recorded to know it by")
+    check = TemplateCheck(_CHECK, "not looked at", "nothing was recorded to know it by")
     return Base(base_of_adapter(run), revision, check)
 
 
@@ -117,7 +117,7 @@ def _check_base(recipe: Recipe, run: Path) -> TemplateCheck:
     base = Path(recipe.model_name)
     recorded = read_contents(run).get(_BASE)
     if recorded is None or not base.is_dir():
-        return TemplateCheck(_CHECK, "unseen", "nothing was recorded to know it by")
+        return TemplateCheck(_CHECK, "not looked at", "nothing was recorded to know it by")
     if fingerprint(base) != recorded:
         what = "this is not the base that the adapter was trained on: its weights or config differ"
         fix = (

@@ -111,7 +111,8 @@ class TrainingProgress(TrainerCallback):
         """Loss with its trend, learning rate, and tokens a second since the log before."""
         figures = [f"loss {float(logs['loss']):.3f}{self._trend(float(logs['loss']))}"]
         if "learning_rate" in logs:
-            figures.append(f"lr {float(logs['learning_rate']):.1e}")
+            learning_rate = float(logs["learning_rate"])
+            figures.append(f"lr {learning_rate:.1e}" if learning_rate else "lr 0")
         rate = self._clock.tokens_a_second(float(logs.get("num_tokens", 0)))
         if rate:
             figures.append(f"{rate:,.0f} tokens/s")

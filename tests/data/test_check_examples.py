@@ -77,5 +77,7 @@ def test_checks_see_training_rows_without_any_split(
     assert data.eval is None and len(data.check_examples) == 40
     checks = {check.name: check for check in check_template(labeller, data.check_examples)}
     assert "checked 41 rows" in checks["stop token trained"].detail  # and the probe
-    assert checks["reasoning rendered"].outcome == checks["tools rendered"].outcome == "unseen"
+    assert (
+        checks["reasoning rendered"].outcome == checks["tools rendered"].outcome == "not looked at"
+    )
     assert "none of 40" in checks["reasoning rendered"].detail

@@ -147,7 +147,7 @@ def test_another_base_is_refused(make_run: Callable[..., Path]) -> None:
     assert not (run / "second").exists()
     (run / "contents.json").unlink()
     checks = export(run, run / "second", progress=False).checks
-    assert {check.name: check.outcome for check in checks}["base of the adapter"] == "unseen"
+    assert {check.name: check.outcome for check in checks}["base of the adapter"] == "not looked at"
 
 
 def test_a_whole_model_needs_no_base(make_run: Callable[..., Path]) -> None:
@@ -199,3 +199,14 @@ def test_damaged_records_are_named(
     (run / "export" / "export.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=rf"export\.json: .*Fix: sft-recipes export {run} --force"):
         push(run, "me/model", progress=False)
+
+
+@pytest.mark.parametrize("damage", [b"", b"7", b"cut"])
+def test_damaged_weights_are_wrong_input(make_run: Callable[..., Path], damage: bytes) -> None:
+    """A file of adapter weights that is empty, none, or cut off: InputError that names the run."""
+    run = make_run("lora")
+    write_adapter(run, "lora", train_a_little)
+    content = (run / ADAPTER).read_bytes()[:-8] if damage == b"cut" else damage
+    (run / ADAPTER).write_bytes(content)
+    with pytest.raises(InputError, match="adapter could not be loaded"):
+        export(run, run.parent / "out")
