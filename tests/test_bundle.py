@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import sft_recipes
-from sft_recipes.data import prepared_inputs as page
 from sft_recipes.data import prepared as prepared_files
+from sft_recipes.data import prepared_inputs as page
 from sft_recipes.data.opening import load_tokenizer, open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData, load_prepared
