@@ -178,12 +178,14 @@ def prepare(
     from sft_recipes.data.opening import open_labeller
     from sft_recipes.data.prepare import prepare as prepare_data
     from sft_recipes.data.reuse import reuse_prepared
+    from sft_recipes.training.run_lock import run_lock
 
     folder = loaded.output_dir / run_folder.PREPARED
     labeller = open_labeller(loaded)
-    if reuse is not None:
-        reuse_prepared(loaded, labeller.renderer, reuse, folder)
-    data = prepare_data(loaded, labeller, folder, progress=not as_json)
+    with run_lock(loaded.output_dir):
+        if reuse is not None:
+            reuse_prepared(loaded, labeller.renderer, reuse, folder)
+        data = prepare_data(loaded, labeller, folder, progress=not as_json)
     if as_json:
         print_json(data.summary)
     else:

@@ -35,7 +35,7 @@ from sft_recipes.data.shards import SHARD_BATCHES, Shard, ShardFolder
 from sft_recipes.data.splits import SplitCandidates
 from sft_recipes.data.template_trial import RowBlame
 from sft_recipes.data.workers import Workers
-from sft_recipes.errors import InputError, Problem
+from sft_recipes.errors import InputError, Problem, TrainingFault
 from sft_recipes.messages import Example
 from sft_recipes.recipe import DatasetSource, Recipe
 
@@ -73,7 +73,8 @@ def write_prepared(recipe: Recipe, labeller: Labeller, folder: Path, progress: b
         names = ", ".join(changed)
         print(f"preparing again: {names} changed since {folder} was written", file=sys.stderr)
     shards = ShardFolder(folder, expected)
-    content = _Preparation(recipe, labeller, folder, shards, progress).run()
+    with stop_request.listening():
+        content = _Preparation(recipe, labeller, folder, shards, progress).run()
     manifest = {"fingerprint": expected, "inputs": inputs, **content}
     run_folder.write_json(shards.folder / prepared.MANIFEST, manifest)
     _put_in_place(folder)
@@ -215,10 +216,20 @@ class _Preparation:
         self._examples_done += wanted
 
     def _until_asked_to_stop(self, results: Iterator[Result]) -> Iterator[Result]:
-        for result in results:
-            kept = f"{self._examples_done:,} rows are prepared, and the same command goes on there"
-            stop_request.raise_if_asked("while rows were prepared", kept)
+        while True:
+            try:
+                result = next(results, None)
+            except TrainingFault:  # who is asked to stop may find that workers were told to end
+                self._stop_if_asked()
+                raise
+            if result is None:
+                return
+            self._stop_if_asked()
             yield result
+
+    def _stop_if_asked(self) -> None:
+        kept = f"{self._examples_done:,} rows are prepared, and the same command goes on there"
+        stop_request.raise_if_asked("while rows were prepared", kept)
 
     def _take(self, shard: Shard, table: str, ledger: SourceLedger) -> None:
         """Account for a sealed shard, and keep of its examples what the end needs."""

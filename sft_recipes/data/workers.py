@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
+from sft_recipes import stop_request
 from sft_recipes.data.guarded import GIBIBYTE, limit_growth, limited_time, start_method
 from sft_recipes.errors import SFTRecipesError, TrainingFault
 
@@ -140,6 +141,8 @@ def _begin(work: Callable[[Any], Any]) -> None:
     # not for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # One whose parent is killed would wait for its next batch for ever.
+    stop_request.listen_for_parent(signal.SIGKILL)
     limit_growth(BATCH_GROWTH)
 
 

@@ -22,7 +22,7 @@ from sft_recipes.data.labels import Labeller
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import write_prepared
 from sft_recipes.data.prepared import load_prepared
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, TrainingFault
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.similarity import SLOTS, prompt_clusters
 from tests.conftest import instruction_rows
@@ -308,6 +308,28 @@ def test_a_signal_says_that_it_goes_on(
         ):
             write(recipe_file, tmp_path / "stopped")
     assert write(recipe_file, tmp_path / "stopped") == undisturbed
+
+
+def test_workers_that_end_with_a_stopped_process_are_no_fault(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler's SIGTERM reaches workers, too: what is raised is the stop, not that a worker was killed."""
+    monkeypatch.setattr(prepare_page.Workers, "map", broken_workers)
+    with pytest.raises(TrainingFault, match="was killed"):
+        write(recipe_file, tmp_path / "killed")
+
+    def asked(doing: str, kept: str = "") -> None:
+        raise Killed(kept)
+
+    monkeypatch.setattr(stop_request, "raise_if_asked", asked)
+    with pytest.raises(Killed, match="0 rows are prepared, and the same command goes on"):
+        write(recipe_file, tmp_path / "stopped")
+
+
+def broken_workers(self: Any, batches: Any) -> Iterator[Any]:
+    """What a pool does of which a worker was killed."""
+    raise TrainingFault("a worker was killed")
+    yield
 
 
 @pytest.mark.slow

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sft_recipes.data import workers
@@ -140,3 +143,22 @@ def test_prepared_files_do_not_depend_on_the_number_of_workers(
         folders.append(file_hashes(folder))
     assert len(folders[0]) >= 7
     assert folders[0] == folders[1] == folders[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells workers")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """`kill -9` of the process that reads rows alone: its workers do not wait for a batch for ever."""
+    script = (
+        "import itertools, time\n"
+        "from sft_recipes.data.workers import Workers\n"
+        "def work(batch): return batch\n"
+        "for batch, result in Workers(work, 2).map(itertools.count()):\n"
+        "    if batch == 10: print('works', flush=True); time.sleep(100)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"works\n"
+        workers = psutil.Process(parent.pid).children()
+        assert len(workers) == 2
+        parent.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert len(gone) == 2 and not alive
