@@ -22,7 +22,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "shipped" not in path
 
 TOKENS_A_LINE = 9.0
 # Of the whole package. Raising it takes a line with the reason in CHANGELOG.md.
-TOKENS = 253_000
+TOKENS = 256_000
 FUNCTION_LINES = 50
 FILE_LINES = 400
 # Per 1,000 lines of code: the highest of nine code bases that engineers hold up as models (17 and 23), with room.
