@@ -93,6 +93,16 @@ def _rank(hit: Hit) -> tuple[int, float, int]:
     return RULES.index(hit.rule), -hit.score, hit.train_row
 
 
+def trained_on(by_rule: Mapping[str, int]) -> str:
+    """How evaluation rows that rules hit relate to training, in words behind their number."""
+    near = sum(by_rule.values()) - by_rule.get(EXACT, 0)
+    if not near:
+        return "trained on"
+    if not by_rule.get(EXACT):
+        return "nearly trained on (prompts like trained ones)"
+    return f"trained on, {near:,} of them nearly (prompts like trained ones)"
+
+
 def rows_hit_by_rule(hits: Sequence[Hit]) -> dict[str, int]:
     """How many evaluation rows each rule hits."""
     counts = dict.fromkeys(RULES, 0)

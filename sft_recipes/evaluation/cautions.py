@@ -1,5 +1,6 @@
 """What makes the figures of an evaluation worth less than they look: said above everything else."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from sft_recipes.data.chat_templates import ChatRenderer
 from sft_recipes.evaluation.training_rows import TrainingRows
 from sft_recipes.model_folder import was_trained
+from sft_recipes.overlap import trained_on
 
 
 def cautions(training: TrainingRows, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -30,9 +32,10 @@ def _of_training(training: TrainingRows, asked: int) -> Iterator[str]:
     if not training.seen:
         return
     first = training.seen[0]
+    relation = trained_on(Counter(row.rule for row in training.seen))
     yield (
-        f"{len(training.seen)} of {asked} rows were trained on (their prompts, or nearly): the "
-        f"figures flatter the model. {first.where} is {first.trained} ({first.rule})"
+        f"{len(training.seen)} of {asked} rows were {relation}: the figures flatter the model. "
+        f"{first.where} is like {first.trained} ({first.rule})"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+from sft_recipes.overlap import trained_on
 from sft_recipes.report.evaluation_parts import Row
 from sft_recipes.report.number_texts import counted, whole_percent
 
@@ -256,9 +257,10 @@ def _doubts(content: Content, outcome: str, needed: int, is_few: bool) -> list[s
         doubts.append(f"{_asked(content, content['n'])} {verb} few to judge by")
     if needed:
         doubts.append(f"about {needed:,} rows would decide it, if the difference stays")
-    seen = content.get("training_rows", {}).get("rows")
-    if seen:
-        doubts.append(f"{seen:,} of them trained on, which flatters it")
+    by_rule = content.get("training_rows", {}).get("by_rule")
+    if by_rule:
+        seen = sum(by_rule.values())
+        doubts.append(f"{seen:,} of them {trained_on(by_rule)}, which flatters it")
     return doubts
 
 

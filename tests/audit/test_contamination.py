@@ -12,7 +12,7 @@ import pytest
 from sft_recipes.audit.contamination import check_contamination, check_split_leak, find_overlaps
 from sft_recipes.audit.finding import AuditRow, audit_rows
 from sft_recipes.messages import Example
-from sft_recipes.overlap import RULES
+from sft_recipes.overlap import COVERED, EXACT, RULES, SHORT, trained_on
 from sft_recipes.similarity import prompt_clusters
 from tests.audit.planted import example, plant, substitute, text
 
@@ -262,3 +262,16 @@ def test_a_split_by_cluster_has_no_leak() -> None:
         side.append(row)
     assert not check_split_leak(train, held_out).rows
     assert check_split_leak(all_rows[:100], all_rows[100:]).rows
+
+
+@pytest.mark.parametrize(
+    ("by_rule", "words"),
+    [
+        ({EXACT: 3}, "trained on"),
+        ({COVERED: 2, SHORT: 1}, "nearly trained on (prompts like trained ones)"),
+        ({EXACT: 1, SHORT: 4}, "trained on, 4 of them nearly (prompts like trained ones)"),
+    ],
+)
+def test_how_rows_relate_to_training_in_words(by_rule: dict[str, int], words: str) -> None:
+    """Rows whose prompts are only like trained ones are not said to be trained on."""
+    assert trained_on(by_rule) == words

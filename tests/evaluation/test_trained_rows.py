@@ -82,7 +82,7 @@ def test_equal_and_nearly_equal_prompts_are_counted_with_their_places(train, ask
     places = [(row["where"][-13:], row["trained"][-13:]) for row in found["shown"]]
     assert places == [(f"asked.jsonl:{n}", f"train.jsonl:{n}") for n in (1, 2, 3)]
     (warning,) = result.extra["warnings"]
-    assert warning.startswith("3 of 5 rows were trained on")
+    assert warning.startswith("3 of 5 rows were trained on, 1 of them nearly (prompts like ")
     content = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
     assert content["training_rows"] == found
     page = (result.folder / "report.html").read_text(encoding="utf-8")

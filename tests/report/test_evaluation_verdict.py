@@ -123,7 +123,7 @@ def test_long_answers_are_compared_by_the_words_they_share() -> None:
 
 def test_rows_that_were_trained_on_and_prompts_asked_twice_are_named() -> None:
     """The first flatter the model; of the second, a prompt counts once."""
-    content = figures(30, 40, training_rows={"rows": 3}, rows=80)
+    content = figures(30, 40, training_rows={"rows": 3, "by_rule": {"exact prompt": 3}}, rows=80)
     assert said(content) == (
         "The model answers 30 of 40 prompts as expected (75 %); 3 of them trained on, which flatters it."
     )
