@@ -146,6 +146,8 @@ def _on_this_machine(
         return facts
     facts["operations a step"] = round(step.operations)
     facts["operations a second here"] = round(step.operations_a_second)
+    if step.bfloat16_gain > 1:
+        facts["operations gain of bfloat16"] = round(step.bfloat16_gain, 2)
     facts["seconds a step, estimated"] = step.seconds
     facts["seconds for all steps, estimated"] = step.seconds * steps
     return facts

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
 from sft_recipes.recipe_keys import load_recipe
+from sft_recipes.training import step_time
 from sft_recipes.training.arguments import sft_config
 from sft_recipes.training.check import Layout, mean_batch
 from sft_recipes.training.construction import meta_model
@@ -82,6 +83,28 @@ def test_a_step_is_all_its_operations_at_the_measured_price(
     head = model.get_output_embeddings().weight.numel()
     assert step.operations == 2 * (64 * layer_operations(model) + 20 * 6 * head)
     assert step.operations_a_second > 0
+
+
+@pytest.mark.parametrize(
+    ("in_bfloat16", "speed", "gain"), [(150.0, 150.0, 1.5), (101.0, 100.0, 1.0)]
+)
+def test_bfloat16_counts_where_it_is_faster(
+    write_recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    in_bfloat16: float,
+    speed: float,
+    gain: float,
+) -> None:
+    """A run that may take bfloat16 is timed in it where that pays, and how much it pays is kept."""
+
+    def measured(*_: Any, bfloat16: bool = False) -> float:
+        return in_bfloat16 if bfloat16 else 100.0
+
+    monkeypatch.setattr(step_time, "measure_speed", measured)
+    monkeypatch.setattr(step_time, "may_take_bfloat16", lambda *_: True)
+    recipe = load_recipe(write_recipe())
+    step = estimate_step_time(recipe, meta_model(recipe), sft_config(recipe), MeanBatch(64, 16, 20))
+    assert (step.operations_a_second, step.bfloat16_gain) == (speed, gain)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
