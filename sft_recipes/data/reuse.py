@@ -36,3 +36,17 @@ def reuse_prepared(recipe: Recipe, renderer: ChatRenderer, run: Path, folder: Pa
     # Not what `datasets` has kept beside the rows, packs of another run.
     not_rows = shutil.ignore_patterns("cache-*", UNFINISHED)
     shutil.copytree(source, folder, ignore=not_rows, dirs_exist_ok=True)
+
+
+def link_prepared(recipe: Recipe, renderer: ChatRenderer, source: Path, folder: Path) -> None:
+    """Let `folder` have the files of a prepared folder, by links, where they hold for this recipe.
+
+    What is written beside them stays in `folder`. Raises InputError for a damaged manifest.
+    """
+    if not (source / MANIFEST).is_file():
+        return
+    manifest = read_manifest(source)
+    if changed_inputs(recipe, renderer, manifest):
+        return
+    for name in [*manifest["files"], MANIFEST]:
+        (folder / name).symlink_to((source / name).resolve())

@@ -14,11 +14,13 @@ import numpy as np
 from datasets import Dataset
 from trl import SFTConfig, pack_dataset
 
+from sft_recipes import run_folder
 from sft_recipes.data.labels import IGNORE_INDEX
 from sft_recipes.data.ledger import ledger_lines
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import prepare
 from sft_recipes.data.prepared import PreparedData
+from sft_recipes.data.reuse import link_prepared
 from sft_recipes.data.template_checks import check_template, require
 from sft_recipes.devices import computes_on_cpu, has_accelerator
 from sft_recipes.errors import InputError
@@ -73,6 +75,8 @@ def check_recipe(
 ) -> dict[str, Any]:
     """Label all rows, check the template, and plan the steps. Raises what training would raise.
 
+    Rows that are prepared in the run's folder already are taken from there.
+
     `launch` (an accelerate config, or the name of one that ships) and `processes` plan for another
     launch than this process. `measure` trains that many steps for their time and memory only.
     Returns plain data: `recipe`, `data` as in data.json, `checks` of `looked_at` conversations,
@@ -83,6 +87,8 @@ def check_recipe(
     labeller = open_labeller(recipe)
     check_vocabulary(model, labeller.renderer.tokenizer, recipe.place("model_name_or_path"))
     with tempfile.TemporaryDirectory() as folder:
+        prepared = recipe.output_dir / run_folder.PREPARED
+        link_prepared(recipe, labeller.renderer, prepared, Path(folder))
         data = prepare(recipe, labeller, Path(folder), progress)
         checks = check_template(labeller, data.check_examples)
         require(checks)

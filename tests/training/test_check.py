@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from sft_recipes.data import prepare as prepare_page
+from sft_recipes.data.opening import open_labeller
+from sft_recipes.data.prepare import write_prepared
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.announce import unusual
 from sft_recipes.training.check import check_recipe, check_text
 from sft_recipes.training.measure import PeakMemory
 from tests.conftest import instruction_rows
-from tests.training.tiny import trainer_for
+from tests.training.tiny import file_hashes, trainer_for
 
 
 @pytest.mark.parametrize("keys", [{}, {"use_peft": True, "lora_r": 4}], ids=["full", "lora"])
@@ -273,3 +276,29 @@ def test_evaluations_that_never_come_are_noted(write_recipe: Callable[..., Path]
     assert "eval_steps 100 is more than the run's 3 steps: nothing is evaluated" in late["notes"]
     early = check_recipe(load_recipe(write_recipe(**keys, eval_steps=2)), progress=False)
     assert not any("eval_steps" in note for note in early["notes"])
+
+
+def test_rows_that_are_prepared_are_not_labelled_again(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind `prepare` the plan is what it was, of the same rows; the run's folder stays as it is, packs or not;
+    with other labels they are labelled again."""
+    path = write_recipe(eval_split=4, packing=True, max_length=64)
+    recipe = load_recipe(path)
+    before = check_recipe(recipe, progress=False)
+    folder = recipe.output_dir / "prepared"
+    write_prepared(recipe, open_labeller(recipe), folder, progress=False)
+    files = file_hashes(folder)
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("rows are prepared again")
+
+    monkeypatch.setattr(prepare_page._Preparation, "run", refused)
+    after = check_recipe(recipe, progress=False)
+    for content in (before, after):  # measured anew each time
+        for key in [key for key in content["plan"] if "second" in key or "free" in key]:
+            del content["plan"][key]
+    assert after["plan"] == before["plan"] and after["data"] == before["data"]
+    assert file_hashes(folder) == files
+    with pytest.raises(AssertionError, match="prepared again"):
+        check_recipe(load_recipe(path, {"max_length": 48}), progress=False)
