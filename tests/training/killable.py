@@ -7,12 +7,14 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,6 +24,10 @@ from sft_recipes.training import checkpoints, trainer
 from sft_recipes.training import train as page
 from sft_recipes.training.consumption import Consumption
 from sft_recipes.training.trainer import RecipeTrainer
+
+# A copy of its own, in which a fault strikes checkpoints and nothing else that removes a folder.
+CHECKPOINTS_SHUTIL = SimpleNamespace(**vars(shutil))
+checkpoints.shutil = CHECKPOINTS_SHUTIL
 
 POINTS: Mapping[str, tuple[Any, str]] = {
     "prepare": (page, "write_prepared"),
@@ -36,7 +42,7 @@ POINTS: Mapping[str, tuple[Any, str]] = {
     "save_counts": (Consumption, "save"),
     "seal": (trainer, "seal"),
     "rotate": (trainer, "rotate"),
-    "remove": (checkpoints.shutil, "rmtree"),
+    "remove": (CHECKPOINTS_SHUTIL, "rmtree"),
     "save": (page, "save"),
 }
 
@@ -64,8 +70,8 @@ class Fault:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, resource.RLIM_INFINITY))
         if self.free_bytes is not None:
             free = self.free_bytes
-            usage = checkpoints.shutil.disk_usage("/")
-            checkpoints.shutil.disk_usage = lambda _: usage._replace(free=free)
+            usage = shutil.disk_usage("/")
+            CHECKPOINTS_SHUTIL.disk_usage = lambda _: usage._replace(free=free)
         for child in psutil.Process().children() if self.children else ():
             child.send_signal(self.signal)
         if self.signal:
