@@ -95,16 +95,21 @@ def raise_if_asked(doing: str, kept: str = "there was nothing to save") -> None:
         raise Preempted(f"{name} {doing}; {kept}", _listener.signal)
 
 
-def listen_for_parent(number: int) -> None:
+def listen_for_parent(number: int, parent: int | None = None) -> None:
     """Let the kernel send this signal when the parent process ends, by whatever means. Linux only: elsewhere nothing.
 
-    A parent that ended before this could be asked for is noticed, too: the signal is sent at once.
+    A parent that ended before this could be asked for is noticed, too: the signal is sent at once. `parent`: the id of
+    the process that started this one; without it the one that a launcher names, which need not be the direct parent.
     """
     if sys.platform != "linux":
         return
     expected = int(os.environ.get(PARENT, os.getppid()))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != expected and not _is_alive(expected):
+    if parent is None:
+        is_gone = os.getppid() != expected and not _is_alive(expected)
+    else:
+        is_gone = os.getppid() != parent
+    if is_gone:
         os.kill(os.getpid(), number)
 
 

@@ -123,11 +123,11 @@ class Workers(Generic[Batch, Result]):
             processes,
             multiprocessing.get_context(start_method()),
             initializer=_begin,
-            initargs=(self._work,),
+            initargs=(self._work, os.getpid()),
         )
 
 
-def _begin(work: Callable[[Any], Any]) -> None:
+def _begin(work: Callable[[Any], Any], parent: int) -> None:
     """What a worker does first."""
     global _work
     _work = work
@@ -142,7 +142,7 @@ def _begin(work: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # One whose parent is killed would wait for its next batch for ever.
-    stop_request.listen_for_parent(signal.SIGKILL)
+    stop_request.listen_for_parent(signal.SIGKILL, parent)
     limit_growth(BATCH_GROWTH)
 
 

@@ -145,20 +145,43 @@ def test_prepared_files_do_not_depend_on_the_number_of_workers(
     assert folders[0] == folders[1] == folders[2]
 
 
+# Two workers; `late`: the second begins two seconds after it was started.
+WORKING = """
+import itertools, os, sys, time
+from sft_recipes.data import workers
+
+begin = workers._begin
+
+def begin_late(*arguments):
+    try:
+        os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        time.sleep(2 * (sys.argv[2] == "late"))
+    begin(*arguments)
+
+def work(batch):
+    return batch
+
+workers._begin = begin_late
+for batch, _ in workers.Workers(work, 2).map(itertools.count()):
+    if batch == 10:
+        print("works", flush=True)
+        time.sleep(100)
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells workers")
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    """`kill -9` of the process that reads rows alone: its workers do not wait for a batch for ever."""
-    script = (
-        "import itertools, time\n"
-        "from sft_recipes.data.workers import Workers\n"
-        "def work(batch): return batch\n"
-        "for batch, result in Workers(work, 2).map(itertools.count()):\n"
-        "    if batch == 10: print('works', flush=True); time.sleep(100)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+@pytest.mark.parametrize("begin", ["at once", "late"])
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, begin: str) -> None:
+    """`kill -9` of the process that reads rows alone: no worker waits for a batch for ever, not even one that has
+    not begun when it happens."""
+    command = [sys.executable, "-c", WORKING, str(tmp_path / "first"), begin]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"works\n"
-        workers = psutil.Process(parent.pid).children()
-        assert len(workers) == 2
+        started = psutil.Process(parent.pid).children()
+        assert len(started) == 2
         parent.kill()
-    gone, alive = psutil.wait_procs(workers, timeout=30)
+    gone, alive = psutil.wait_procs(started, timeout=60)
+    for worker in alive:
+        worker.kill()
     assert len(gone) == 2 and not alive
