@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sft_recipes import run_folder
 from sft_recipes.data.chat_templates import ChatRenderer
-from sft_recipes.data.prepared import MANIFEST, UNFINISHED, read_manifest
+from sft_recipes.data.prepared import MANIFEST, UNFINISHED, check_files, read_manifest
 from sft_recipes.data.prepared_inputs import changed_inputs
 from sft_recipes.errors import InputError, Problem
 from sft_recipes.recipe import Recipe
@@ -41,12 +41,14 @@ def reuse_prepared(recipe: Recipe, renderer: ChatRenderer, run: Path, folder: Pa
 def link_prepared(recipe: Recipe, renderer: ChatRenderer, source: Path, folder: Path) -> None:
     """Let `folder` have the files of a prepared folder, by links, where they hold for this recipe.
 
-    What is written beside them stays in `folder`. Raises InputError for a damaged manifest.
+    What is written beside them stays in `folder`. Raises InputError for a damaged folder.
     """
     if not (source / MANIFEST).is_file():
         return
     manifest = read_manifest(source)
     if changed_inputs(recipe, renderer, manifest):
         return
+    # Here, where a damaged file is named by its own folder.
+    check_files(source, manifest, whole=True)
     for name in [*manifest["files"], MANIFEST]:
         (folder / name).symlink_to((source / name).resolve())

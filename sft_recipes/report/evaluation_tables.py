@@ -80,7 +80,7 @@ def gate_text(content: Content) -> str:
     if gate["smoke"]:
         doubts += " (smoke, not a gate: too few prompts)"
     if gate.get("trained_rows"):
-        doubts += f" (with {gate['trained_rows']} rows that were trained on)"
+        doubts += f" (with {gate['trained_rows']} rows that were trained on or nearly)"
     names = metric_names(content)
     rows = []
     for line in gate["lines"]:

@@ -93,6 +93,16 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     monkeypatch.setattr(prepare_page._Preparation, "_until_asked_to_stop", stopping)
 
 
+def write_until_killed(
+    monkeypatch: pytest.MonkeyPatch, recipe_file: Path, folder: Path, batch: int
+) -> None:
+    """Prepare in a folder up to this batch."""
+    with monkeypatch.context() as patch:
+        killed_at(patch, batch)
+        with pytest.raises(Killed):
+            write(recipe_file, folder)
+
+
 def labelled_rows(monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
     """Every row that is labelled from here on leaves a byte in a file, whichever process labels it."""
     label = Labeller.label
@@ -127,10 +137,7 @@ def test_stopped_anywhere_goes_on_to_the_same_files(
     """Ended at any batch of either source, the next call labels only what no sealed shard holds, and writes every
     byte that an undisturbed preparation writes."""
     undisturbed = write(recipe_file, tmp_path / "undisturbed")
-    with monkeypatch.context() as patch:
-        killed_at(patch, batch)
-        with pytest.raises(Killed):
-            write(recipe_file, tmp_path / "stopped")
+    write_until_killed(monkeypatch, recipe_file, tmp_path / "stopped", batch)
     log = tmp_path / "labelled"
     log.touch()
     labelled_rows(monkeypatch, log)
@@ -146,10 +153,7 @@ def test_a_damaged_shard_is_written_again(
 ) -> None:
     """A sealed shard of which one byte differs is not gone on from, whichever file it is."""
     undisturbed = write(recipe_file, tmp_path / "undisturbed")
-    with monkeypatch.context() as patch:
-        killed_at(patch, 9)
-        with pytest.raises(Killed):
-            write(recipe_file, tmp_path / "stopped")
+    write_until_killed(monkeypatch, recipe_file, tmp_path / "stopped", 9)
     unfinished = tmp_path / "stopped" / "unfinished"
     rows = unfinished / "train-00002.arrow"
     content = rows.read_bytes()
@@ -168,10 +172,7 @@ def test_other_inputs_begin_anew(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shards of rows that have changed since, or of another setting, are not gone on from."""
-    with monkeypatch.context() as patch:
-        killed_at(patch, 9)
-        with pytest.raises(Killed):
-            write(recipe_file, tmp_path / "stopped")
+    write_until_killed(monkeypatch, recipe_file, tmp_path / "stopped", 9)
     rows = tmp_path / "first.jsonl"
     rows.write_text(rows.read_text().replace("(39)", "(38)"))
     changed = write(recipe_file, tmp_path / "stopped")
@@ -186,10 +187,7 @@ def test_the_old_rows_stay_until_all_new_ones_are_there(
     first = write(recipe_file, folder)
     second = tmp_path / "second.jsonl"
     second.write_text("".join(second.read_text().splitlines(keepends=True)[:10]))
-    with monkeypatch.context() as patch:
-        killed_at(patch, 13)
-        with pytest.raises(Killed):
-            write(recipe_file, folder)
+    write_until_killed(monkeypatch, recipe_file, folder, 13)
     now = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert {name: now[name] for name in first if name != "dropped.jsonl"} == {
         name: content for name, content in first.items() if name != "dropped.jsonl"
@@ -233,10 +231,7 @@ def test_a_source_that_lost_rows_meanwhile(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A source without hashes that is shorter now than what is prepared of it is refused with what to delete."""
-    with monkeypatch.context() as patch:
-        killed_at(patch, 9)
-        with pytest.raises(Killed):
-            write(recipe_file, tmp_path / "stopped")
+    write_until_killed(monkeypatch, recipe_file, tmp_path / "stopped", 9)
     whole = prepare_page.iter_examples
 
     def shorter(*args: Any, **keys: Any) -> Iterator[Any]:

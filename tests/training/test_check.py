@@ -14,6 +14,7 @@ import torch
 from sft_recipes.data import prepare as prepare_page
 from sft_recipes.data.opening import open_labeller
 from sft_recipes.data.prepare import write_prepared
+from sft_recipes.errors import InputError
 from sft_recipes.recipe_keys import load_recipe
 from sft_recipes.training.announce import unusual
 from sft_recipes.training.check import check_recipe, check_text
@@ -302,3 +303,8 @@ def test_rows_that_are_prepared_are_not_labelled_again(
     assert file_hashes(folder) == files
     with pytest.raises(AssertionError, match="prepared again"):
         check_recipe(load_recipe(path, {"max_length": 48}), progress=False)
+    (folder / "train-00000.arrow").write_bytes(b"half")
+    with pytest.raises(
+        InputError, match=rf"{folder}/train-00000.arrow: missing, cut off or changed"
+    ):
+        check_recipe(recipe, progress=False)
